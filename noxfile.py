@@ -1,0 +1,182 @@
+"""Development tasks: a plain ``nox`` lints and runs the tests of tier ``pr``; ``nox -l`` lists the rest.
+
+What is particular to one machine (indexes, wheel folders, caches) comes through uv's own environment
+variables. Three more are read here:
+
+``TORCH_FUNC_COMPAT_NOX_COVERAGE=1``   the tests also measure coverage, for ``nox -s coverage``
+``TORCH_FUNC_COMPAT_NOX_PRUNE=1``      each environment (2-6 GB) is deleted after its session
+``TORCH_FUNC_COMPAT_NIGHTLY_INDEX``    the package index with the torch that ``nightly`` tests
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv"
+nox.options.tags = ["pr"]
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+ENVIRONMENTS = {row["name"]: row for row in nox.project.load_toml("matrix.toml")["environments"]}
+NEWEST = list(ENVIRONMENTS.values())[-1]
+
+
+def asked(name):
+    return os.environ.get(f"TORCH_FUNC_COMPAT_NOX_{name}", "") not in ("", "0")
+
+
+def over_the_table(tags_of=lambda row: []):
+    """Run a session in each environment of the table; ``tags_of`` gives the tags of a row."""
+    rows = [nox.param(row["python"], row, id=name, tags=tags_of(row)) for name, row in ENVIRONMENTS.items()]
+    return nox.parametrize("python, environment", rows)
+
+
+def disposable(function):
+    """Delete the session's environment when it ends, where that is asked for."""
+
+    @functools.wraps(function)
+    def session_function(session, *args, **kwargs):
+        try:
+            function(session, *args, **kwargs)
+        finally:
+            location = getattr(session.virtualenv, "location", None)
+            if location and asked("PRUNE"):
+                shutil.rmtree(location, ignore_errors=True)
+
+    return session_function
+
+
+def requirements(environment, *groups):
+    """What pins an environment of the table, and the dependency groups that go into it."""
+    pins = [f"torch=={environment['torch']}"]
+    if "functorch" in environment:
+        pins.append(f"functorch=={environment['functorch']}")
+    if "numpy" in environment:
+        pins.append(f"numpy{environment['numpy']}")
+    return [*pins, *nox.project.dependency_groups(PYPROJECT, *groups)]
+
+
+def install_project(session, *requirements):
+    # Not editable: what is tested is the wheel. uv would otherwise not notice that the sources changed.
+    session.install(".", "--reinstall-package", "torch-func-compat", *requirements)
+
+
+def run_pytest(session, *args):
+    # The tensors of the tests are tiny: one thread per worker is faster than many.
+    env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if asked("COVERAGE"):
+        # Each Python starts coverage itself, so that those which the tests start are measured too. A worker
+        # of xdist may be killed before it has saved its data, so there are none.
+        hook = "import sysconfig, pathlib; pathlib.Path(sysconfig.get_path('purelib'), 'measure.pth')"
+        session.run("python", "-c", hook + ".write_text('import coverage; coverage.process_startup()')")
+        env["COVERAGE_PROCESS_START"] = str(ROOT / "pyproject.toml")
+        env["COVERAGE_FILE"] = str(ROOT / ".coverage")
+        args = [*args, "-n", "0"]
+    session.run("pytest", *args, *session.posargs, env=env)
+
+
+PARALLEL = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+
+
+@nox.session(python=NEWEST["python"], tags=["pr", "all"])
+@disposable
+def lint(session):
+    """Formatting and style of everything, types of the library against the newest torch."""
+    session.install(*requirements(NEWEST, "lint"), "packaging", "numpy")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy", "--strict", "src")
+
+
+@nox.session
+@over_the_table(lambda row: sorted({row["tier"], "all", *row.get("also", [])}))
+@disposable
+def tests(session, environment):
+    """The tests in one environment of the table; arguments after -- go to pytest."""
+    install_project(session, *requirements(environment, "test"))
+    run_pytest(session, *PARALLEL)
+
+
+@nox.session
+@over_the_table()
+@disposable
+def tests_cuda(session, environment):
+    """The tests on a GPU (UV_TORCH_BACKEND chooses the CUDA of the torch wheel)."""
+    install_project(session, *requirements(environment, "test"))
+    session.run("python", "-c", "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'")
+    report = Path(session.create_tmp(), "tests_cuda.xml")
+    run_pytest(session, "-n", "4", "--device", "cuda", f"--junitxml={report}")
+    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+    if all(suite.get("tests") == suite.get("skipped") for suite in suites):
+        session.error("every test was skipped")
+
+
+@nox.session(python=NEWEST["python"])
+@disposable
+def nightly(session):
+    """The tests on torch's nightly, from the index in TORCH_FUNC_COMPAT_NIGHTLY_INDEX."""
+    index = os.environ.get("TORCH_FUNC_COMPAT_NIGHTLY_INDEX")
+    if not index:
+        session.error("set TORCH_FUNC_COMPAT_NIGHTLY_INDEX to the package index of torch's nightlies")
+    test = nox.project.dependency_groups(PYPROJECT, "test")
+    # A bound that is itself a pre-release admits those of torch, and of no other package.
+    install_project(session, "--index", index, "torch>=2.0.dev0", *test)
+    check = (
+        "import torch; from packaging.version import Version; "
+        "assert Version(torch.__version__).is_devrelease, f'{torch.__version__} is no nightly'"
+    )
+    session.run("python", "-c", check)
+    run_pytest(session, *PARALLEL)
+
+
+@nox.session(python=NEWEST["python"])
+def coverage(session):
+    """Combine what measured tests left behind; only the sum of several environments has to meet the bar."""
+    session.install("coverage")
+    session.run("coverage", "combine")
+    session.run("coverage", "html", "--skip-covered")
+    session.run("coverage", "report", "--fail-under=95")
+
+
+@nox.session(python=NEWEST["python"])
+@disposable
+def docs(session):
+    """Build the documentation; a warning is an error."""
+    install_project(session, *requirements(NEWEST, "docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session(python=NEWEST["python"])
+@disposable
+def bench(session):
+    """What a transform through this library costs more than torch.func's own."""
+    install_project(session, *requirements(NEWEST, "bench"))
+    benchmarks = ["benchmarks/bench_overhead.py", "--benchmark-quiet"]
+    session.run("pytest", *benchmarks, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_backend="none")
+def dev(session):
+    """Make .venv with the newest torch, or .venv-NAME with -- NAME; the library is editable in it."""
+    name = session.posargs[0] if session.posargs else NEWEST["name"]
+    folder = f".venv-{name}" if session.posargs else ".venv"
+    environment = ENVIRONMENTS[name]
+    session.run("uv", "venv", "--clear", "--python", environment["python"], folder, external=True)
+    install = ["uv", "pip", "install", "--python", folder, "--editable", "."]
+    session.run(*install, *requirements(environment, "dev"), external=True)
+
+
+@nox.session
+def build(session):
+    """The sdist and the wheel, in dist/."""
+    session.install("build", "twine")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))

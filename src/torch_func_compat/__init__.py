@@ -1,0 +1,48 @@
+"""The newest torch.func API on every PyTorch from 1.8 on.
+
+>>> import torch
+>>> from torch_func_compat import hessian
+>>> hessian(lambda x: x.pow(3).sum())(torch.tensor([1.0, 2.0]))
+tensor([[ 6.,  0.],
+        [ 0., 12.]])
+"""
+
+from __future__ import annotations
+
+from .autograd import (
+    available_backends,
+    get_backend,
+    grad,
+    grad_and_value,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    set_backend,
+    unavailable_backends,
+    use_backend,
+    vjp,
+    vmap,
+)
+
+__version__ = "0.1.0"
+# The release of torch whose torch.func the names, signatures and semantics follow.
+__api_version__ = "2.15"
+
+__all__ = [
+    "__api_version__",
+    "__version__",
+    "available_backends",
+    "get_backend",
+    "grad",
+    "grad_and_value",
+    "hessian",
+    "jacfwd",
+    "jacrev",
+    "jvp",
+    "set_backend",
+    "unavailable_backends",
+    "use_backend",
+    "vjp",
+    "vmap",
+]

@@ -1,0 +1,331 @@
+"""What a transform is called with: argnums, in_dims, out_dims, aux and chunks, checked in one place.
+
+The backends differentiate and map functions of a flat list of tensors only. `Call` and `BatchedCall`
+turn a user's call into such a function and the results back into the user's structures. Conditions
+and error types are those of the newest torch.func; so are the texts, as far as people match on them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from . import _tree
+
+Argnums = Union[int, Tuple[int, ...]]
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """What to call `func` in a message; partials and modules have no ``__name__``."""
+    if isinstance(func, functools.partial):
+        return f"functools.partial({name_of(func.func)}, ...)"
+    return getattr(func, "__name__", None) or repr(func)
+
+
+def check_chunk_size(api: str, chunk_size: Optional[int]) -> None:
+    """Raise ValueError unless `chunk_size` is None or a positive int."""
+    if chunk_size is None:
+        return
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size <= 0:
+        raise ValueError(f"{api}: `chunk_size` should be an int greater than 0 or None, got {chunk_size!r}.")
+
+
+def check_randomness(randomness: str) -> None:
+    """Raise RuntimeError (torch's own choice) unless `randomness` is one of the three modes."""
+    if randomness not in ("error", "different", "same"):
+        raise RuntimeError(
+            f"Only allowed values for randomness are 'error', 'different', or 'same'. Got {randomness}"
+        )
+
+
+def positions(argnums: Argnums, num_args: int) -> Tuple[int, ...]:
+    """`argnums` as non-negative positions among `num_args` positional arguments."""
+    if isinstance(argnums, int) and not isinstance(argnums, bool):
+        argnums = (argnums,)
+    elif not isinstance(argnums, tuple):
+        raise RuntimeError(f"argnum must be int or Tuple[int], got: {type(argnums)}")
+    if not argnums:
+        raise RuntimeError("argnums must be non-empty")
+    result = []
+    for argnum in argnums:
+        if not isinstance(argnum, int) or isinstance(argnum, bool):
+            raise RuntimeError(f"argnum must be int, got: {type(argnum)}")
+        if not -num_args <= argnum < num_args:
+            raise RuntimeError(f"Got argnum={argnum}, but only {num_args} positional inputs")
+        result.append(argnum % num_args)
+    if len(set(result)) != len(result):
+        raise RuntimeError(f"argnums elements must be unique, got {argnums}")
+    return tuple(result)
+
+
+def require_real(api: str, tensors: Sequence[Any], role: str) -> None:
+    """Jacobians of complex functions are ambiguous (the function need not be holomorphic)."""
+    for index, tensor in enumerate(tensors):
+        if isinstance(tensor, Tensor) and tensor.is_complex():
+            raise RuntimeError(
+                f"{api}: Expected all {role} to be real but received complex tensor at flattened input idx: {index}"
+            )
+
+
+def require_tensors(tensors: Sequence[Any]) -> None:
+    """Raise torch.func's ValueError where something to be differentiated is no tensor."""
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"Thing passed to transform API must be Tensor, got {type(tensor)}")
+
+
+class Call:
+    """A user's call as a function of the flat list of tensors to differentiate.
+
+    Parameters
+    ----------
+    api : str
+        What to call the transform in messages.
+    func, args, kwargs
+        The user's function and what it is called with.
+    argnums : int, tuple of int, or None
+        Which positional arguments are differentiated; None means all, as in vjp and jvp.
+    has_aux : bool
+        Whether `func` returns ``(output, aux)``.
+
+    Attributes
+    ----------
+    primals : list of Tensor
+        The leaves to differentiate.
+    output_spec : TreeSpec
+        Structure of the output; known once the call was evaluated.
+    """
+
+    output_spec: _tree.TreeSpec
+    aux_spec: _tree.TreeSpec
+
+    def __init__(
+        self,
+        api: str,
+        func: Callable[..., Any],
+        args: Tuple[Any, ...],
+        kwargs: Dict[str, Any],
+        argnums: Optional[Argnums],
+        has_aux: bool,
+    ) -> None:
+        self.api = api
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.has_aux = has_aux
+        self.single = isinstance(argnums, int)
+        self.positions = tuple(range(len(args))) if argnums is None else positions(argnums, len(args))
+        self.primals, self.primals_spec = _tree.flatten(tuple(args[i] for i in self.positions))
+
+    def __call__(self, *primals: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+        """Flat outputs and flat aux for these values of the primals."""
+        args = list(self.args)
+        for position, value in zip(self.positions, _tree.unflatten(primals, self.primals_spec)):
+            args[position] = value
+        output = self.func(*args, **self.kwargs)
+        aux: Any = ()
+        if self.has_aux:
+            if not (isinstance(output, tuple) and len(output) == 2):
+                raise RuntimeError(
+                    f"{self.api}: output of function f should be a tuple: (output, aux) if has_aux is True"
+                )
+            output, aux = output
+        outputs, self.output_spec = _tree.flatten(output)
+        flat_aux, self.aux_spec = _tree.flatten(aux)
+        for leaf in flat_aux:
+            if not isinstance(leaf, Tensor):
+                raise RuntimeError(f"{self.api}: Expected tensors, got unsupported type {type(leaf)} in aux")
+        self._check_outputs(outputs)
+        return outputs, flat_aux
+
+    def _check_outputs(self, outputs: List[Any]) -> None:
+        if not outputs:
+            raise RuntimeError(
+                f"{self.api}: Expected f to be a function that has non-empty output (got output = {outputs})"
+            )
+        for output in outputs:
+            if not isinstance(output, Tensor):
+                raise RuntimeError(
+                    f"{self.api}: expected f(*args) to return only tensors, got unsupported type {type(output)}"
+                )
+
+    def select(self, flat: Sequence[Any]) -> Any:
+        """One value a primal, as `argnums` asks for it: a bare tree for an int, else a tuple."""
+        trees = _tree.unflatten(flat, self.primals_spec)
+        return trees[0] if self.single else trees
+
+    def output(self, flat: Sequence[Any]) -> Any:
+        """One value an output leaf, in the structure of the function's output."""
+        return _tree.unflatten(flat, self.output_spec)
+
+    def aux(self, flat: Sequence[Any]) -> Any:
+        """The function's aux."""
+        return _tree.unflatten(flat, self.aux_spec)
+
+    def with_aux(self, result: Any, aux: Sequence[Any]) -> Any:
+        """``(result, aux)`` where the user's function has aux, else the result alone."""
+        return (result, self.aux(aux)) if self.has_aux else result
+
+
+class BatchedCall:
+    """A user's vmapped call as a function of the flat list of its batched tensors.
+
+    Attributes
+    ----------
+    tensors : list of Tensor
+        The batched leaves; `dims` names their batch dimensions (non-negative).
+    unbatched : list of Tensor
+        Tensors that every sample shares.
+    batch_size : int
+    """
+
+    output_spec: _tree.TreeSpec
+    flat_out_dims: List[Optional[int]]
+
+    def __init__(
+        self, func: Callable[..., Any], in_dims: Any, out_dims: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> None:
+        self.func = func
+        self.out_dims = out_dims
+        self.kwargs = kwargs
+        self.name = name_of(func)
+        head = f"vmap({self.name}, in_dims={in_dims}, ...)(<inputs>)"
+        if not isinstance(in_dims, (int, tuple)):
+            raise ValueError(
+                f"{head}: expected `in_dims` to be int or a (potentially nested) tuple matching the structure "
+                f"of inputs, got: {type(in_dims)}."
+            )
+        if not args:
+            raise ValueError(
+                f"vmap({self.name})(<inputs>): got no inputs. Maybe you forgot to add inputs, or you are trying "
+                f"to vmap over a function with no inputs. The latter is unsupported."
+            )
+        self.leaves, self.spec = _tree.flatten(args)
+        flat_dims = _tree.broadcast_prefix(in_dims, self.spec)
+        if flat_dims is None:
+            raise ValueError(
+                f"{head}: in_dims is not compatible with the structure of `inputs`. in_dims has structure "
+                f"{_tree.flatten(in_dims)[1]} but inputs has structure {self.spec}."
+            )
+        for leaf, dim in zip(self.leaves, flat_dims):
+            self._check_in_dim(head, leaf, dim)
+        self.where = [i for i, dim in enumerate(flat_dims) if dim is not None]
+        self.tensors: List[Tensor] = [self.leaves[i] for i in self.where]
+        self.dims: List[int] = [flat_dims[i] % self.leaves[i].dim() for i in self.where]
+        self.unbatched = [x for x, dim in zip(self.leaves, flat_dims) if dim is None and isinstance(x, Tensor)]
+        sizes = [x.size(dim) for x, dim in zip(self.tensors, self.dims)]
+        if not sizes:
+            raise ValueError("vmap: Expected at least one Tensor to vmap over")
+        if any(size != sizes[0] for size in sizes):
+            raise ValueError(
+                f"vmap: Expected all tensors to have the same size in the mapped dimension, got sizes {sizes} "
+                f"for the mapped dimension"
+            )
+        self.batch_size = sizes[0]
+
+    @staticmethod
+    def _check_in_dim(head: str, leaf: Any, dim: Any) -> None:
+        if dim is None:
+            return
+        if not isinstance(dim, int):
+            raise ValueError(
+                f"{head}: Got in_dim={dim} for an input but in_dim must be either an integer dimension or None."
+            )
+        if not isinstance(leaf, Tensor):
+            raise ValueError(
+                f"{head}: Got in_dim={dim} for an input but the input is of type {type(leaf)}. We cannot vmap "
+                f"over non-Tensor arguments, please use None as the respective in_dim"
+            )
+        if not -leaf.dim() <= dim < leaf.dim():
+            raise ValueError(
+                f"{head}: Got in_dim={dim} for some input, but that input is a Tensor of dimensionality "
+                f"{leaf.dim()} so expected in_dim to satisfy -{leaf.dim()} <= in_dim < {leaf.dim()}."
+            )
+
+    def __call__(self, *slices: Tensor) -> Tuple[List[Tensor], List[Any]]:
+        """One sample: outputs to be stacked, and those with ``out_dims=None``, which all samples share."""
+        leaves = list(self.leaves)
+        for position, value in zip(self.where, slices):
+            leaves[position] = value
+        output = self.func(*_tree.unflatten(leaves, self.spec), **self.kwargs)
+        flat, self.output_spec = _tree.flatten(output)
+        self.flat_out_dims = self._broadcast_out_dims(output)
+        stacked, shared = [], []
+        for leaf, dim in zip(flat, self.flat_out_dims):
+            if dim is None:
+                shared.append(leaf)
+                continue
+            if not isinstance(leaf, Tensor):
+                raise ValueError(
+                    f"vmap({self.name}, ...): `{self.name}` must only return Tensors, got type {type(leaf)}. "
+                    f"Did you mean to set out_dims= to None for output?"
+                )
+            stacked.append(leaf)
+        return stacked, shared
+
+    def generators(self) -> List[torch.Generator]:
+        """Random generators among the arguments and in the function's closure."""
+        cells = getattr(self.func, "__closure__", None) or ()
+        found = [*self.leaves, *self.kwargs.values(), *(cell.cell_contents for cell in cells if _is_filled(cell))]
+        return [value for value in found if isinstance(value, torch.Generator)]
+
+    def _broadcast_out_dims(self, output: Any) -> List[Optional[int]]:
+        dims: Optional[List[Any]]
+        if isinstance(output, Tensor):
+            # (0,) is allowed for a single tensor, although it is a tree of another structure
+            single = self.out_dims[0] if isinstance(self.out_dims, tuple) and len(self.out_dims) == 1 else self.out_dims
+            dims = [single] if single is None or isinstance(single, int) else None
+        else:
+            dims = _tree.broadcast_prefix(self.out_dims, self.output_spec)
+        if dims is None:
+            raise ValueError(
+                f"vmap({self.name}, ..., out_dims={self.out_dims})(<inputs>): out_dims is not compatible with the "
+                f"structure of `outputs`. out_dims has structure {_tree.flatten(self.out_dims)[1]} but outputs has "
+                f"structure {self.output_spec}."
+            )
+        return dims
+
+    def result(self, stacked: Sequence[Tensor], shared: Sequence[Any]) -> Any:
+        """The vmapped function's value, from outputs stacked along their first dimension."""
+        stacked_iter, shared_iter = iter(stacked), iter(shared)
+        flat: List[Any] = []
+        for dim in self.flat_out_dims:
+            if dim is None:
+                flat.append(next(shared_iter))
+                continue
+            leaf = next(stacked_iter)
+            if not -leaf.dim() <= dim < leaf.dim():
+                raise IndexError(
+                    f"Dimension out of range (expected to be in range of [{-leaf.dim()}, {leaf.dim() - 1}], "
+                    f"but got {dim})"
+                )
+            flat.append(leaf if dim == 0 else movedim(leaf, 0, dim))
+        return _tree.unflatten(flat, self.output_spec)
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def check_out_dims(func: Callable[..., Any], out_dims: Any) -> None:
+    """Raise ValueError unless `out_dims` is a pytree of ints and Nones."""
+    for dim in _tree.flatten(out_dims)[0]:
+        if dim is not None and not isinstance(dim, int):
+            raise ValueError(
+                f"vmap({name_of(func)}, ..., out_dims={out_dims}): `out_dims` must be an int, None or a python "
+                f"collection of ints representing where in the outputs the vmapped dimension should appear."
+            )
+
+
+def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
+    """`torch.movedim`, which the batching rules of old torches lack, by permute."""
+    order = [d for d in range(tensor.dim()) if d != source % tensor.dim()]
+    order.insert(destination % tensor.dim(), source % tensor.dim())
+    return tensor.permute(order)

@@ -1,0 +1,87 @@
+"""The backends by name, made when first asked for."""
+
+from __future__ import annotations
+
+from typing import Dict, Tuple
+
+from .. import _facts
+from .protocol import Backend
+
+# In the order in which they are preferred.
+NAMES: Tuple[str, ...] = ("torch.func", "functorch", "autograd")
+
+
+class BackendUnavailableError(ImportError):
+    """A known backend that this environment does not have; the message says why and what to install."""
+
+
+_loaded: Dict[str, Backend] = {}
+_refused: Dict[str, str] = {}
+
+
+def load(name: str) -> Backend:
+    """Return the backend called `name`.
+
+    Raises
+    ------
+    ValueError
+        No backend has that name.
+    BackendUnavailableError
+        It cannot be had here; an ImportError.
+    """
+    backend = _loaded.get(name)
+    if backend is not None:
+        return backend
+    if name not in NAMES:
+        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(map(repr, NAMES))}")
+    reason = _refused.get(name)
+    if reason is None:
+        try:
+            backend = _loaded[name] = _make(name)
+            return backend
+        except BackendUnavailableError as error:
+            reason = _refused[name] = str(error)
+    raise BackendUnavailableError(reason)
+
+
+def _make(name: str) -> Backend:
+    if name == "torch.func":
+        if not _facts.has("torch_func"):
+            raise BackendUnavailableError(
+                f"the backend 'torch.func' needs torch >= 2.0 and this is torch {_facts.VERSION}: upgrade torch"
+            )
+        from .torch_func import TorchFuncBackend
+
+        return TorchFuncBackend()
+    if name == "functorch":
+        return _make_functorch()
+    from .autograd import AutogradBackend
+
+    return AutogradBackend()
+
+
+def _make_functorch() -> Backend:
+    if not _facts.has("functorch_is_separate"):
+        since = "is part of torch.func from 2.0 on: use 'torch.func'" if _facts.TORCH >= (2, 0) else "needs torch >= 1.11"
+        raise BackendUnavailableError(f"the backend 'functorch' {since} (this is torch {_facts.VERSION})")
+    try:
+        from .functorch import FunctorchBackend
+
+        return FunctorchBackend()
+    # functorch patches torch while it is imported and can fail there in any way; 0.2.1 raises
+    # from torch.jit when PYTORCH_JIT=0, for example. Whatever it was, there is no functorch here.
+    except Exception as error:
+        raise BackendUnavailableError(
+            f"functorch cannot be imported ({type(error).__name__}: {error}). torch 1.13 ships it; "
+            f"install functorch==0.1.1 for torch 1.11 or functorch==0.2.1 for torch 1.12"
+        ) from error
+
+
+def unavailable() -> Dict[str, str]:
+    """Why each backend that cannot be had here cannot be had."""
+    for name in NAMES:
+        try:
+            load(name)
+        except BackendUnavailableError:
+            pass
+    return dict(_refused)

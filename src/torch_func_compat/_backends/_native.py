@@ -1,0 +1,120 @@
+"""What torch.func and functorch have in common: the primitives on their vmap, vjp and jvp."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .._arguments import BatchedCall
+from .protocol import Differentiable, LinearMap, Pullback
+
+
+class NativeMap:
+    """A linear map of the library's; it is batched by the library's vmap."""
+
+    def __init__(self, vmap: Callable[..., Any], apply: Callable[..., Tuple[Tensor, ...]], randomness: str) -> None:
+        self._apply = apply
+        self._batched = vmap(apply, randomness=randomness)
+
+    def __call__(self, *vectors: Tensor) -> List[Tensor]:
+        return list(self._apply(*vectors))
+
+    def batched(self, *vectors: Tensor) -> List[Tensor]:
+        return list(self._batched(*vectors))
+
+
+class NativePullback(NativeMap):
+    """The library's ``vjp_fn``."""
+
+    def __init__(self, vmap: Callable[..., Any], vjp_fn: Callable[..., Any]) -> None:
+        super().__init__(vmap, lambda *cotangents: vjp_fn(cotangents), "error")
+        self._vjp_fn = vjp_fn
+
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: Optional[bool]) -> List[Tensor]:
+        create = torch.is_grad_enabled() if create_graph is None else create_graph
+        return list(self._vjp_fn(tuple(cotangents), retain_graph, create))
+
+
+def _tuples(func: Differentiable) -> Callable[..., Any]:
+    """`func` with tuples for lists: the libraries take a list of outputs for one output."""
+
+    def flat(*primals: Tensor) -> Any:
+        outputs, aux = func(*primals)
+        return tuple(outputs), tuple(aux)
+
+    return flat
+
+
+class NativeBackend:
+    """A backend on a namespace with functorch's transforms."""
+
+    name: str
+    has_forward_mode = True
+    natives: Mapping[str, Callable[..., Any]] = {}
+
+    def __init__(self, namespace: Any, private: Any) -> None:
+        self.library = namespace
+        self._private = private
+
+    def is_batched_here(self, tensor: Tensor) -> bool:
+        """Whether `tensor` has a batch dimension of the innermost active vmap."""
+        private = self._private
+        return bool(private.is_batchedtensor(tensor) and private.maybe_get_level(tensor) == private.current_level())
+
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
+        shared: List[Any] = []
+
+        def flat(*slices: Tensor) -> Tuple[Tensor, ...]:
+            outputs, shared[:] = call(*slices)
+            for value in shared:
+                if isinstance(value, Tensor) and self.is_batched_here(value):
+                    raise ValueError(
+                        f"vmap({call.name}, ...): `{call.name}` can not return a BatchedTensor when out_dim is None"
+                    )
+            # the libraries insist on an output; the first slice stands in where there is none
+            return tuple(outputs) or (slices[0],)
+
+        stacked = self.library.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)
+        wanted = sum(dim is not None for dim in call.flat_out_dims)
+        return list(stacked[:wanted]), shared
+
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pullback, List[Tensor]]:
+        outputs, vjp_fn, aux = self.library.vjp(_tuples(func), *primals, has_aux=True)
+        return list(outputs), NativePullback(self.library.vmap, vjp_fn), list(aux)
+
+    def jvp(
+        self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+        outputs, output_tangents, aux = self.library.jvp(
+            _tuples(func), tuple(primals), tuple(tangents), strict=strict, has_aux=True
+        )
+        return list(outputs), list(output_tangents), list(aux)
+
+    def pushforward(
+        self, func: Differentiable, primals: Sequence[Tensor], randomness: str
+    ) -> Tuple[LinearMap, Callable[[], List[Tensor]]]:
+        collected: List[Tensor] = []
+        counts = [0]
+
+        def push(*tangents: Tensor) -> Tuple[Tensor, ...]:
+            _, output_tangents, aux = self.library.jvp(_tuples(func), tuple(primals), tangents, has_aux=True)
+            counts[0] = len(output_tangents)
+            return (*output_tangents, *aux)
+
+        class Push(NativeMap):
+            """Tangents and aux come out of one vmap: aux is taken from the first tangent, as torch.func does."""
+
+            def __call__(self, *vectors: Tensor) -> List[Tensor]:
+                return self._split(super().__call__(*vectors), lambda aux: aux)
+
+            def batched(self, *vectors: Tensor) -> List[Tensor]:
+                return self._split(super().batched(*vectors), lambda aux: aux[0])
+
+            @staticmethod
+            def _split(results: List[Tensor], first: Callable[[Tensor], Tensor]) -> List[Tensor]:
+                collected[:] = [first(aux) for aux in results[counts[0] :]]
+                return results[: counts[0]]
+
+        return Push(self.library.vmap, push, randomness), lambda: collected

@@ -1,0 +1,51 @@
+"""The backend that every torch has: ``torch.autograd`` and Python loops, nothing else.
+
+It computes what functorch's interpreters compute, for functions of any kind: data-dependent control
+flow, numpy inside, custom autograd.Functions in the old style. vmap costs a loop; Jacobian rows are
+batched where torch can; forward mode is made of two backward passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Mapping, Sequence, Tuple
+
+from torch import Tensor
+
+from ..._arguments import BatchedCall
+from ..protocol import Differentiable, LinearMap, Pullback
+from . import _linear, _loop
+from ._randomness import RandomState
+
+
+class AutogradBackend:
+    """See `torch_func_compat._backends.protocol.Backend` for the methods."""
+
+    name = "autograd"
+    # torch.autograd.forward_ad has one level only, lacks formulas, and is silently wrong or absent on
+    # several releases; the transpose of reverse mode is right wherever reverse mode is.
+    has_forward_mode = False
+    library = None
+    natives: Mapping[str, Callable[..., Any]] = {}
+
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
+        return _loop.loop(call, tensors, randomness)
+
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pullback, List[Tensor]]:
+        return _linear.vjp(func, primals)
+
+    def jvp(
+        self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+        outputs, push, aux = _linear.linearize(func, primals)
+        return outputs, push.tangents(tangents, strict), aux
+
+    def pushforward(
+        self, func: Differentiable, primals: Sequence[Tensor], randomness: str
+    ) -> Tuple[LinearMap, Callable[[], List[Tensor]]]:
+        # The function runs once for all tangents: 'same' is what that means, and with 'different' every
+        # tangent sees the same draw, too, which is one of the draws that it allows.
+        state = RandomState() if randomness == "error" else None
+        _, push, aux = _linear.linearize(func, primals)
+        if state is not None:
+            state.forbid_draws()
+        return push, lambda: aux

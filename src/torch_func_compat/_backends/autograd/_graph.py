@@ -1,0 +1,106 @@
+"""Questions to the autograd graph: who is in it, and does anything outside depend on it?"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Iterator, List, Optional, Sequence, Set
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from ... import _facts
+
+# The attribute of a leaf that belongs to a transform. Duck-typed and not named after this package,
+# so that two vendored copies of it understand each other's leaves.
+OWNER = "_autograd_transform_level"
+
+
+def nodes(roots: Iterable[Any], seen: Optional[Set[Any]] = None) -> Iterator[Any]:
+    """Every node below `roots` (grad_fn objects or None), once. `seen` is extended with them."""
+    # The set also keeps the nodes' Python wrappers alive: a wrapper is the same object only as long.
+    seen = set() if seen is None else seen
+    stack = [node for node in roots if node is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(child for child, _ in node.next_functions if child is not None)
+
+
+def version(tensor: Tensor) -> int:
+    """How often `tensor` was modified in place; inference tensors do not count."""
+    if _facts.has("inference_mode") and tensor.is_inference():
+        return 0
+    return tensor._version
+
+
+def _is_outside(variable: Tensor) -> bool:
+    level = getattr(variable, OWNER, None)
+    return level is None or level.running
+
+
+def depends_on_outside(tensor: Tensor, inside: Set[Any]) -> bool:
+    """Whether a leaf of the user, or of a transform that is still running, is below `tensor`.
+
+    `inside` remembers nodes that are known to have none below; pass the same set for many tensors.
+    """
+    if tensor.grad_fn is None:
+        return tensor.requires_grad and _is_outside(tensor)
+    # a copy, since a positive answer leaves nodes unexplored
+    seen = set(inside)
+    for node in nodes([tensor.grad_fn], seen):
+        # AccumulateGrad is the node of a leaf; by name, since its type is not public
+        if type(node).__name__ == "AccumulateGrad" and _is_outside(node.variable):
+            return True
+    inside |= seen
+    return False
+
+
+def custom_nodes(tensors: Sequence[Tensor]) -> List[Any]:
+    """Nodes of autograd.Functions that are not torch's own: their backward can be anything."""
+    return [
+        node
+        for node in nodes(tensor.grad_fn for tensor in tensors)
+        if isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction"
+    ]
+
+
+def leaves(tensors: Sequence[Tensor]) -> List[Tensor]:
+    """Leaf variables below `tensors`."""
+    return [
+        node.variable
+        for node in nodes(tensor.grad_fn for tensor in tensors)
+        if type(node).__name__ == "AccumulateGrad"
+    ]
+
+
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    *,
+    retain_graph: bool = True,
+    create_graph: bool,
+) -> List[Optional[Tensor]]:
+    """`torch.autograd.grad` that answers None, and no error, for whatever does not depend."""
+    pairs = [(out, ct) for out, ct in zip(outputs, cotangents) if out.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    heads, vectors = tuple(out for out, _ in pairs), tuple(ct for _, ct in pairs)
+
+    def run(wanted: Sequence[Tensor]) -> List[Optional[Tensor]]:
+        found = torch.autograd.grad(
+            heads, tuple(wanted), vectors, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+        )
+        return list(found)
+
+    try:
+        return run(inputs)
+    except RuntimeError as error:
+        # torch 1.13: an in-place operation on a view makes the engine insist on leaves that nobody
+        # asked for (https://github.com/pytorch/pytorch/issues/90298); ask for them and drop them.
+        if "dependency not found" not in str(error):
+            raise
+    return run([*inputs, *leaves(heads)])[: len(inputs)]

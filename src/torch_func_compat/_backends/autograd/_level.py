@@ -1,0 +1,92 @@
+"""A level: one run of the user's function on variables of its own.
+
+Every differentiated input is aliased, and the alias is what the function sees and what is
+differentiated. Two transforms over the same tensor therefore never confuse their perturbations, and
+nothing of the caller's (requires_grad, .grad, the tensor itself) is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, ContextManager, List, Sequence, Set, Tuple
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from ... import _facts
+from ..protocol import Differentiable
+from ._graph import OWNER, depends_on_outside
+
+
+class Level:
+    """Variables of one run. While `running`, they count as outside for the levels within."""
+
+    __slots__ = ("running", "__weakref__")
+
+    def __init__(self) -> None:
+        self.running = False
+
+    def variable(self, tensor: Tensor) -> Tensor:
+        """An alias of `tensor` that requires grad, and through which outer levels still reach it."""
+        if tensor.requires_grad:
+            return tensor.view_as(tensor)
+        if _facts.has("inference_mode") and tensor.is_inference():
+            tensor = tensor.clone()  # inference tensors cannot require grad
+        # detach() would drop the tangent of an enclosing forward-mode level
+        dual = _facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0
+        return self.own((tensor.view_as(tensor) if dual else tensor.detach()).requires_grad_())
+
+    def own(self, leaf: Tensor) -> Tensor:
+        """Mark a leaf as this level's, so that nobody takes it for the user's."""
+        setattr(leaf, OWNER, self)
+        if _facts.has("leaves_keep_python_attributes"):
+            return leaf
+        # torch 1.8 forgets the mark once only the graph holds the leaf: let the graph hold it.
+        alias = leaf.view_as(leaf)
+        alias.register_hook(lambda grad, leaf=leaf: None)
+        return alias
+
+    def release(self, tensors: Sequence[Tensor]) -> List[Tensor]:
+        """The tensors as seen from outside: they require grad only if something outside did."""
+        if not torch.is_grad_enabled():
+            return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+        inside: Set[Any] = set()
+        return [
+            tensor.detach() if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
+            for tensor in tensors
+        ]
+
+
+def recording() -> ContextManager[Any]:
+    """Grad mode on, also within no_grad and inference_mode."""
+    if not (_facts.has("inference_mode") and torch.is_inference_mode_enabled()):
+        return torch.enable_grad()
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.enable_grad())
+    return stack
+
+
+def run(
+    func: Differentiable, primals: Sequence[Tensor]
+) -> Tuple[Level, List[Tensor], List[Tensor], List[Tensor]]:
+    """Evaluate `func` on variables of a new level: (level, variables, outputs, aux)."""
+    level = Level()
+    with recording():
+        variables = [level.variable(primal) for primal in primals]
+        versions = [variable._version for variable in variables]
+        level.running = True
+        try:
+            outputs, aux = func(*variables)
+        finally:
+            level.running = False
+    for variable, version in zip(variables, versions):
+        if variable._version != version:
+            # torch raises this itself for a leaf; an alias of a differentiable tensor needs the check,
+            # for its gradient would silently be taken at the overwritten value.
+            raise RuntimeError(
+                "a leaf Variable that requires grad is being used in an in-place operation: the function modified "
+                "an input (or the memory of an input) with respect to which it is differentiated. Work on a clone()."
+            )
+    return level, variables, outputs, aux

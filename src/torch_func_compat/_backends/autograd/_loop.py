@@ -1,0 +1,106 @@
+"""vmap as a loop: slice, evaluate, stack."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ..._arguments import BatchedCall
+from ._graph import version
+from ._randomness import RandomState
+
+# Above this many samples, slices are taken in two steps. The backward of select() makes a tensor as
+# large as what it selects from, so slices of one tensor would cost the square of the batch size.
+# (unbind() has a linear backward, but its results refuse in-place operations.)
+BLOCK = 32
+
+
+def slices(tensor: Tensor, dim: int) -> Iterator[Tensor]:
+    """Views of each sample, made when they are needed; in-place operations on them reach `tensor`."""
+    size = tensor.size(dim)
+    if size <= BLOCK or not tensor.requires_grad:
+        return (tensor.select(dim, i) for i in range(size))
+    step = BLOCK
+    while step * BLOCK < size:
+        step *= BLOCK
+    blocks = (tensor.narrow(dim, start, min(step, size - start)) for start in range(0, size, step))
+    return (view for block in blocks for view in slices(block, dim))
+
+
+def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
+    """Map `call` over the batch dimensions of `tensors`, sample by sample."""
+    size = tensors[0].size(call.dims[0])
+    state = RandomState(call.generators()) if randomness != "different" or size == 0 else None
+    if size == 0:
+        assert state is not None
+        return _empty(call, tensors, state)
+    versions = [version(tensor) for tensor in call.unbatched]
+    results: List[List[Tensor]] = []
+    shared: List[Any] = []
+    spec: Any = None
+    for i, sample in enumerate(zip(*map(slices, tensors, call.dims))):
+        if i and randomness == "same":
+            assert state is not None
+            state.restore()
+        outputs, shared_now = call(*sample)
+        if i == 0:
+            spec, shared = call.output_spec, shared_now
+            if [version(tensor) for tensor in call.unbatched] != versions:
+                raise RuntimeError(
+                    f"vmap: `{call.name}` modifies in place an input with in_dim None, which all samples share: "
+                    f"inplace arithmetic is not possible there. Work on a clone(), or give it a batch dimension."
+                )
+            if randomness == "error":
+                assert state is not None
+                state.forbid_draws()
+        else:
+            _check_alike(call, i, spec, results[0], outputs)
+            _check_shared(call, i, shared, shared_now)
+        results.append(outputs)
+    if randomness == "error":
+        assert state is not None
+        state.forbid_draws()
+    return [torch.stack(parts) for parts in zip(*results)], shared
+
+
+def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> Tuple[List[Tensor], List[Any]]:
+    """No samples: only an evaluation on made-up values tells the shapes of the results."""
+    samples = [
+        tensor.new_ones([n for d, n in enumerate(tensor.shape) if d != dim])
+        for tensor, dim in zip(tensors, call.dims)
+    ]
+    try:
+        outputs, shared = call(*samples)
+    finally:
+        state.restore()
+    return [output.new_zeros((0, *output.shape)) for output in outputs], shared
+
+
+def _check_alike(call: BatchedCall, i: int, spec: Any, first: List[Tensor], outputs: List[Tensor]) -> None:
+    """torch.stack would promote dtypes silently, and reports shapes without saying whose."""
+    if call.output_spec != spec:
+        raise RuntimeError(
+            f"vmap({call.name}, ...): the structure of the output must be the same for every sample: "
+            f"sample 0 gave {spec}, sample {i} gave {call.output_spec}"
+        )
+    for a, b in zip(first, outputs):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise RuntimeError(
+                f"vmap({call.name}, ...): outputs must have the same shape and dtype for every sample: sample 0 "
+                f"gave {tuple(a.shape)} of {a.dtype}, sample {i} gave {tuple(b.shape)} of {b.dtype}"
+            )
+
+
+def _check_shared(call: BatchedCall, i: int, first: List[Any], now: List[Any]) -> None:
+    for a, b in zip(first, now):
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            same = a is b or (a.shape == b.shape and bool(torch.isclose(a, b, 0.0, 0.0, equal_nan=True).all()))
+        else:
+            same = a is b or type(a) is type(b) and bool(a == b)
+        if not same:
+            raise ValueError(
+                f"vmap({call.name}, ...): `{call.name}` can not return a BatchedTensor when out_dim is None: "
+                f"the value of sample {i} differs from that of sample 0"
+            )

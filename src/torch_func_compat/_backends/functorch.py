@@ -1,0 +1,31 @@
+"""The backend of torch 1.11-1.13: functorch, as a package of its own or as torch 1.13 ships it.
+
+Importing this module imports functorch, and functorch 0.1 and 0.2 patch torch when they are imported:
+only ``_backends.load`` does it, when the backend is asked for. Its transforms lack chunk_size,
+OrderedDicts, keyword arguments and more, one thing on each release, so none is used as a whole: what
+the user calls is derived from its vmap, vjp and jvp.
+"""
+
+from __future__ import annotations
+
+import functorch
+import torch
+
+from ._native import NativeBackend
+
+# torch 1.13 took functorch's extension in; before, it was the package's own
+_private = getattr(torch._C, "_functorch", None) or functorch._C
+
+
+def is_active() -> bool:
+    """Whether a functorch transform is running in this thread."""
+    return bool(_private.are_transforms_active())
+
+
+class FunctorchBackend(NativeBackend):
+    """Standalone `functorch` 0.1.1 and 0.2.1, and that of torch 1.13."""
+
+    name = "functorch"
+
+    def __init__(self) -> None:
+        super().__init__(functorch, _private)

@@ -1,0 +1,68 @@
+"""What a backend must give: vmap, vjp and jvp of functions on flat lists of tensors.
+
+Everything else (grad, jacrev, jacfwd, hessian, ...) is derived from these in ``_operators.py``, once
+for all backends; a backend may also name natives, whole transforms of its library that need no help.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence, Tuple
+
+from torch import Tensor
+
+from .._arguments import BatchedCall
+
+# A function to differentiate: tensors -> (outputs, aux)
+Differentiable = Callable[..., Tuple[List[Tensor], List[Tensor]]]
+
+
+class LinearMap(Protocol):
+    """A derivative at a point: the pullback of cotangents, or the pushforward of tangents."""
+
+    def __call__(self, *vectors: Tensor) -> List[Tensor]:
+        """Apply to one vector (a tensor for each input of the map)."""
+
+    def batched(self, *vectors: Tensor) -> List[Tensor]:
+        """Apply to many vectors, stacked along the first dimension; so are the results."""
+
+
+class Pullback(LinearMap, Protocol):
+    """A LinearMap whose graph can be kept or freed, as torch.func's ``vjp_fn`` allows."""
+
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: Optional[bool]) -> List[Tensor]:
+        """Apply to one vector of cotangents."""
+
+
+class Backend(Protocol):
+    """Three primitives, one flag and optional natives."""
+
+    name: str
+
+    # Whether jvp costs about one evaluation of the function. Where it is itself made of reverse mode,
+    # reverse-over-reverse is the cheaper Hessian.
+    has_forward_mode: bool
+
+    # The namespace with the library's transforms; None where there is no library.
+    library: Any
+
+    # The library's own transforms of the same name and signature, to be used as they are.
+    natives: Mapping[str, Callable[..., Any]]
+
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
+        """Map `call` over dimension ``call.dims[i]`` of ``tensors[i]`` (a chunk of ``call.tensors``).
+
+        Outputs are stacked along dimension 0; those with ``out_dims=None`` are given once.
+        """
+
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pullback, List[Tensor]]:
+        """Outputs, the pullback of cotangents to gradients, and aux."""
+
+    def jvp(
+        self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+        """Outputs, their tangents, and aux."""
+
+    def pushforward(
+        self, func: Differentiable, primals: Sequence[Tensor], randomness: str
+    ) -> Tuple[LinearMap, Callable[[], List[Tensor]]]:
+        """The pushforward of tangents, and a function that gives aux once it was applied."""

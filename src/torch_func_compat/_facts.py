@@ -1,0 +1,132 @@
+"""What this torch can do: ONE table of facts, each with its probe, its versions and its source.
+
+A fact that can be probed (an attribute, a parameter, a behaviour on three numbers) is probed, so that
+vendor builds and nightlies are judged by what they have and not by what they are called; a version
+range stands only where the answer is a bug that shows on no small input. ``since`` and ``until`` are
+the releases in which the fact holds, as measured; a test in every environment compares them with the
+probe. Probes run once, when first asked, never at import.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+
+import torch
+from packaging.version import Version
+
+# Vendor builds call themselves "2.1.0a0+32f93b1" and nightlies "2.16.0.dev20261101+cpu":
+# only the release counts, for a pre-release has the code of its release.
+VERSION = str(torch.__version__)
+TORCH: Tuple[int, ...] = Version(VERSION).release
+
+
+class Fact(NamedTuple):
+    """One row: `holds` answers for the running torch; the rest documents and tests it."""
+
+    meaning: str
+    holds: Callable[[], bool]
+    since: Optional[Tuple[int, int]]
+    until: Optional[Tuple[int, int]]  # the first release in which it no longer holds
+    source: str
+
+
+def _has(path: str) -> Callable[[], bool]:
+    def probe() -> bool:
+        value: Any = torch
+        for name in path.split("."):
+            if not hasattr(value, name):
+                return False
+            value = getattr(value, name)
+        return True
+
+    return probe
+
+
+def _has_parameter(function: Callable[[], Any], name: str) -> Callable[[], bool]:
+    def probe() -> bool:
+        try:
+            return name in inspect.signature(function()).parameters
+        except (AttributeError, ImportError):
+            return False
+
+    return probe
+
+
+def _has_torch_func() -> bool:
+    try:
+        import torch.func  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _keeps_python_attributes() -> bool:
+    """Ask a graph for a leaf whose Python object was dropped: is it the same object again?"""
+    with torch.enable_grad():
+        leaf = torch.zeros((), requires_grad=True)
+        leaf._torch_func_compat_probe = True  # type: ignore[attr-defined]
+        node = leaf.view(()).grad_fn
+    del leaf
+    assert node is not None
+    return hasattr(node.next_functions[0][0].variable, "_torch_func_compat_probe")  # type: ignore[attr-defined]
+
+
+def _between(since: Optional[Tuple[int, int]], until: Optional[Tuple[int, int]]) -> Callable[[], bool]:
+    return lambda: (since is None or TORCH >= since) and (until is None or TORCH < until)
+
+
+FACTS: Dict[str, Fact] = {
+    "torch_func": Fact(
+        "torch.func exists",
+        _has_torch_func,
+        (2, 0),
+        None,
+        "https://pytorch.org/docs/stable/func.html",
+    ),
+    "functorch_is_separate": Fact(
+        "functorch is a package of its own that transforms this torch",
+        _between((1, 11), (2, 0)),
+        (1, 11),
+        (2, 0),
+        "https://pytorch.org/functorch/stable/install.html",
+    ),
+    "vmap_over_autograd_grad": Fact(
+        "torch.vmap batches torch.autograd.grad by functorch's rules",
+        _has_torch_func,
+        (2, 0),
+        None,
+        "https://pytorch.org/docs/stable/generated/torch.func.vmap.html",
+    ),
+    "leaves_keep_python_attributes": Fact(
+        "a tensor that only the autograd graph holds keeps its Python object",
+        _keeps_python_attributes,
+        (1, 9),
+        None,
+        "https://github.com/pytorch/pytorch/pull/56017",
+    ),
+    "inference_mode": Fact(
+        "torch.inference_mode exists",
+        _has("is_inference_mode_enabled"),
+        (1, 9),
+        None,
+        "https://pytorch.org/docs/stable/generated/torch.autograd.grad_mode.inference_mode.html",
+    ),
+    "forward_ad_levels": Fact(
+        "torch.autograd.forward_ad makes dual tensors that operations propagate",
+        _between((1, 9), None),
+        (1, 9),
+        None,
+        "https://pytorch.org/docs/stable/autograd.html#forward-mode-automatic-differentiation",
+    ),
+}
+
+_answers: Dict[str, bool] = {}
+
+
+def has(name: str) -> bool:
+    """Whether the fact `name` holds for the running torch (probed once)."""
+    answer = _answers.get(name)
+    if answer is None:
+        answer = _answers[name] = FACTS[name].holds()
+    return answer

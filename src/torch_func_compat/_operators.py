@@ -1,0 +1,257 @@
+"""Every derived operator, written once on a backend's primitives.
+
+``grad`` is a pullback of one, ``jacrev`` a pullback of the standard basis, ``jacfwd`` its pushforward,
+``hessian`` a Jacobian of a Jacobian: the algebra does not know which backend answers. Each function
+here takes the backend first and returns what the public function of the same name returns.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._arguments import (
+    Argnums,
+    BatchedCall,
+    Call,
+    check_out_dims,
+    check_randomness,
+    movedim,
+    require_real,
+    require_tensors,
+)
+from ._backends.protocol import Backend, LinearMap, Pullback
+
+Function = Callable[..., Any]
+
+
+def vmap(
+    backend: Backend, func: Function, in_dims: Any, out_dims: Any, randomness: str, *, chunk_size: Optional[int]
+) -> Function:
+    """See `torch_func_compat.vmap`."""
+    check_randomness(randomness)
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        check_out_dims(func, out_dims)
+        call = BatchedCall(func, in_dims, out_dims, args, kwargs)
+        if chunk_size is None or call.batch_size <= chunk_size:
+            return call.result(*backend.vmap(call, call.tensors, randomness))
+        state = torch.get_rng_state() if randomness == "same" else None
+        parts: List[List[Tensor]] = []
+        shared: List[Any] = []
+        for start in range(0, call.batch_size, chunk_size):
+            if state is not None:
+                torch.set_rng_state(state)
+            length = min(chunk_size, call.batch_size - start)
+            chunk = [tensor.narrow(dim, start, length) for tensor, dim in zip(call.tensors, call.dims)]
+            stacked, shared = backend.vmap(call, chunk, randomness)
+            parts.append(stacked)
+        return call.result([torch.cat(column) for column in zip(*parts)], shared)
+
+    return wrapped
+
+
+class VjpFunction:
+    """What vjp returns beside the output: cotangents -> gradients of the primals.
+
+    ``vjp_fn(cotangents, retain_graph=True, create_graph=None)``, where the cotangents have the structure of
+    the function's output and the result is a tuple with one entry for each primal.
+    """
+
+    def __init__(self, call: Call, pullback: Pullback) -> None:
+        self._call = call
+        self._pullback = pullback
+
+    def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: Optional[bool] = None) -> Any:
+        flat, spec = _tree.flatten(cotangents)
+        if spec != self._call.output_spec:
+            raise RuntimeError(
+                f"Expected pytree structure of cotangents to be the same as pytree structure of outputs to the "
+                f"function. cotangents: {spec}, primal output: {self._call.output_spec}"
+            )
+        return self._call.select(self._pullback.pull(flat, retain_graph, create_graph))
+
+
+def vjp(backend: Backend, func: Function, *primals: Any, has_aux: bool) -> Any:
+    """See `torch_func_compat.vjp`."""
+    call = Call("vjp(f, *primals)", func, primals, {}, None, has_aux)
+    require_tensors(call.primals)
+    outputs, pullback, aux = backend.vjp(call, call.primals)
+    result = (call.output(outputs), VjpFunction(call, pullback))
+    return (*result, call.aux(aux)) if has_aux else result
+
+
+def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, strict: bool, has_aux: bool) -> Any:
+    """See `torch_func_compat.jvp`."""
+    api = "jvp(f, primals, tangents)"
+    if not isinstance(primals, tuple):
+        raise RuntimeError(f"{api}: Expected primals to be a tuple. E.g. it should be valid to call f(*primals).")
+    call = Call(api, func, primals, {}, None, has_aux)
+    flat_tangents, spec = _tree.flatten(tangents)
+    if spec != call.primals_spec:
+        raise RuntimeError(
+            f"{api}: Expected primals and tangents to have the same python structure. For example, if primals is a "
+            f"tuple of 3 tensors, tangents also must be. Got primals with structure {call.primals_spec} and tangents "
+            f"with structure {spec}"
+        )
+    for name, leaves in (("primals", call.primals), ("tangents", flat_tangents)):
+        if not leaves:
+            raise RuntimeError(f"{api}: Expected {name} to contain at least one Tensor.")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise RuntimeError(f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}")
+    for primal, tangent in zip(call.primals, flat_tangents):
+        if primal.shape != tangent.shape:
+            raise RuntimeError(
+                f"{api}: Expected tangent to have the same shape as its primal, got {tuple(tangent.shape)} for a "
+                f"primal of shape {tuple(primal.shape)}"
+            )
+    outputs, output_tangents, aux = backend.jvp(call, call.primals, flat_tangents, strict)
+    result = (call.output(outputs), call.output(output_tangents))
+    return (*result, call.aux(aux)) if has_aux else result
+
+
+def grad_and_value(backend: Backend, func: Function, argnums: Argnums, has_aux: bool) -> Function:
+    """See `torch_func_compat.grad_and_value`."""
+    api = "grad_and_value(f)(*args)"
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        call = Call(api, func, args, kwargs, argnums, has_aux)
+        require_tensors(call.primals)
+
+        def scalar(*primals: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+            outputs, aux = call(*primals)
+            _check_scalar(api, call, outputs)
+            return outputs, aux
+
+        outputs, pullback, aux = backend.vjp(scalar, call.primals)
+        # Without grad mode nothing can ask for this graph again: free it on the way.
+        gradients = pullback.pull([torch.ones_like(outputs[0])], torch.is_grad_enabled(), None)
+        return call.select(gradients), call.with_aux(call.output(outputs), aux)
+
+    return wrapped
+
+
+def _check_scalar(api: str, call: Call, outputs: Sequence[Tensor]) -> None:
+    if call.output_spec != _tree.LEAF:
+        raise RuntimeError(f"{api}: Expected f(*args) to return a Tensor, got {call.output_spec.type}")
+    if outputs[0].dim() != 0:
+        raise RuntimeError(
+            f"{api}: Expected f(*args) to return a scalar Tensor, got tensor with {outputs[0].dim()} dims. Maybe you "
+            f"wanted to use the vjp or jacrev APIs instead?"
+        )
+
+
+def grad(backend: Backend, func: Function, argnums: Argnums, has_aux: bool) -> Function:
+    """See `torch_func_compat.grad`."""
+    both = grad_and_value(backend, func, argnums, has_aux)
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        gradient, value = both(*args, **kwargs)
+        return (gradient, value[1]) if has_aux else gradient
+
+    return wrapped
+
+
+def jacrev(
+    backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: Optional[int]
+) -> Function:
+    """See `torch_func_compat.jacrev`."""
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        require_real("jacrev", _tree.flatten(args)[0], "inputs")
+        call = Call("vjp(f, *primals)", func, args, kwargs, argnums, has_aux)
+        require_tensors(call.primals)
+        outputs, pullback, aux = backend.vjp(call, call.primals)
+        require_real("jacrev", outputs, "outputs")
+        sizes = [output.numel() for output in outputs]
+        jacobians = [
+            [block.reshape(output.shape + primal.shape) for block, output in zip(rows.split(sizes), outputs)]
+            for rows, primal in zip(map_basis(pullback, outputs, chunk_size), call.primals)
+        ]
+        return call.with_aux(call.output([call.select(row) for row in zip(*jacobians)]), aux)
+
+    return wrapped
+
+
+def jacfwd(
+    backend: Backend,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    *,
+    randomness: str,
+    chunk_size: Optional[int],
+) -> Function:
+    """See `torch_func_compat.jacfwd`."""
+    check_randomness(randomness)
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        require_real("jacfwd", _tree.flatten(args)[0], "inputs")
+        call = Call("jvp(f, primals, tangents)", func, args, kwargs, argnums, has_aux)
+        require_tensors(call.primals)
+        push, aux = backend.pushforward(call, call.primals, randomness)
+        columns = map_basis(push, call.primals, chunk_size)
+        require_real("jacfwd", columns, "outputs")
+        sizes = [primal.numel() for primal in call.primals]
+        jacobians = []
+        for column in columns:
+            shape = column.shape[1:]
+            blocks = movedim(column, 0, -1).split(sizes, -1)
+            jacobians.append(
+                call.select([block.reshape(shape + primal.shape) for block, primal in zip(blocks, call.primals)])
+            )
+        return call.with_aux(call.output(jacobians), aux())
+
+    return wrapped
+
+
+def hessian(
+    backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: Optional[int]
+) -> Function:
+    """See `torch_func_compat.hessian`."""
+    inner = jacrev(backend, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
+    if backend.has_forward_mode:
+        return jacfwd(backend, inner, argnums, has_aux, randomness="error", chunk_size=chunk_size)
+    return jacrev(backend, inner, argnums, has_aux=has_aux, chunk_size=chunk_size)
+
+
+def map_basis(linear: LinearMap, space: Sequence[Tensor], chunk_size: Optional[int]) -> List[Tensor]:
+    """Apply `linear` to the standard basis of the space that `space` is a vector of, stacked."""
+    total = sum(tensor.numel() for tensor in space)
+    step = max(total, 1) if chunk_size is None else chunk_size
+    parts = []
+    for vectors in _basis_chunks(space, total, step):
+        if step == 1:
+            # as in torch.func: a plain loop, for functions that cannot be batched
+            parts.append([row.unsqueeze(0) for row in linear(*(vector.squeeze(0) for vector in vectors))])
+        else:
+            parts.append(linear.batched(*vectors))
+    return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts)]
+
+
+def _basis_chunks(space: Sequence[Tensor], total: int, step: int) -> Iterator[Tuple[Tensor, ...]]:
+    """Rows of the identity matrix, `step` at a time, cut into the tensors of `space`."""
+    for start in range(0, max(total, 1), step):
+        rows = min(step, total - start)
+        vectors, offset = [], 0
+        for tensor in space:
+            size = tensor.numel()
+            block = torch.zeros(rows, size, dtype=tensor.dtype, device=tensor.device)
+            # row r of the chunk is basis vector start + r, whose one is in column start + r - offset
+            first, last = max(offset - start, 0), min(offset + size - start, rows)
+            if first < last:
+                column = start + first - offset
+                block[first:last, column : column + last - first].fill_diagonal_(1)
+            vectors.append(block.view(rows, *tensor.shape))
+            offset += size
+        yield tuple(vectors)

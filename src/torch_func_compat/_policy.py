@@ -1,0 +1,187 @@
+"""Who answers: the settings, and the rule that turns them into a backend.
+
+The rule, in this order:
+
+1. while torch.compile traces, and within a transform of torch.func or functorch that is already
+   running, their backend answers: tensors there are theirs, and no other can see into them;
+2. `use_backend` of this thread, else `set_backend`, else the environment variable
+   ``TORCH_FUNC_COMPAT_BACKEND``, else the first one that there is of torch.func, functorch, autograd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from contextvars import ContextVar
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+
+from . import _backends, _facts
+from ._backends import BackendUnavailableError
+from ._backends.protocol import Backend
+
+# TORCH_FUNC_COMPAT_BACKEND; named after the package, so that a vendored copy has a variable of its own
+ENVIRONMENT_VARIABLE = __name__.rpartition(".")[0].replace(".", "_").upper() + "_BACKEND"
+
+# A ContextVar is thread-local, and right in coroutines, too.
+_scoped: ContextVar[Optional[str]] = ContextVar("backend", default=None)
+_chosen: Optional[str] = None  # by set_backend()
+_automatic: Optional[Backend] = None  # by the environment and by what there is, found once
+
+
+def available_backends() -> Tuple[str, ...]:
+    """Names of the backends that this environment has, the preferred one first.
+
+    Looking for functorch means importing it (on torch 1.11-1.13 only).
+
+    Returns
+    -------
+    tuple of str
+        Some of ``"torch.func"``, ``"functorch"`` and ``"autograd"``; the last is always there.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> "autograd" in tfc.available_backends()
+    True
+    """
+    missing = _backends.unavailable()
+    return tuple(name for name in _backends.NAMES if name not in missing)
+
+
+def unavailable_backends() -> Dict[str, str]:
+    """Why each of the other backends is not available: name to reason."""
+    return _backends.unavailable()
+
+
+def get_backend() -> str:
+    """Name of the backend that a transform called here and now would use.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> with tfc.use_backend("autograd"):
+    ...     tfc.get_backend()
+    'autograd'
+    """
+    return current().name
+
+
+def set_backend(name: Optional[str]) -> None:
+    """Choose the backend for the whole process; None goes back to the automatic choice.
+
+    A transform looks for its backend when it is called, not when it is made.
+
+    Parameters
+    ----------
+    name : str or None
+        One of `available_backends()`.
+
+    Raises
+    ------
+    ValueError
+        No backend has that name.
+    ImportError
+        This environment does not have it; the message says what to install.
+    """
+    global _chosen
+    if name is not None:
+        _backends.load(name)
+    _chosen = name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the backend within a ``with`` block, in this thread (or asyncio task) only.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_backends()`.
+
+    Raises
+    ------
+    ValueError, ImportError
+        As for `set_backend`.
+    """
+    _backends.load(name)
+    token = _scoped.set(name)
+    try:
+        yield
+    finally:
+        _scoped.reset(token)
+
+
+def _find_automatic() -> Backend:
+    asked = os.environ.get(ENVIRONMENT_VARIABLE)
+    if asked:
+        try:
+            return _backends.load(asked)
+        except (ValueError, BackendUnavailableError) as error:
+            raise type(error)(f"{ENVIRONMENT_VARIABLE}={asked}: {error}") from None
+    for name in _backends.NAMES:
+        try:
+            return _backends.load(name)
+        except BackendUnavailableError:
+            continue
+    raise AssertionError("the autograd backend is always available")
+
+
+def current() -> Backend:
+    """The backend that answers here and now."""
+    global _automatic
+    active = active_native()
+    if active is not None:
+        return active
+    name = _scoped.get() or _chosen
+    if name is not None:
+        return _backends.load(name)
+    if _automatic is None:
+        _automatic = _find_automatic()
+    return _automatic
+
+
+def compiled() -> Backend:
+    """The backend while torch.compile traces: what it knows to trace is torch.func."""
+    return _backends.load("torch.func")
+
+
+def native_transform(name: str) -> Optional[Callable[..., Any]]:
+    """The library's own transform of that name, or None where there is no library."""
+    for backend in ("torch.func", "functorch"):
+        try:
+            library = _backends.load(backend).library
+        except BackendUnavailableError:
+            continue
+        return getattr(library, name, None)
+    return None
+
+
+def active_native() -> Optional[Backend]:
+    """The native backend, if one of its transforms is running (also one that the user called directly)."""
+    global _watched
+    if _watched is None:
+        _watched = _find_native()
+        if _watched is None:
+            return None
+    is_active, native = _watched
+    return native if is_active() else None
+
+
+# (whether one of its transforms is running, the native backend), once there is one to watch
+_watched: Optional[Tuple[Callable[[], bool], Backend]] = None
+
+
+def _find_native() -> Optional[Tuple[Callable[[], bool], Backend]]:
+    if _facts.has("torch_func"):
+        from ._backends import torch_func
+
+        return torch_func.is_active, _backends.load("torch.func")
+    # Nothing of functorch can be running before somebody imported it, and it is not ours to import here.
+    if "functorch" in sys.modules and _facts.has("functorch_is_separate"):
+        with contextlib.suppress(BackendUnavailableError):
+            backend = _backends.load("functorch")
+            from ._backends import functorch
+
+            return functorch.is_active, backend
+    return None
