@@ -235,9 +235,7 @@ def relax(
         # of one, so that it can be inverted. |λ| in place of λ makes every step lead downhill.
         rigid = rigid_motions(xyz)
         keep = torch.eye(xyz.numel(), dtype=xyz.dtype) - rigid @ rigid.t()
-        curvature, directions = torch.linalg.eigh(
-            keep @ force_constants(energy, xyz) @ keep + rigid @ rigid.t()
-        )
+        curvature, directions = torch.linalg.eigh(keep @ force_constants(energy, xyz) @ keep + rigid @ rigid.t())
         step = -directions @ (directions.t() @ gradient / curvature.abs())
         xyz = xyz + (step * min(1.0, longest / float(step.abs().max()))).reshape(xyz.shape)
     raise RuntimeError(f"no minimum within {steps + 1} Newton steps")
@@ -440,9 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     Command line; returns the exit status.
     """
-    parser = argparse.ArgumentParser(
-        description="Harmonic vibrations of molecules through torch_func_compat."
-    )
+    parser = argparse.ArgumentParser(description="Harmonic vibrations of molecules through torch_func_compat.")
     parser.add_argument("--molecule", choices=[*SYSTEMS, "all"], default="all", help="default: all")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ and error types are those of the newest torch.func; so are the texts, as far as 
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def name_of(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", None) or repr(func)
 
 
-def check_chunk_size(api: str, chunk_size: Optional[int]) -> None:
+def check_chunk_size(api: str, chunk_size: int | None) -> None:
     """Raise ValueError unless `chunk_size` is None or a positive int."""
     if chunk_size is None:
         return
@@ -36,12 +36,10 @@ def check_chunk_size(api: str, chunk_size: Optional[int]) -> None:
 def check_randomness(randomness: str) -> None:
     """Raise RuntimeError (torch's own choice) unless `randomness` is one of the three modes."""
     if randomness not in ("error", "different", "same"):
-        raise RuntimeError(
-            f"Only allowed values for randomness are 'error', 'different', or 'same'. Got {randomness}"
-        )
+        raise RuntimeError(f"Only allowed values for randomness are 'error', 'different', or 'same'. Got {randomness}")
 
 
-def positions(argnums: Argnums, num_args: int) -> Tuple[int, ...]:
+def positions(argnums: Argnums, num_args: int) -> tuple[int, ...]:
     """`argnums` as non-negative positions among `num_args` positional arguments."""
     if isinstance(argnums, int) and not isinstance(argnums, bool):
         argnums = (argnums,)
@@ -106,9 +104,9 @@ class Call:
         self,
         api: str,
         func: Callable[..., Any],
-        args: Tuple[Any, ...],
-        kwargs: Dict[str, Any],
-        argnums: Optional[Argnums],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        argnums: Argnums | None,
         has_aux: bool,
     ) -> None:
         self.api = api
@@ -120,7 +118,7 @@ class Call:
         self.positions = tuple(range(len(args))) if argnums is None else positions(argnums, len(args))
         self.primals, self.primals_spec = _tree.flatten(tuple(args[i] for i in self.positions))
 
-    def __call__(self, *primals: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+    def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Flat outputs and flat aux for these values of the primals."""
         args = list(self.args)
         for position, value in zip(self.positions, _tree.unflatten(primals, self.primals_spec)):
@@ -141,7 +139,7 @@ class Call:
         self._check_outputs(outputs)
         return outputs, flat_aux
 
-    def _check_outputs(self, outputs: List[Any]) -> None:
+    def _check_outputs(self, outputs: list[Any]) -> None:
         if not outputs:
             raise RuntimeError(
                 f"{self.api}: Expected f to be a function that has non-empty output (got output = {outputs})"
@@ -183,10 +181,10 @@ class BatchedCall:
     """
 
     output_spec: _tree.TreeSpec
-    flat_out_dims: List[Optional[int]]
+    flat_out_dims: list[int | None]
 
     def __init__(
-        self, func: Callable[..., Any], in_dims: Any, out_dims: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+        self, func: Callable[..., Any], in_dims: Any, out_dims: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.func = func
         self.out_dims = out_dims
@@ -213,8 +211,8 @@ class BatchedCall:
         for leaf, dim in zip(self.leaves, flat_dims):
             self._check_in_dim(head, leaf, dim)
         self.where = [i for i, dim in enumerate(flat_dims) if dim is not None]
-        self.tensors: List[Tensor] = [self.leaves[i] for i in self.where]
-        self.dims: List[int] = [flat_dims[i] % self.leaves[i].dim() for i in self.where]
+        self.tensors: list[Tensor] = [self.leaves[i] for i in self.where]
+        self.dims: list[int] = [flat_dims[i] % self.leaves[i].dim() for i in self.where]
         self.unbatched = [x for x, dim in zip(self.leaves, flat_dims) if dim is None and isinstance(x, Tensor)]
         sizes = [x.size(dim) for x, dim in zip(self.tensors, self.dims)]
         if not sizes:
@@ -245,7 +243,7 @@ class BatchedCall:
                 f"{leaf.dim()} so expected in_dim to satisfy -{leaf.dim()} <= in_dim < {leaf.dim()}."
             )
 
-    def __call__(self, *slices: Tensor) -> Tuple[List[Tensor], List[Any]]:
+    def __call__(self, *slices: Tensor) -> tuple[list[Tensor], list[Any]]:
         """One sample: outputs to be stacked, and those with ``out_dims=None``, which all samples share."""
         leaves = list(self.leaves)
         for position, value in zip(self.where, slices):
@@ -266,14 +264,14 @@ class BatchedCall:
             stacked.append(leaf)
         return stacked, shared
 
-    def generators(self) -> List[torch.Generator]:
+    def generators(self) -> list[torch.Generator]:
         """Random generators among the arguments and in the function's closure."""
         cells = getattr(self.func, "__closure__", None) or ()
         found = [*self.leaves, *self.kwargs.values(), *(cell.cell_contents for cell in cells if _is_filled(cell))]
         return [value for value in found if isinstance(value, torch.Generator)]
 
-    def _broadcast_out_dims(self, output: Any) -> List[Optional[int]]:
-        dims: Optional[List[Any]]
+    def _broadcast_out_dims(self, output: Any) -> list[int | None]:
+        dims: list[Any] | None
         if isinstance(output, Tensor):
             # (0,) is allowed for a single tensor, although it is a tree of another structure
             single = self.out_dims[0] if isinstance(self.out_dims, tuple) and len(self.out_dims) == 1 else self.out_dims
@@ -291,7 +289,7 @@ class BatchedCall:
     def result(self, stacked: Sequence[Tensor], shared: Sequence[Any]) -> Any:
         """The vmapped function's value, from outputs stacked along their first dimension."""
         stacked_iter, shared_iter = iter(stacked), iter(shared)
-        flat: List[Any] = []
+        flat: list[Any] = []
         for dim in self.flat_out_dims:
             if dim is None:
                 flat.append(next(shared_iter))
@@ -308,10 +306,9 @@ class BatchedCall:
 
 def _is_filled(cell: Any) -> bool:
     try:
-        cell.cell_contents
+        return cell.cell_contents is not None
     except ValueError:
         return False
-    return True
 
 
 def check_out_dims(func: Callable[..., Any], out_dims: Any) -> None:

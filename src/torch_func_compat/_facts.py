@@ -10,7 +10,7 @@ probe. Probes run once, when first asked, never at import.
 from __future__ import annotations
 
 import inspect
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple
 
 import torch
 from packaging.version import Version
@@ -18,7 +18,7 @@ from packaging.version import Version
 # Vendor builds call themselves "2.1.0a0+32f93b1" and nightlies "2.16.0.dev20261101+cpu":
 # only the release counts, for a pre-release has the code of its release.
 VERSION = str(torch.__version__)
-TORCH: Tuple[int, ...] = Version(VERSION).release
+TORCH: tuple[int, ...] = Version(VERSION).release
 
 
 class Fact(NamedTuple):
@@ -26,8 +26,8 @@ class Fact(NamedTuple):
 
     meaning: str
     holds: Callable[[], bool]
-    since: Optional[Tuple[int, int]]
-    until: Optional[Tuple[int, int]]  # the first release in which it no longer holds
+    since: tuple[int, int] | None
+    until: tuple[int, int] | None  # the first release in which it no longer holds
     source: str
 
 
@@ -72,11 +72,21 @@ def _keeps_python_attributes() -> bool:
     return hasattr(node.next_functions[0][0].variable, "_torch_func_compat_probe")  # type: ignore[attr-defined]
 
 
-def _between(since: Optional[Tuple[int, int]], until: Optional[Tuple[int, int]]) -> Callable[[], bool]:
+def _loses_negative_argnums() -> bool:
+    """Is d(xy)/dy, with y as the argument -1, zero?"""
+    try:
+        from torch.func import jacfwd
+    except ImportError:
+        return False
+    one = torch.ones(())
+    return not bool(jacfwd(torch.mul, argnums=-1)(one, one))
+
+
+def _between(since: tuple[int, int] | None, until: tuple[int, int] | None) -> Callable[[], bool]:
     return lambda: (since is None or TORCH >= since) and (until is None or TORCH < until)
 
 
-FACTS: Dict[str, Fact] = {
+FACTS: dict[str, Fact] = {
     "torch_func": Fact(
         "torch.func exists",
         _has_torch_func,
@@ -97,6 +107,13 @@ FACTS: Dict[str, Fact] = {
         (2, 0),
         None,
         "https://pytorch.org/docs/stable/generated/torch.func.vmap.html",
+    ),
+    "jacfwd_loses_negative_argnums": Fact(
+        "torch.func.jacfwd and hessian are zero for negative argnums",
+        _loses_negative_argnums,
+        (2, 0),
+        None,
+        "measured: d(xy)/dy by jacfwd(torch.mul, argnums=-1) is 0; no upstream issue found",
     ),
     "leaves_keep_python_attributes": Fact(
         "a tensor that only the autograd graph holds keeps its Python object",
@@ -121,7 +138,7 @@ FACTS: Dict[str, Fact] = {
     ),
 }
 
-_answers: Dict[str, bool] = {}
+_answers: dict[str, bool] = {}
 
 
 def has(name: str) -> bool:

@@ -8,7 +8,7 @@ here takes the backend first and returns what the public function of the same na
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ Function = Callable[..., Any]
 
 
 def vmap(
-    backend: Backend, func: Function, in_dims: Any, out_dims: Any, randomness: str, *, chunk_size: Optional[int]
+    backend: Backend, func: Function, in_dims: Any, out_dims: Any, randomness: str, *, chunk_size: int | None
 ) -> Function:
     """See `torch_func_compat.vmap`."""
     check_randomness(randomness)
@@ -42,8 +42,8 @@ def vmap(
         if chunk_size is None or call.batch_size <= chunk_size:
             return call.result(*backend.vmap(call, call.tensors, randomness))
         state = torch.get_rng_state() if randomness == "same" else None
-        parts: List[List[Tensor]] = []
-        shared: List[Any] = []
+        parts: list[list[Tensor]] = []
+        shared: list[Any] = []
         for start in range(0, call.batch_size, chunk_size):
             if state is not None:
                 torch.set_rng_state(state)
@@ -67,7 +67,7 @@ class VjpFunction:
         self._call = call
         self._pullback = pullback
 
-    def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: Optional[bool] = None) -> Any:
+    def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
         flat, spec = _tree.flatten(cotangents)
         if spec != self._call.output_spec:
             raise RuntimeError(
@@ -125,7 +125,7 @@ def grad_and_value(backend: Backend, func: Function, argnums: Argnums, has_aux: 
         call = Call(api, func, args, kwargs, argnums, has_aux)
         require_tensors(call.primals)
 
-        def scalar(*primals: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+        def scalar(*primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
             outputs, aux = call(*primals)
             _check_scalar(api, call, outputs)
             return outputs, aux
@@ -160,9 +160,7 @@ def grad(backend: Backend, func: Function, argnums: Argnums, has_aux: bool) -> F
     return wrapped
 
 
-def jacrev(
-    backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: Optional[int]
-) -> Function:
+def jacrev(backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: int | None) -> Function:
     """See `torch_func_compat.jacrev`."""
 
     @functools.wraps(func)
@@ -189,7 +187,7 @@ def jacfwd(
     has_aux: bool,
     *,
     randomness: str,
-    chunk_size: Optional[int],
+    chunk_size: int | None,
 ) -> Function:
     """See `torch_func_compat.jacfwd`."""
     check_randomness(randomness)
@@ -215,9 +213,7 @@ def jacfwd(
     return wrapped
 
 
-def hessian(
-    backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: Optional[int]
-) -> Function:
+def hessian(backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: int | None) -> Function:
     """See `torch_func_compat.hessian`."""
     inner = jacrev(backend, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
     if backend.has_forward_mode:
@@ -225,7 +221,7 @@ def hessian(
     return jacrev(backend, inner, argnums, has_aux=has_aux, chunk_size=chunk_size)
 
 
-def map_basis(linear: LinearMap, space: Sequence[Tensor], chunk_size: Optional[int]) -> List[Tensor]:
+def map_basis(linear: LinearMap, space: Sequence[Tensor], chunk_size: int | None) -> list[Tensor]:
     """Apply `linear` to the standard basis of the space that `space` is a vector of, stacked."""
     total = sum(tensor.numel() for tensor in space)
     step = max(total, 1) if chunk_size is None else chunk_size
@@ -239,7 +235,7 @@ def map_basis(linear: LinearMap, space: Sequence[Tensor], chunk_size: Optional[i
     return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts)]
 
 
-def _basis_chunks(space: Sequence[Tensor], total: int, step: int) -> Iterator[Tuple[Tensor, ...]]:
+def _basis_chunks(space: Sequence[Tensor], total: int, step: int) -> Iterator[tuple[Tensor, ...]]:
     """Rows of the identity matrix, `step` at a time, cut into the tensors of `space`."""
     for start in range(0, max(total, 1), step):
         rows = min(step, total - start)

@@ -14,7 +14,7 @@ import contextlib
 import os
 import sys
 from contextvars import ContextVar
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator
 
 from . import _backends, _facts
 from ._backends import BackendUnavailableError
@@ -24,12 +24,12 @@ from ._backends.protocol import Backend
 ENVIRONMENT_VARIABLE = __name__.rpartition(".")[0].replace(".", "_").upper() + "_BACKEND"
 
 # A ContextVar is thread-local, and right in coroutines, too.
-_scoped: ContextVar[Optional[str]] = ContextVar("backend", default=None)
-_chosen: Optional[str] = None  # by set_backend()
-_automatic: Optional[Backend] = None  # by the environment and by what there is, found once
+_scoped: ContextVar[str | None] = ContextVar("backend", default=None)
+_chosen: str | None = None  # by set_backend()
+_automatic: Backend | None = None  # by the environment and by what there is, found once
 
 
-def available_backends() -> Tuple[str, ...]:
+def available_backends() -> tuple[str, ...]:
     """Names of the backends that this environment has, the preferred one first.
 
     Looking for functorch means importing it (on torch 1.11-1.13 only).
@@ -49,7 +49,7 @@ def available_backends() -> Tuple[str, ...]:
     return tuple(name for name in _backends.NAMES if name not in missing)
 
 
-def unavailable_backends() -> Dict[str, str]:
+def unavailable_backends() -> dict[str, str]:
     """Why each of the other backends is not available: name to reason."""
     return _backends.unavailable()
 
@@ -67,7 +67,7 @@ def get_backend() -> str:
     return current().name
 
 
-def set_backend(name: Optional[str]) -> None:
+def set_backend(name: str | None) -> None:
     """Choose the backend for the whole process; None goes back to the automatic choice.
 
     A transform looks for its backend when it is called, not when it is made.
@@ -146,7 +146,7 @@ def compiled() -> Backend:
     return _backends.load("torch.func")
 
 
-def native_transform(name: str) -> Optional[Callable[..., Any]]:
+def native_transform(name: str) -> Callable[..., Any] | None:
     """The library's own transform of that name, or None where there is no library."""
     for backend in ("torch.func", "functorch"):
         try:
@@ -157,7 +157,7 @@ def native_transform(name: str) -> Optional[Callable[..., Any]]:
     return None
 
 
-def active_native() -> Optional[Backend]:
+def active_native() -> Backend | None:
     """The native backend, if one of its transforms is running (also one that the user called directly)."""
     global _watched
     if _watched is None:
@@ -169,10 +169,10 @@ def active_native() -> Optional[Backend]:
 
 
 # (whether one of its transforms is running, the native backend), once there is one to watch
-_watched: Optional[Tuple[Callable[[], bool], Backend]] = None
+_watched: tuple[Callable[[], bool], Backend] | None = None
 
 
-def _find_native() -> Optional[Tuple[Callable[[], bool], Backend]]:
+def _find_native() -> tuple[Callable[[], bool], Backend] | None:
     if _facts.has("torch_func"):
         from ._backends import torch_func
 

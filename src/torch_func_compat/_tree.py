@@ -9,7 +9,7 @@ this module: the registry is global and belongs to its owner.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, List, Tuple
 
 import torch.utils._pytree as _torch_pytree
 
@@ -27,7 +27,7 @@ class TreeSpec:
 
     __slots__ = ("type", "context", "children", "num_leaves")
 
-    def __init__(self, type: Any = None, context: Any = None, children: Tuple[TreeSpec, ...] = ()) -> None:
+    def __init__(self, type: Any = None, context: Any = None, children: tuple[TreeSpec, ...] = ()) -> None:
         self.type = type
         self.context = context
         self.children = children
@@ -51,18 +51,18 @@ class TreeSpec:
 LEAF = TreeSpec()
 
 
-def _dict_like(rebuild: Callable[[Any, Any], Any], extra: Callable[[Any], Any]) -> Tuple[_Flatten, _Unflatten]:
-    def flatten(tree: Any) -> Tuple[List[Any], Any]:
+def _dict_like(rebuild: Callable[[Any, Any], Any], extra: Callable[[Any], Any]) -> tuple[_Flatten, _Unflatten]:
+    def flatten(tree: Any) -> tuple[list[Any], Any]:
         return list(tree.values()), (list(tree.keys()), extra(tree))
 
-    def unflatten(children: List[Any], context: Any) -> Any:
+    def unflatten(children: list[Any], context: Any) -> Any:
         keys, rest = context
         return rebuild(zip(keys, children), rest)
 
     return flatten, unflatten
 
 
-_CONTAINERS: Dict[type, Tuple[_Flatten, _Unflatten]] = {
+_CONTAINERS: dict[type, tuple[_Flatten, _Unflatten]] = {
     list: (lambda tree: (list(tree), None), lambda children, _: children),
     tuple: (lambda tree: (list(tree), None), lambda children, _: tuple(children)),
     dict: _dict_like(lambda items, _: dict(items), lambda _: None),
@@ -81,7 +81,7 @@ def _is_struct_sequence(cls: type) -> bool:
     return cls.__bases__ == (tuple,) and isinstance(getattr(cls, "n_sequence_fields", None), int)
 
 
-def _handlers(cls: type) -> Optional[Tuple[_Flatten, _Unflatten]]:
+def _handlers(cls: type) -> tuple[_Flatten, _Unflatten] | None:
     known = _CONTAINERS.get(cls)
     if known is not None:
         return known
@@ -95,13 +95,13 @@ def _handlers(cls: type) -> Optional[Tuple[_Flatten, _Unflatten]]:
     return registered.flatten_fn, registered.unflatten_fn
 
 
-def flatten(tree: Any) -> Tuple[List[Any], TreeSpec]:
+def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     """Leaves of a pytree in order, and its shape. ``None`` is a leaf, as in torch."""
-    leaves: List[Any] = []
+    leaves: list[Any] = []
     return leaves, _collect(tree, leaves)
 
 
-def _collect(tree: Any, leaves: List[Any]) -> TreeSpec:
+def _collect(tree: Any, leaves: list[Any]) -> TreeSpec:
     handlers = _handlers(type(tree))
     if handlers is None:
         leaves.append(tree)
@@ -126,13 +126,13 @@ def _build(leaves: Any, spec: TreeSpec) -> Any:
     return handlers[1]([_build(leaves, child) for child in spec.children], spec.context)
 
 
-def map(func: Callable[[Any], Any], tree: Any) -> Any:  # noqa: A001 - the field's name for it
+def map(func: Callable[[Any], Any], tree: Any) -> Any:
     """Apply `func` to every leaf."""
     leaves, spec = flatten(tree)
     return unflatten([func(leaf) for leaf in leaves], spec)
 
 
-def broadcast_prefix(prefix: Any, spec: TreeSpec) -> Optional[List[Any]]:
+def broadcast_prefix(prefix: Any, spec: TreeSpec) -> list[Any] | None:
     """Leaves of `prefix`, each repeated over the subtree of `spec` that it stands for.
 
     ``None`` where `prefix` is not a prefix of that structure. This is how ``in_dims=(0, None)`` is
@@ -144,7 +144,7 @@ def broadcast_prefix(prefix: Any, spec: TreeSpec) -> Optional[List[Any]]:
     children, context = handlers[0](prefix)
     if spec.type is not type(prefix) or len(children) != len(spec.children) or context != spec.context:
         return None
-    result: List[Any] = []
+    result: list[Any] = []
     for child, child_spec in zip(children, spec.children):
         part = broadcast_prefix(child, child_spec)
         if part is None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
-
 from .. import _facts
 from .protocol import Backend
 
 # In the order in which they are preferred.
-NAMES: Tuple[str, ...] = ("torch.func", "functorch", "autograd")
+NAMES: tuple[str, ...] = ("torch.func", "functorch", "autograd")
 
 
 class BackendUnavailableError(ImportError):
     """A known backend that this environment does not have; the message says why and what to install."""
 
 
-_loaded: Dict[str, Backend] = {}
-_refused: Dict[str, str] = {}
+_loaded: dict[str, Backend] = {}
+_refused: dict[str, str] = {}
 
 
 def load(name: str) -> Backend:
@@ -62,7 +60,9 @@ def _make(name: str) -> Backend:
 
 def _make_functorch() -> Backend:
     if not _facts.has("functorch_is_separate"):
-        since = "is part of torch.func from 2.0 on: use 'torch.func'" if _facts.TORCH >= (2, 0) else "needs torch >= 1.11"
+        since = (
+            "is part of torch.func from 2.0 on: use 'torch.func'" if _facts.TORCH >= (2, 0) else "needs torch >= 1.11"
+        )
         raise BackendUnavailableError(f"the backend 'functorch' {since} (this is torch {_facts.VERSION})")
     try:
         from .functorch import FunctorchBackend
@@ -77,7 +77,7 @@ def _make_functorch() -> Backend:
         ) from error
 
 
-def unavailable() -> Dict[str, str]:
+def unavailable() -> dict[str, str]:
     """Why each backend that cannot be had here cannot be had."""
     for name in NAMES:
         try:

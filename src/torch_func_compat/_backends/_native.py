@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from .protocol import Differentiable, LinearMap, Pullback
 class NativeMap:
     """A linear map of the library's; it is batched by the library's vmap."""
 
-    def __init__(self, vmap: Callable[..., Any], apply: Callable[..., Tuple[Tensor, ...]], randomness: str) -> None:
+    def __init__(self, vmap: Callable[..., Any], apply: Callable[..., tuple[Tensor, ...]], randomness: str) -> None:
         self._apply = apply
         self._batched = vmap(apply, randomness=randomness)
 
-    def __call__(self, *vectors: Tensor) -> List[Tensor]:
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
         return list(self._apply(*vectors))
 
-    def batched(self, *vectors: Tensor) -> List[Tensor]:
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
         return list(self._batched(*vectors))
 
 
@@ -32,7 +32,7 @@ class NativePullback(NativeMap):
         super().__init__(vmap, lambda *cotangents: vjp_fn(cotangents), "error")
         self._vjp_fn = vjp_fn
 
-    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: Optional[bool]) -> List[Tensor]:
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         create = torch.is_grad_enabled() if create_graph is None else create_graph
         return list(self._vjp_fn(tuple(cotangents), retain_graph, create))
 
@@ -63,10 +63,10 @@ class NativeBackend:
         private = self._private
         return bool(private.is_batchedtensor(tensor) and private.maybe_get_level(tensor) == private.current_level())
 
-    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
-        shared: List[Any] = []
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
+        shared: list[Any] = []
 
-        def flat(*slices: Tensor) -> Tuple[Tensor, ...]:
+        def flat(*slices: Tensor) -> tuple[Tensor, ...]:
             outputs, shared[:] = call(*slices)
             for value in shared:
                 if isinstance(value, Tensor) and self.is_batched_here(value):
@@ -80,13 +80,13 @@ class NativeBackend:
         wanted = sum(dim is not None for dim in call.flat_out_dims)
         return list(stacked[:wanted]), shared
 
-    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pullback, List[Tensor]]:
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         outputs, vjp_fn, aux = self.library.vjp(_tuples(func), *primals, has_aux=True)
         return list(outputs), NativePullback(self.library.vmap, vjp_fn), list(aux)
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
-    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         outputs, output_tangents, aux = self.library.jvp(
             _tuples(func), tuple(primals), tuple(tangents), strict=strict, has_aux=True
         )
@@ -94,11 +94,11 @@ class NativeBackend:
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
-    ) -> Tuple[LinearMap, Callable[[], List[Tensor]]]:
-        collected: List[Tensor] = []
+    ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
+        collected: list[Tensor] = []
         counts = [0]
 
-        def push(*tangents: Tensor) -> Tuple[Tensor, ...]:
+        def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             _, output_tangents, aux = self.library.jvp(_tuples(func), tuple(primals), tangents, has_aux=True)
             counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
@@ -106,14 +106,14 @@ class NativeBackend:
         class Push(NativeMap):
             """Tangents and aux come out of one vmap: aux is taken from the first tangent, as torch.func does."""
 
-            def __call__(self, *vectors: Tensor) -> List[Tensor]:
+            def __call__(self, *vectors: Tensor) -> list[Tensor]:
                 return self._split(super().__call__(*vectors), lambda aux: aux)
 
-            def batched(self, *vectors: Tensor) -> List[Tensor]:
+            def batched(self, *vectors: Tensor) -> list[Tensor]:
                 return self._split(super().batched(*vectors), lambda aux: aux[0])
 
             @staticmethod
-            def _split(results: List[Tensor], first: Callable[[Tensor], Tensor]) -> List[Tensor]:
+            def _split(results: list[Tensor], first: Callable[[Tensor], Tensor]) -> list[Tensor]:
                 collected[:] = [first(aux) for aux in results[counts[0] :]]
                 return results[: counts[0]]
 

@@ -6,7 +6,7 @@ for all backends; a backend may also name natives, whole transforms of its libra
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Protocol, Sequence, Tuple
 
 from torch import Tensor
 
@@ -19,17 +19,17 @@ Differentiable = Callable[..., Tuple[List[Tensor], List[Tensor]]]
 class LinearMap(Protocol):
     """A derivative at a point: the pullback of cotangents, or the pushforward of tangents."""
 
-    def __call__(self, *vectors: Tensor) -> List[Tensor]:
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
         """Apply to one vector (a tensor for each input of the map)."""
 
-    def batched(self, *vectors: Tensor) -> List[Tensor]:
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
         """Apply to many vectors, stacked along the first dimension; so are the results."""
 
 
 class Pullback(LinearMap, Protocol):
     """A LinearMap whose graph can be kept or freed, as torch.func's ``vjp_fn`` allows."""
 
-    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: Optional[bool]) -> List[Tensor]:
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         """Apply to one vector of cotangents."""
 
 
@@ -48,21 +48,21 @@ class Backend(Protocol):
     # The library's own transforms of the same name and signature, to be used as they are.
     natives: Mapping[str, Callable[..., Any]]
 
-    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         """Map `call` over dimension ``call.dims[i]`` of ``tensors[i]`` (a chunk of ``call.tensors``).
 
         Outputs are stacked along dimension 0; those with ``out_dims=None`` are given once.
         """
 
-    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pullback, List[Tensor]]:
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         """Outputs, the pullback of cotangents to gradients, and aux."""
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
-    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Outputs, their tangents, and aux."""
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
-    ) -> Tuple[LinearMap, Callable[[], List[Tensor]]]:
+    ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         """The pushforward of tangents, and a function that gives aux once it was applied."""

@@ -8,11 +8,11 @@ has one with the parameters that were asked for; else the derivation in ``_opera
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Tuple, Union
 
 import torch
 
-from .. import _operators, _policy
+from .. import _facts, _operators, _policy
 from .._arguments import Argnums, check_chunk_size, check_randomness
 from .._backends.protocol import Backend
 from .._policy import available_backends, get_backend, set_backend, unavailable_backends, use_backend
@@ -40,47 +40,65 @@ OutDims = Any
 
 # torch.func's Jacobians take positional arguments only
 _WITHOUT_KEYWORDS = ("jacrev", "jacfwd", "hessian")
+_FORWARD = ("jacfwd", "hessian")
+_NOTHING: dict[str, Any] = {}
 
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 
-def _resolve(backend: Backend, name: str, extra: Dict[str, Any]) -> Callable[..., Any]:
-    """`backend`'s way to transform: its own, or derived where one of `extra` is asked for.
+def _resolve(
+    backend: Backend, name: str, func: Callable[..., Any], options: dict[str, Any], extra: dict[str, Any]
+) -> Callable[..., Any]:
+    """`func` transformed by the backend's own transform, or by the derived one where that lacks something.
 
-    `extra` holds the parameters that not every release of the library has; None and False mean not asked for.
+    `extra` holds the parameters that the libraries do not have; None and False mean not asked for.
     """
     native = backend.natives.get(name)
-    if native is not None and not any(extra.values()):
-        return native
-    return functools.partial(getattr(_operators, name), backend, **extra)
+    if native is None or any(extra.values()) or (name in _FORWARD and _mistaken(options["argnums"])):
+        derived = getattr(_operators, name)
+        return derived(backend, func, **options, **extra)  # type: ignore[no-any-return]
+    return native(func, **options)  # type: ignore[no-any-return]
+
+
+def _mistaken(argnums: Argnums) -> bool:
+    """torch.func.jacfwd and hessian give zeros for negative argnums, silently, on every torch so far."""
+    negative = any(isinstance(n, int) and n < 0 for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
+    return negative and _facts.has("jacfwd_loses_negative_argnums")
 
 
 def _transform(
-    name: str, func: Callable[..., Any], options: Dict[str, Any], extra: Optional[Dict[str, Any]] = None
+    name: str, func: Callable[..., Any], options: dict[str, Any], extra: dict[str, Any] = _NOTHING
 ) -> Callable[..., Any]:
     """A function that, when called, calls the transform of `func` by the backend of that moment."""
-    made: Dict[str, Callable[..., Any]] = {}
-    extra = extra or {}
+    made: dict[str, Callable[..., Any]] = {}
 
-    @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if kwargs and name in _WITHOUT_KEYWORDS:
             return _transform(name, functools.partial(func, **kwargs), options, extra)(*args)
         if _is_compiling():
-            return _resolve(_policy.compiled(), name, extra)(func, **options)(*args, **kwargs)
+            return _resolve(_policy.compiled(), name, func, options, extra)(*args, **kwargs)
         backend = _policy.current()
         transformed = made.get(backend.name)
         if transformed is None:
-            transformed = made[backend.name] = _resolve(backend, name, extra)(func, **options)
+            transformed = made[backend.name] = _resolve(backend, name, func, options, extra)
         return transformed(*args, **kwargs)
 
+    # functools.wraps() costs a third of what a transform of ours may; this is what it does for a function
+    wrapper.__wrapped__ = func  # type: ignore[attr-defined]
+    wrapper.__name__ = getattr(func, "__name__", name)
+    wrapper.__qualname__ = getattr(func, "__qualname__", name)
+    wrapper.__doc__ = getattr(func, "__doc__", None)
+    wrapper.__module__ = getattr(func, "__module__", __name__)
     return wrapper
 
 
 def _call(name: str, *args: Any, **options: Any) -> Any:
     """The same for vjp and jvp, which evaluate at once."""
     backend = _policy.compiled() if _is_compiling() else _policy.current()
-    return _resolve(backend, name, {})(*args, **options)
+    native = backend.natives.get(name)
+    if native is not None:
+        return native(*args, **options)
+    return getattr(_operators, name)(backend, *args, **options)
 
 
 def vmap(
@@ -89,7 +107,7 @@ def vmap(
     out_dims: OutDims = 0,
     randomness: str = "error",
     *,
-    chunk_size: Optional[int] = None,
+    chunk_size: int | None = None,
 ) -> Callable[..., Any]:
     """Map a function of single samples over a batch.
 
@@ -181,9 +199,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     return _call("vjp", func, *primals, has_aux=has_aux)
 
 
-def jvp(
-    func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False
-) -> Any:
+def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
     """Value of a function and its Jacobian-vector product.
 
     Parameters
@@ -284,7 +300,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
 
 
 def jacrev(
-    func: Callable[..., Any], argnums: Argnums = 0, *, has_aux: bool = False, chunk_size: Optional[int] = None
+    func: Callable[..., Any], argnums: Argnums = 0, *, has_aux: bool = False, chunk_size: int | None = None
 ) -> Callable[..., Any]:
     """Jacobian by reverse mode, row by row of the outputs.
 
@@ -335,7 +351,7 @@ def jacfwd(
     has_aux: bool = False,
     *,
     randomness: str = "error",
-    chunk_size: Optional[int] = None,
+    chunk_size: int | None = None,
 ) -> Callable[..., Any]:
     """Jacobian by forward mode, column by column of the inputs.
 
@@ -377,7 +393,7 @@ def jacfwd(
 
 
 def hessian(
-    func: Callable[..., Any], argnums: Argnums = 0, *, has_aux: bool = False, chunk_size: Optional[int] = None
+    func: Callable[..., Any], argnums: Argnums = 0, *, has_aux: bool = False, chunk_size: int | None = None
 ) -> Callable[..., Any]:
     """Second derivatives: the Jacobian of the Jacobian.
 

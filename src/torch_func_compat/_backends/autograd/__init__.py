@@ -27,21 +27,21 @@ class AutogradBackend:
     library = None
     natives: Mapping[str, Callable[..., Any]] = {}
 
-    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         return _loop.loop(call, tensors, randomness)
 
-    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pullback, List[Tensor]]:
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         return _linear.vjp(func, primals)
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
-    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         outputs, push, aux = _linear.linearize(func, primals)
         return outputs, push.tangents(tangents, strict), aux
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
-    ) -> Tuple[LinearMap, Callable[[], List[Tensor]]]:
+    ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         # The function runs once for all tangents: 'same' is what that means, and with 'different' every
         # tangent sees the same draw, too, which is one of the draws that it allows.
         state = RandomState() if randomness == "error" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Iterator, List, Optional, Sequence, Set
+from typing import Any, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ... import _facts
 OWNER = "_autograd_transform_level"
 
 
-def nodes(roots: Iterable[Any], seen: Optional[Set[Any]] = None) -> Iterator[Any]:
+def nodes(roots: Iterable[Any], seen: set[Any] | None = None) -> Iterator[Any]:
     """Every node below `roots` (grad_fn objects or None), once. `seen` is extended with them."""
     # The set also keeps the nodes' Python wrappers alive: a wrapper is the same object only as long.
     seen = set() if seen is None else seen
@@ -41,7 +41,7 @@ def _is_outside(variable: Tensor) -> bool:
     return level is None or level.running
 
 
-def depends_on_outside(tensor: Tensor, inside: Set[Any]) -> bool:
+def depends_on_outside(tensor: Tensor, inside: set[Any]) -> bool:
     """Whether a leaf of the user, or of a transform that is still running, is below `tensor`.
 
     `inside` remembers nodes that are known to have none below; pass the same set for many tensors.
@@ -58,7 +58,7 @@ def depends_on_outside(tensor: Tensor, inside: Set[Any]) -> bool:
     return False
 
 
-def custom_nodes(tensors: Sequence[Tensor]) -> List[Any]:
+def custom_nodes(tensors: Sequence[Tensor]) -> list[Any]:
     """Nodes of autograd.Functions that are not torch's own: their backward can be anything."""
     return [
         node
@@ -67,12 +67,10 @@ def custom_nodes(tensors: Sequence[Tensor]) -> List[Any]:
     ]
 
 
-def leaves(tensors: Sequence[Tensor]) -> List[Tensor]:
+def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Leaf variables below `tensors`."""
     return [
-        node.variable
-        for node in nodes(tensor.grad_fn for tensor in tensors)
-        if type(node).__name__ == "AccumulateGrad"
+        node.variable for node in nodes(tensor.grad_fn for tensor in tensors) if type(node).__name__ == "AccumulateGrad"
     ]
 
 
@@ -83,14 +81,14 @@ def gradients(
     *,
     retain_graph: bool = True,
     create_graph: bool,
-) -> List[Optional[Tensor]]:
+) -> list[Tensor | None]:
     """`torch.autograd.grad` that answers None, and no error, for whatever does not depend."""
     pairs = [(out, ct) for out, ct in zip(outputs, cotangents) if out.requires_grad]
     if not pairs:
         return [None] * len(inputs)
     heads, vectors = tuple(out for out, _ in pairs), tuple(ct for _, ct in pairs)
 
-    def run(wanted: Sequence[Tensor]) -> List[Optional[Tensor]]:
+    def run(wanted: Sequence[Tensor]) -> list[Tensor | None]:
         found = torch.autograd.grad(
             heads, tuple(wanted), vectors, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
         )

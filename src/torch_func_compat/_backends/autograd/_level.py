@@ -8,7 +8,7 @@ nothing of the caller's (requires_grad, .grad, the tensor itself) is touched.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, ContextManager, List, Sequence, Set, Tuple
+from typing import Any, ContextManager, Sequence
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -47,11 +47,11 @@ class Level:
         alias.register_hook(lambda grad, leaf=leaf: None)
         return alias
 
-    def release(self, tensors: Sequence[Tensor]) -> List[Tensor]:
+    def release(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors as seen from outside: they require grad only if something outside did."""
         if not torch.is_grad_enabled():
             return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
-        inside: Set[Any] = set()
+        inside: set[Any] = set()
         return [
             tensor.detach() if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
             for tensor in tensors
@@ -68,9 +68,7 @@ def recording() -> ContextManager[Any]:
     return stack
 
 
-def run(
-    func: Differentiable, primals: Sequence[Tensor]
-) -> Tuple[Level, List[Tensor], List[Tensor], List[Tensor]]:
+def run(func: Differentiable, primals: Sequence[Tensor]) -> tuple[Level, list[Tensor], list[Tensor], list[Tensor]]:
     """Evaluate `func` on variables of a new level: (level, variables, outputs, aux)."""
     level = Level()
     with recording():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -22,20 +22,20 @@ class Pullback:
         self.outputs = outputs
         self.rows = Rows(lambda cotangents, create: gradients(outputs, inputs, cotangents, create_graph=create))
 
-    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: Optional[bool]) -> List[Tensor]:
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         """Apply to one vector of cotangents, as torch.func's ``vjp_fn`` with the same two flags."""
         create = torch.is_grad_enabled() if create_graph is None else create_graph
         found = gradients(self.outputs, self.inputs, cotangents, retain_graph=retain_graph, create_graph=create)
-        return self.level.release(
-            [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found)]
-        )
+        return self.level.release([torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found)])
 
-    def __call__(self, *cotangents: Tensor) -> List[Tensor]:
+    def __call__(self, *cotangents: Tensor) -> list[Tensor]:
         return self.pull(cotangents, True, None)
 
-    def batched(self, *cotangents: Tensor) -> List[Tensor]:
+    def batched(self, *cotangents: Tensor) -> list[Tensor]:
         """One row for each of the stacked cotangents."""
-        return self.level.release(fill_rows(self.rows(cotangents) if len(cotangents[0]) else [], cotangents, self.inputs))
+        return self.level.release(
+            fill_rows(self.rows(cotangents) if len(cotangents[0]) else [], cotangents, self.inputs)
+        )
 
 
 class Pushforward:
@@ -50,8 +50,8 @@ class Pushforward:
         self.level = level
         self.inputs = inputs
         self.outputs = outputs
-        self.cotangents: List[Tensor] = []
-        self.gradients: List[Optional[Tensor]] = []
+        self.cotangents: list[Tensor] = []
+        self.gradients: list[Tensor | None] = []
         self.by_rows = not self._transpose()
         self.rows = Rows(self._apply)
         self.pullback = Pullback(level, inputs, outputs)
@@ -63,7 +63,7 @@ class Pushforward:
         breaks off there, and the transpose would lack that part without an error: all torches. So every
         custom node is watched: cotangents that require grad went in, must gradients that do come out.
         """
-        broken: List[bool] = []
+        broken: list[bool] = []
 
         def watch(grad_inputs: Any, grad_outputs: Any) -> None:
             if any(g is not None and g.requires_grad for g in grad_outputs):
@@ -89,16 +89,16 @@ class Pushforward:
                 handle.remove()
         return not broken
 
-    def _apply(self, tangents: Sequence[Tensor], create_graph: bool) -> List[Optional[Tensor]]:
+    def _apply(self, tangents: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
         pairs = [(g, t) for g, t in zip(self.gradients, tangents) if g is not None and g.requires_grad]
         found = iter(
             gradients([g for g, _ in pairs], self.cotangents, [t for _, t in pairs], create_graph=create_graph)
         )
         return [next(found) if output.requires_grad else None for output in self.outputs]
 
-    def _apply_by_rows(self, tangents: Sequence[Tensor]) -> List[Optional[Tensor]]:
+    def _apply_by_rows(self, tangents: Sequence[Tensor]) -> list[Tensor | None]:
         """Contract the whole Jacobian with the tangents: as many backward passes as output elements."""
-        results: List[Optional[Tensor]] = []
+        results: list[Tensor | None] = []
         for k, output in enumerate(self.outputs):
             if not output.requires_grad:
                 results.append(None)
@@ -123,7 +123,7 @@ class Pushforward:
                 total = total + (torch.real(product) if product.is_complex() else product)
         return total if isinstance(total, Tensor) else torch.real(basis).new_zeros(basis.shape[0])
 
-    def _find(self, tangents: Sequence[Tensor]) -> List[Optional[Tensor]]:
+    def _find(self, tangents: Sequence[Tensor]) -> list[Tensor | None]:
         if not self.by_rows:
             try:
                 return self._apply(tangents, torch.is_grad_enabled())
@@ -132,7 +132,7 @@ class Pushforward:
                 self.by_rows = True
         return self._apply_by_rows(tangents)
 
-    def tangents(self, tangents: Sequence[Tensor], strict: bool) -> List[Tensor]:
+    def tangents(self, tangents: Sequence[Tensor], strict: bool) -> list[Tensor]:
         """Apply to one vector of tangents."""
         found = self._find(tangents)
         if strict and any(tangent is None for tangent in found):
@@ -140,17 +140,15 @@ class Pushforward:
                 "jvp(f, primals, tangents, strict=True): The output of f is independent of the inputs. "
                 "This is not allowed with strict=True."
             )
-        return self.level.release(
-            [torch.zeros_like(x) if t is None else t for x, t in zip(self.outputs, found)]
-        )
+        return self.level.release([torch.zeros_like(x) if t is None else t for x, t in zip(self.outputs, found)])
 
-    def __call__(self, *tangents: Tensor) -> List[Tensor]:
+    def __call__(self, *tangents: Tensor) -> list[Tensor]:
         return self.tangents(tangents, strict=False)
 
-    def batched(self, *tangents: Tensor) -> List[Tensor]:
+    def batched(self, *tangents: Tensor) -> list[Tensor]:
         """One result for each of the stacked tangents."""
         if not len(tangents[0]):
-            found: List[Optional[Tensor]] = []
+            found: list[Tensor | None] = []
         elif self.by_rows:
             parts = [self._apply_by_rows([t.select(0, i) for t in tangents]) for i in range(len(tangents[0]))]
             found = [None if part[0] is None else torch.stack(part) for part in zip(*parts)]  # type: ignore[arg-type]
@@ -159,7 +157,7 @@ class Pushforward:
         return self.level.release(fill_rows(found, tangents, self.outputs))
 
 
-def fill_rows(found: Sequence[Optional[Tensor]], vectors: Sequence[Tensor], like: Sequence[Tensor]) -> List[Tensor]:
+def fill_rows(found: Sequence[Tensor | None], vectors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     """Zeros of the right shape for results that do not depend on the vectors."""
     size = vectors[0].shape[0]
     return [
@@ -168,7 +166,7 @@ def fill_rows(found: Sequence[Optional[Tensor]], vectors: Sequence[Tensor], like
     ]
 
 
-def vjp(func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pullback, List[Tensor]]:
+def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
     level, inputs, outputs, aux = run(func, primals)
     for output in outputs:
@@ -180,7 +178,7 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], 
     return level.release(outputs), Pullback(level, inputs, outputs), level.release(aux)
 
 
-def linearize(func: Differentiable, primals: Sequence[Tensor]) -> Tuple[List[Tensor], Pushforward, List[Tensor]]:
+def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
     level, inputs, outputs, aux = run(func, primals)
     return level.release(outputs), Pushforward(level, inputs, outputs), level.release(aux)

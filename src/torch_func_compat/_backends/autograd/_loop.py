@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def slices(tensor: Tensor, dim: int) -> Iterator[Tensor]:
     return (view for block in blocks for view in slices(block, dim))
 
 
-def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple[List[Tensor], List[Any]]:
+def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
     """Map `call` over the batch dimensions of `tensors`, sample by sample."""
     size = tensors[0].size(call.dims[0])
     state = RandomState(call.generators()) if randomness != "different" or size == 0 else None
@@ -37,8 +37,8 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple
         assert state is not None
         return _empty(call, tensors, state)
     versions = [version(tensor) for tensor in call.unbatched]
-    results: List[List[Tensor]] = []
-    shared: List[Any] = []
+    results: list[list[Tensor]] = []
+    shared: list[Any] = []
     spec: Any = None
     for i, sample in enumerate(zip(*map(slices, tensors, call.dims))):
         if i and randomness == "same":
@@ -65,11 +65,10 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> Tuple
     return [torch.stack(parts) for parts in zip(*results)], shared
 
 
-def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> Tuple[List[Tensor], List[Any]]:
+def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> tuple[list[Tensor], list[Any]]:
     """No samples: only an evaluation on made-up values tells the shapes of the results."""
     samples = [
-        tensor.new_ones([n for d, n in enumerate(tensor.shape) if d != dim])
-        for tensor, dim in zip(tensors, call.dims)
+        tensor.new_ones([n for d, n in enumerate(tensor.shape) if d != dim]) for tensor, dim in zip(tensors, call.dims)
     ]
     try:
         outputs, shared = call(*samples)
@@ -78,7 +77,7 @@ def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> 
     return [output.new_zeros((0, *output.shape)) for output in outputs], shared
 
 
-def _check_alike(call: BatchedCall, i: int, spec: Any, first: List[Tensor], outputs: List[Tensor]) -> None:
+def _check_alike(call: BatchedCall, i: int, spec: Any, first: list[Tensor], outputs: list[Tensor]) -> None:
     """torch.stack would promote dtypes silently, and reports shapes without saying whose."""
     if call.output_spec != spec:
         raise RuntimeError(
@@ -93,12 +92,12 @@ def _check_alike(call: BatchedCall, i: int, spec: Any, first: List[Tensor], outp
             )
 
 
-def _check_shared(call: BatchedCall, i: int, first: List[Any], now: List[Any]) -> None:
+def _check_shared(call: BatchedCall, i: int, first: list[Any], now: list[Any]) -> None:
     for a, b in zip(first, now):
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             same = a is b or (a.shape == b.shape and bool(torch.isclose(a, b, 0.0, 0.0, equal_nan=True).all()))
         else:
-            same = a is b or type(a) is type(b) and bool(a == b)
+            same = a is b or (type(a) is type(b) and bool(a == b))
         if not same:
             raise ValueError(
                 f"vmap({call.name}, ...): `{call.name}` can not return a BatchedTensor when out_dim is None: "

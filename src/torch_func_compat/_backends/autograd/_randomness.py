@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, List, Tuple
+from typing import Any, Callable, Iterable
 
 import torch
 
@@ -11,7 +11,7 @@ class RandomState:
     """The state of every generator that the function may draw from, as it was when this was made."""
 
     def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
-        self._saved: List[Tuple[Callable[[], Any], Callable[[Any], Any], Any]] = []
+        self._saved: list[tuple[Callable[[], Any], Callable[[Any], Any], Any]] = []
         self._keep(torch.get_rng_state, torch.set_rng_state)
         if torch.cuda.is_initialized():
             self._keep(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ class Rows:
 
     def __init__(self, apply: Apply) -> None:
         self.apply = apply
-        self.vectorised: Optional[bool] = None  # what happened last; None before the first batch
+        self.vectorised: bool | None = None  # what happened last; None before the first batch
 
-    def __call__(self, vectors: Sequence[Tensor]) -> List[Optional[Tensor]]:
+    def __call__(self, vectors: Sequence[Tensor]) -> list[Tensor | None]:
         """Results for each of the vectors stacked along dimension 0, stacked likewise."""
         create_graph = torch.is_grad_enabled()
         size = vectors[0].shape[0]
@@ -39,10 +39,10 @@ class Rows:
         rows = [self.apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
         return [_stack([row[k] for row in rows]) for k in range(len(rows[0]))]
 
-    def _at_once(self, vectors: Sequence[Tensor], create_graph: bool) -> Optional[List[Optional[Tensor]]]:
-        present: List[bool] = []
+    def _at_once(self, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:
+        present: list[bool] = []
 
-        def apply(*rows: Tensor) -> Tuple[Tensor, ...]:
+        def apply(*rows: Tensor) -> tuple[Tensor, ...]:
             results = self.apply(rows, create_graph)
             present[:] = [result is not None for result in results]
             # vmap insists on at least one output: the first vector stands in where there is none
@@ -58,7 +58,7 @@ class Rows:
         results = [next(batched) if there else None for there in present]
         return results if self._agrees(vectors, results) else None
 
-    def _agrees(self, vectors: Sequence[Tensor], results: Sequence[Optional[Tensor]]) -> bool:
+    def _agrees(self, vectors: Sequence[Tensor], results: Sequence[Tensor | None]) -> bool:
         """Check batched rows against one unbatched application to a combination of them.
 
         The batching of torch < 2.0 has wrong rules: rows of layer_norm (1.8), group_norm (to 1.13) with
@@ -91,7 +91,7 @@ def _combine(weights: Tensor, stacked: Tensor) -> Tensor:
     return (weights.to(stacked).reshape(shape) * stacked).sum(0)
 
 
-def _stack(parts: List[Optional[Tensor]]) -> Optional[Tensor]:
+def _stack(parts: list[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
     if not present:
         return None

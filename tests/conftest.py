@@ -1,0 +1,49 @@
+"""The fixtures that every test shares: the backends of this environment, the device, expected failures."""
+
+from __future__ import annotations
+
+import fnmatch
+
+import pytest
+import torch
+from xfails import XFAILS
+
+import torch_func_compat as tfc
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the tests compute: cpu, cuda, cuda:1, ...")
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", tfc.available_backends(), indirect=True)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = item.nodeid.replace("\\", "/").partition("tests/")[2] or item.nodeid
+        for row in XFAILS:
+            if fnmatch.fnmatchcase(name, row.test.replace("[", "[[]")) and row.applies():
+                item.add_marker(pytest.mark.xfail(reason=f"{row.reason} ({row.link})", raises=row.raises, strict=True))
+
+
+@pytest.fixture
+def backend(request):
+    """Each backend that this environment has, in use during the test."""
+    with tfc.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device given with --device."""
+    chosen = torch.device(request.config.getoption("--device"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        pytest.exit("--device cuda, but torch sees no GPU", returncode=4)
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
