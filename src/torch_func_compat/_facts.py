@@ -68,8 +68,8 @@ def _keeps_python_attributes() -> bool:
         leaf._torch_func_compat_probe = True  # type: ignore[attr-defined]
         node = leaf.view(()).grad_fn
     del leaf
-    assert node is not None
-    return hasattr(node.next_functions[0][0].variable, "_torch_func_compat_probe")  # type: ignore[attr-defined]
+    accumulate: Any = node.next_functions[0][0] if node is not None else None
+    return hasattr(accumulate.variable, "_torch_func_compat_probe")
 
 
 def _loses_negative_argnums() -> bool:

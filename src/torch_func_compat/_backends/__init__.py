@@ -60,17 +60,15 @@ def _make(name: str) -> Backend:
 
 def _make_functorch() -> Backend:
     if not _facts.has("functorch_is_separate"):
-        since = (
-            "is part of torch.func from 2.0 on: use 'torch.func'" if _facts.TORCH >= (2, 0) else "needs torch >= 1.11"
-        )
-        raise BackendUnavailableError(f"the backend 'functorch' {since} (this is torch {_facts.VERSION})")
+        why = "needs torch >= 1.11" if _facts.TORCH < (1, 11) else "is part of torch.func from 2.0 on: use 'torch.func'"
+        raise BackendUnavailableError(f"the backend 'functorch' {why} (this is torch {_facts.VERSION})")
     try:
         from .functorch import FunctorchBackend
 
         return FunctorchBackend()
     # functorch patches torch while it is imported and can fail there in any way; 0.2.1 raises
     # from torch.jit when PYTORCH_JIT=0, for example. Whatever it was, there is no functorch here.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         raise BackendUnavailableError(
             f"functorch cannot be imported ({type(error).__name__}: {error}). torch 1.13 ships it; "
             f"install functorch==0.1.1 for torch 1.11 or functorch==0.2.1 for torch 1.12"

@@ -7,7 +7,7 @@ batched where torch can; forward mode is made of two backward passes.
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Mapping, Sequence
 
 from torch import Tensor
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..protocol import Differentiable
 from ._graph import custom_nodes, gradients
 from ._level import Level, recording, run
-from ._rows import Rows
+from ._rows import Rows, stack
 
 
 class Pullback:
@@ -33,9 +33,8 @@ class Pullback:
 
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
         """One row for each of the stacked cotangents."""
-        return self.level.release(
-            fill_rows(self.rows(cotangents) if len(cotangents[0]) else [], cotangents, self.inputs)
-        )
+        found = self.rows(cotangents) if len(cotangents[0]) else []
+        return self.level.release(fill_rows(found, cotangents, self.inputs))
 
 
 class Pushforward:
@@ -116,12 +115,13 @@ class Pushforward:
             return basis.new_zeros(0)
         output = self.outputs[k]
         rows = Rows(lambda vectors, create: gradients([output], self.inputs, vectors, create_graph=create))
-        total = 0
+        total: Tensor | None = None
         for jacobian, tangent in zip(rows([basis.reshape(-1, *output.shape)]), tangents):
             if jacobian is not None:
                 product = (jacobian.conj() * tangent).flatten(1).sum(1)
-                total = total + (torch.real(product) if product.is_complex() else product)
-        return total if isinstance(total, Tensor) else torch.real(basis).new_zeros(basis.shape[0])
+                product = torch.real(product) if product.is_complex() else product
+                total = product if total is None else total + product
+        return torch.real(basis).new_zeros(basis.shape[0]) if total is None else total
 
     def _find(self, tangents: Sequence[Tensor]) -> list[Tensor | None]:
         if not self.by_rows:
@@ -151,7 +151,7 @@ class Pushforward:
             found: list[Tensor | None] = []
         elif self.by_rows:
             parts = [self._apply_by_rows([t.select(0, i) for t in tangents]) for i in range(len(tangents[0]))]
-            found = [None if part[0] is None else torch.stack(part) for part in zip(*parts)]  # type: ignore[arg-type]
+            found = [stack(list(part)) for part in zip(*parts)]
         else:
             found = self.rows(tangents)
         return self.level.release(fill_rows(found, tangents, self.outputs))

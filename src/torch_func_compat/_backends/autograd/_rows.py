@@ -37,7 +37,7 @@ class Rows:
                     raise
                 self.vectorised = False
         rows = [self.apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
-        return [_stack([row[k] for row in rows]) for k in range(len(rows[0]))]
+        return [stack([row[k] for row in rows]) for k in range(len(rows[0]))]
 
     def _at_once(self, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:
         present: list[bool] = []
@@ -91,7 +91,7 @@ def _combine(weights: Tensor, stacked: Tensor) -> Tensor:
     return (weights.to(stacked).reshape(shape) * stacked).sum(0)
 
 
-def _stack(parts: list[Tensor | None]) -> Tensor | None:
+def stack(parts: list[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
     if not present:
         return None
