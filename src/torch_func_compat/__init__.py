@@ -10,8 +10,11 @@ tensor([[ 6.,  0.],
 from __future__ import annotations
 
 from .autograd import (
+    FallbackWarning,
     available_backends,
+    explain,
     get_backend,
+    get_fallback,
     grad,
     grad_and_value,
     hessian,
@@ -19,8 +22,10 @@ from .autograd import (
     jacrev,
     jvp,
     set_backend,
+    set_fallback,
     unavailable_backends,
     use_backend,
+    use_fallback,
     vjp,
     vmap,
 )
@@ -32,8 +37,11 @@ __api_version__ = "2.15"
 __all__ = [
     "__api_version__",
     "__version__",
+    "FallbackWarning",
     "available_backends",
+    "explain",
     "get_backend",
+    "get_fallback",
     "grad",
     "grad_and_value",
     "hessian",
@@ -41,8 +49,10 @@ __all__ = [
     "jacrev",
     "jvp",
     "set_backend",
+    "set_fallback",
     "unavailable_backends",
     "use_backend",
+    "use_fallback",
     "vjp",
     "vmap",
 ]

@@ -321,6 +321,14 @@ def check_out_dims(func: Callable[..., Any], out_dims: Any) -> None:
             )
 
 
+def version(tensor: Tensor) -> int:
+    """How often `tensor` was modified in place; inference tensors do not count."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return 0
+
+
 def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
     """`torch.movedim`, which the batching rules of old torches lack, by permute."""
     order = [d for d in range(tensor.dim()) if d != source % tensor.dim()]

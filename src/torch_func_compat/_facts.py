@@ -15,10 +15,18 @@ from typing import Any, Callable, NamedTuple
 import torch
 from packaging.version import Version
 
-# Vendor builds call themselves "2.1.0a0+32f93b1" and nightlies "2.16.0.dev20261101+cpu":
-# only the release counts, for a pre-release has the code of its release.
+
+def release(version: str) -> tuple[int, ...]:
+    """The release that a version of torch belongs to.
+
+    Vendor builds call themselves "2.1.0a0+32f93b1" and nightlies "2.16.0.dev20261101+cpu": only the release
+    counts, for a pre-release has the code of its release.
+    """
+    return Version(version).release
+
+
 VERSION = str(torch.__version__)
-TORCH: tuple[int, ...] = Version(VERSION).release
+TORCH = release(VERSION)
 
 
 class Fact(NamedTuple):
@@ -29,6 +37,10 @@ class Fact(NamedTuple):
     since: tuple[int, int] | None
     until: tuple[int, int] | None  # the first release in which it no longer holds
     source: str
+
+    def expected(self, torch_release: tuple[int, ...]) -> bool:
+        """What `since` and `until` say of a release."""
+        return _within(torch_release, self.since, self.until)
 
 
 def _has(path: str) -> Callable[[], bool]:
@@ -82,8 +94,12 @@ def _loses_negative_argnums() -> bool:
     return not bool(jacfwd(torch.mul, argnums=-1)(one, one))
 
 
+def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until: tuple[int, int] | None) -> bool:
+    return (since is None or torch_release >= since) and (until is None or torch_release < until)
+
+
 def _between(since: tuple[int, int] | None, until: tuple[int, int] | None) -> Callable[[], bool]:
-    return lambda: (since is None or TORCH >= since) and (until is None or TORCH < until)
+    return lambda: _within(TORCH, since, until)
 
 
 FACTS: dict[str, Fact] = {

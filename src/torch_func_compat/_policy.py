@@ -1,4 +1,4 @@
-"""Who answers: the settings, and the rule that turns them into a backend.
+"""Who answers: the rule that turns the settings into a backend.
 
 The rule, in this order:
 
@@ -6,27 +6,23 @@ The rule, in this order:
    running, their backend answers: tensors there are theirs, and no other can see into them;
 2. `use_backend` of this thread, else `set_backend`, else the environment variable
    ``TORCH_FUNC_COMPAT_BACKEND``, else the first one that there is of torch.func, functorch, autograd.
+
+What happens where that backend refuses a function is in ``_fallback.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from contextvars import ContextVar
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, ContextManager
 
 from . import _backends, _facts
 from ._backends import BackendUnavailableError
 from ._backends.protocol import Backend
+from ._settings import Setting
 
-# TORCH_FUNC_COMPAT_BACKEND; named after the package, so that a vendored copy has a variable of its own
-ENVIRONMENT_VARIABLE = __name__.rpartition(".")[0].replace(".", "_").upper() + "_BACKEND"
-
-# A ContextVar is thread-local, and right in coroutines, too.
-_scoped: ContextVar[str | None] = ContextVar("backend", default=None)
-_chosen: str | None = None  # by set_backend()
-_automatic: Backend | None = None  # by the environment and by what there is, found once
+_setting = Setting("backend", _backends.load)
+_automatic: Backend | None = None  # the first one that there is, found once
 
 
 def available_backends() -> tuple[str, ...]:
@@ -64,7 +60,7 @@ def get_backend() -> str:
     ...     tfc.get_backend()
     'autograd'
     """
-    return current().name
+    return (active_native() or chosen()).name
 
 
 def set_backend(name: str | None) -> None:
@@ -84,14 +80,10 @@ def set_backend(name: str | None) -> None:
     ImportError
         This environment does not have it; the message says what to install.
     """
-    global _chosen
-    if name is not None:
-        _backends.load(name)
-    _chosen = name
+    _setting.set(name)
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> ContextManager[None]:
     """Choose the backend within a ``with`` block, in this thread (or asyncio task) only.
 
     Parameters
@@ -104,40 +96,17 @@ def use_backend(name: str) -> Iterator[None]:
     ValueError, ImportError
         As for `set_backend`.
     """
-    _backends.load(name)
-    token = _scoped.set(name)
-    try:
-        yield
-    finally:
-        _scoped.reset(token)
+    return _setting.use(name)
 
 
-def _find_automatic() -> Backend:
-    asked = os.environ.get(ENVIRONMENT_VARIABLE)
-    if asked:
-        try:
-            return _backends.load(asked)
-        except (ValueError, BackendUnavailableError) as error:
-            raise type(error)(f"{ENVIRONMENT_VARIABLE}={asked}: {error}") from None
-    for name in _backends.NAMES:
-        try:
-            return _backends.load(name)
-        except BackendUnavailableError:
-            continue
-    raise AssertionError("the autograd backend is always available")
-
-
-def current() -> Backend:
-    """The backend that answers here and now."""
+def chosen() -> Backend:
+    """The backend that the settings ask for."""
     global _automatic
-    active = active_native()
-    if active is not None:
-        return active
-    name = _scoped.get() or _chosen
+    name = _setting.get()
     if name is not None:
         return _backends.load(name)
     if _automatic is None:
-        _automatic = _find_automatic()
+        _automatic = _backends.load(available_backends()[0])
     return _automatic
 
 

@@ -68,7 +68,7 @@ def _make_functorch() -> Backend:
         return FunctorchBackend()
     # functorch patches torch while it is imported and can fail there in any way; 0.2.1 raises
     # from torch.jit when PYTORCH_JIT=0, for example. Whatever it was, there is no functorch here.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise BackendUnavailableError(
             f"functorch cannot be imported ({type(error).__name__}: {error}). torch 1.13 ships it; "
             f"install functorch==0.1.1 for torch 1.11 or functorch==0.2.1 for torch 1.12"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from .._fallback import FallbackWarning
 from .internals import (
     available_backends,
+    explain,
     get_backend,
+    get_fallback,
     grad,
     grad_and_value,
     hessian,
@@ -12,15 +15,20 @@ from .internals import (
     jacrev,
     jvp,
     set_backend,
+    set_fallback,
     unavailable_backends,
     use_backend,
+    use_fallback,
     vjp,
     vmap,
 )
 
 __all__ = [
+    "FallbackWarning",
     "available_backends",
+    "explain",
     "get_backend",
+    "get_fallback",
     "grad",
     "grad_and_value",
     "hessian",
@@ -28,8 +36,10 @@ __all__ = [
     "jacrev",
     "jvp",
     "set_backend",
+    "set_fallback",
     "unavailable_backends",
     "use_backend",
+    "use_fallback",
     "vjp",
     "vmap",
 ]

@@ -1,8 +1,9 @@
 """The switchboard: every transform by its name, answered by the backend of the moment.
 
 Each public function says what it does and hands its name and arguments to `_transform`, which asks
-``_policy`` for the backend when the result is called. That backend's own transform answers where it
-has one with the parameters that were asked for; else the derivation in ``_operators`` does.
+``_policy`` for the backend when the result is called (by way of ``_fallback``, which computes on the
+autograd backend what that one refuses). The backend's own transform answers where it has one with the
+parameters that were asked for; else the derivation in ``_operators`` does.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import torch
 from .. import _facts, _operators, _policy
 from .._arguments import Argnums, check_chunk_size, check_randomness
 from .._backends.protocol import Backend
+from .._fallback import Answer, answer, explain, get_fallback, set_fallback, use_fallback
 from .._policy import available_backends, get_backend, set_backend, unavailable_backends, use_backend
 
 __all__ = [
     "available_backends",
+    "explain",
     "fjacrev",  # noqa: F822 - by __getattr__
     "fvmap",  # noqa: F822
     "get_backend",
+    "get_fallback",
     "grad",
     "grad_and_value",
     "hessian",
@@ -29,8 +33,10 @@ __all__ = [
     "jacrev",
     "jvp",
     "set_backend",
+    "set_fallback",
     "unavailable_backends",
     "use_backend",
+    "use_fallback",
     "vjp",
     "vmap",
 ]
@@ -71,17 +77,20 @@ def _transform(
 ) -> Callable[..., Any]:
     """A function that, when called, calls the transform of `func` by the backend of that moment."""
     made: dict[str, Callable[..., Any]] = {}
+    record = Answer()
+
+    def on(backend: Backend) -> Callable[..., Any]:
+        transformed = made.get(backend.name)
+        if transformed is None:
+            transformed = made[backend.name] = _resolve(backend, name, func, options, extra)
+        return transformed
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if kwargs and name in _WITHOUT_KEYWORDS:
             return _transform(name, functools.partial(func, **kwargs), options, extra)(*args)
         if _is_compiling():
             return _resolve(_policy.compiled(), name, func, options, extra)(*args, **kwargs)
-        backend = _policy.current()
-        transformed = made.get(backend.name)
-        if transformed is None:
-            transformed = made[backend.name] = _resolve(backend, name, func, options, extra)
-        return transformed(*args, **kwargs)
+        return answer(record, name, func, on, args, kwargs)
 
     # functools.wraps() costs a third of what a transform of ours may; this is what it does for a function
     wrapper.__wrapped__ = func  # type: ignore[attr-defined]
@@ -89,16 +98,20 @@ def _transform(
     wrapper.__qualname__ = getattr(func, "__qualname__", name)
     wrapper.__doc__ = getattr(func, "__doc__", None)
     wrapper.__module__ = getattr(func, "__module__", __name__)
+    wrapper.answered_by = record  # type: ignore[attr-defined]
     return wrapper
 
 
-def _call(name: str, *args: Any, **options: Any) -> Any:
+def _call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """The same for vjp and jvp, which evaluate at once."""
-    backend = _policy.compiled() if _is_compiling() else _policy.current()
-    native = backend.natives.get(name)
-    if native is not None:
-        return native(*args, **options)
-    return getattr(_operators, name)(backend, *args, **options)
+
+    def on(backend: Backend) -> Callable[..., Any]:
+        native = backend.natives.get(name)
+        return functools.partial(getattr(_operators, name), backend) if native is None else native
+
+    if _is_compiling():
+        return on(_policy.compiled())(func, *args, **options)
+    return answer(Answer(), name, func, on, (func, *args), options)
 
 
 def vmap(

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from ... import _facts
-
 # The attribute of a leaf that belongs to a transform. Duck-typed and not named after this package,
 # so that two vendored copies of it understand each other's leaves.
 OWNER = "_autograd_transform_level"
@@ -27,13 +25,6 @@ def nodes(roots: Iterable[Any], seen: set[Any] | None = None) -> Iterator[Any]:
         seen.add(node)
         yield node
         stack.extend(child for child, _ in node.next_functions if child is not None)
-
-
-def version(tensor: Tensor) -> int:
-    """How often `tensor` was modified in place; inference tensors do not count."""
-    if _facts.has("inference_mode") and tensor.is_inference():
-        return 0
-    return tensor._version
 
 
 def _is_outside(variable: Tensor) -> bool:

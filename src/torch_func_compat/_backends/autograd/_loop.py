@@ -7,8 +7,7 @@ from typing import Any, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..._arguments import BatchedCall
-from ._graph import version
+from ..._arguments import BatchedCall, version
 from ._randomness import RandomState
 
 # Above this many samples, slices are taken in two steps. The backward of select() makes a tensor as

@@ -1,0 +1,171 @@
+"""What torch.func and functorch refuse although a loop over plain autograd can compute it: ONE table.
+
+A row says by which exception a refusal is known, what it means and what the user can do to stay fast.
+Only these rows let a transform be computed again on the autograd backend. Everything else passes
+through untouched: the user's own errors, shape errors, randomness='error', memory and interrupts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from . import _facts
+
+
+class Capability(NamedTuple):
+    """A refusal: an exception of type RuntimeError (or NotImplementedError, its subclass) and its text."""
+
+    name: str
+    pattern: str
+    meaning: str
+    advice: str
+    until: tuple[int, int] | None = None  # the first release on which the text means something else
+
+
+CAPABILITIES: tuple[Capability, ...] = (
+    Capability(
+        "legacy_function",
+        r"In order to use an autograd\.Function with functorch transforms"
+        r"|cannot use C\+\+ torch::autograd::Function with functorch transforms",
+        "it uses an autograd.Function with forward(ctx, ...), a custom operator or a checkpoint, "
+        "into which torch.func cannot see",
+        "write the Function with setup_context()",
+    ),
+    Capability(
+        "function_under_functorch",
+        r"functorch functions \(vmap, grad, vjp, etc\.\) currently do not support the use of autograd\.Function",
+        "it uses an autograd.Function, which functorch on torch < 2.0 does not support",
+        "upgrade to torch >= 2.0",
+    ),
+    Capability(
+        "function_without_vmap",
+        r"You tried to vmap over .*, but it does not have vmap support",
+        "it uses an autograd.Function without a vmap rule",
+        "give the Function a vmap() staticmethod or generate_vmap_rule = True",
+    ),
+    Capability(
+        "function_without_jvp",
+        r"You must implement the jvp function for custom autograd\.Function",
+        "it uses an autograd.Function without a jvp rule in forward mode",
+        "give the Function a jvp() staticmethod, or use reverse mode",
+    ),
+    Capability(
+        "no_forward_formula",
+        r"Trying to use forward AD with .* that does not support it",
+        "it uses an operation without a forward-mode formula",
+        "use reverse mode (jacrev, vjp) for this function",
+    ),
+    Capability(
+        "item",
+        r"looks like you're (either \(1\) )?calling \.item\(\) on a Tensor|data-dependent control flow",
+        "it reads the value of a mapped tensor: .item(), float() or a branch on it",
+        "use torch.where() and tensor arithmetic instead",
+    ),
+    Capability(
+        "dynamic_shape",
+        r"We do not support batching operators that can (output|support) dynamic shape"
+        r"|Attempted to vmap over `mask` in torch\.masked_select",
+        "it uses an operation whose output shape depends on values: nonzero, unique, a boolean mask",
+        "use torch.where() or multiply by the mask",
+    ),
+    Capability(
+        "data_pointer",
+        r"Cannot access data pointer of Tensor( \(e\.g\. FakeTensor, FunctionalTensor\))?,? that doesn't have storage"
+        r"|Cannot access storage of (BatchedTensorImpl|TensorWrapper)"
+        r"|(Cannot|cannot) (convert|access) .*(BatchedTensor|TensorWrapper)",
+        "it hands a tensor to numpy, DLPack or an extension",
+        "put that part in an autograd.Function with setup_context() and a vmap rule",
+    ),
+    Capability(
+        "no_batching_rule",
+        r"Batching rule not implemented for aten::|vmap over torch\.\w+ isn't supported yet"
+        r"|Could not run 'aten::.*(Batched|FuncTorch)|vmap: we do not yet support"
+        r"|slow fallback received a mix of undefined and defined tensors"
+        r"|fallback path does not support vmap over dims of size 0"
+        r"|Calling Tensor\.as_strided is not supported unless the batch dims",
+        "it uses an operation without a batching rule",
+        "write the operation in terms of others, or loop over it",
+    ),
+    Capability(
+        "broadcast_by_vmap",
+        # the shape of the batch before that of one sample: LSTM and GRU, b.add_(x) for a b that is not mapped
+        r"output with shape \[(.*)\] doesn't match the broadcast shape \[\d+, \1\]",
+        "it writes mapped values in place into a tensor that is not mapped (as LSTM and GRU do)",
+        "make the tensor from a mapped one, as with x.new_zeros()",
+    ),
+    Capability(
+        "sparse",
+        r"is unsupported for Sparse tensors|sparse tensors do not have strides|SparseTensorImpl do not have strides"
+        r"|addmm_sparse_dense: expected either 'mat1' to have sparse layout",
+        "it uses sparse tensors",
+        "use dense ones within transforms",
+    ),
+    Capability(
+        "saved_tensor_hooks",
+        r"don't yet support saved tensor hooks",
+        "it uses saved-tensor hooks or a checkpoint",
+        "leave out the checkpoint within transforms",
+    ),
+    Capability(
+        "data_attribute",
+        r"accessing `data` under vmap transform|mutating directly with `\.data`|batched == nullptr *INTERNAL ASSERT",
+        "it reads .data of a mapped tensor",
+        "use .detach()",
+    ),
+    Capability(
+        "autograd_inside",
+        r"You are attempting to call Tensor\.(requires_grad_|retain_grad)\(\)"
+        r"|backward\(\) called inside a functorch",
+        "it calls torch.autograd itself: requires_grad_(), retain_grad() or backward()",
+        "use this library's grad or vjp inside",
+    ),
+    Capability(
+        "autograd_inside_functorch_0_1",
+        r"element 0 of tensors does not require grad and does not have a grad_fn",
+        "it calls torch.autograd.grad itself",
+        "use this library's grad or vjp inside",
+        until=(1, 12),
+    ),
+    Capability(
+        "captured_mutation",
+        r"that would mutate a captured Tensor"
+        r"|running_mean or running_var, which will be updated in-?place but is not batched"
+        r"|Batch norm got a batched tensor as input while the running_mean or running_var",
+        "it changes a tensor from outside in place, as batch norm in training mode does with its statistics",
+        "use eval(), or return what is to be changed as aux",
+    ),
+    Capability(
+        "inplace_into_unbatched",
+        r"vmap: inplace arithmetic\(self, \*extra_args\) is not possible"
+        r"|vmap: aten::\w+\(self, \*extra_args\) is not possible",
+        "it writes mapped values in place into a tensor that is not mapped",
+        "make the tensor from a mapped one, as with x.new_zeros()",
+    ),
+    Capability(
+        "random_operation",
+        r"Vmap does not currently support same randomness with a batched tensor input"
+        r"|We do not (yet )?support calling (out variants of )?random operations (inside of vmap)?"
+        r"|Cannot ask for different inplace randomness on an unbatched tensor"
+        r"|Attempted to vmap over 'noise' in torch\.rrelu_with_noise",
+        "it uses a random operation that torch cannot batch in this randomness mode",
+        "draw outside and pass the numbers in",
+    ),
+)
+
+_PATTERNS = [
+    (re.compile(row.pattern, re.DOTALL), row)
+    for row in CAPABILITIES
+    if row.until is None or _facts.TORCH < row.until
+]
+
+
+def refusal(error: BaseException) -> Capability | None:
+    """The row that `error` belongs to, or None where it is no refusal but an error."""
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    for pattern, row in _PATTERNS:
+        if pattern.search(text):
+            return row
+    return None

@@ -1,0 +1,201 @@
+"""Ask the native backend first; where it refuses, compute on the autograd backend.
+
+The outermost transform decides, and computes the whole of its call again: half a result from one
+backend and half from another would not fit together. Transforms within one that is running never
+come here.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from typing import Any, Callable, ContextManager
+
+import torch
+from torch import Tensor
+
+from ._arguments import name_of, version
+from ._backends.protocol import Backend
+from ._capabilities import Capability, refusal
+from ._policy import active_native, chosen, use_backend
+from ._settings import Setting
+
+MODES = ("warn", "silent", "error")
+
+
+class FallbackWarning(UserWarning):
+    """The native backend refused a function, and the autograd backend computed it, more slowly."""
+
+
+def _check(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"unknown fallback {mode!r}: expected one of {', '.join(map(repr, MODES))}")
+
+
+_setting = Setting("fallback", _check)
+
+
+def get_fallback() -> str:
+    """What happens here and now where the native backend refuses: 'warn', 'silent' or 'error'."""
+    return _setting.get() or "warn"
+
+
+def set_fallback(mode: str | None) -> None:
+    """Choose for the whole process what happens where the native backend refuses a function.
+
+    Parameters
+    ----------
+    mode : {'warn', 'silent', 'error'} or None
+        Compute on the autograd backend with one `FallbackWarning` per function, do so without a word, or let
+        torch's error pass. None goes back to the environment variable ``TORCH_FUNC_COMPAT_FALLBACK``, else to
+        'warn'.
+
+    Raises
+    ------
+    ValueError
+        There is no such mode.
+    """
+    _setting.set(mode)
+
+
+def use_fallback(mode: str) -> ContextManager[None]:
+    """`set_fallback` within a ``with`` block, for this thread (or asyncio task) only.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> with tfc.use_fallback("error"):
+    ...     tfc.get_fallback()
+    'error'
+    """
+    return _setting.use(mode)
+
+
+class Answer:
+    """Which backend answered a transform last, and the refusal that sent it to the autograd backend."""
+
+    __slots__ = ("backend", "refused")
+
+    def __init__(self) -> None:
+        self.backend: str | None = None
+        self.refused: Capability | None = None
+
+
+def explain(transformed: Callable[..., Any]) -> str:
+    """Tell which backend answered a transformed function last, and why.
+
+    Parameters
+    ----------
+    transformed : callable
+        What vmap, grad, jacrev, ... of this library returned.
+
+    Returns
+    -------
+    str
+        One or two sentences.
+
+    Raises
+    ------
+    TypeError
+        `transformed` was not made by this library.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch_func_compat as tfc
+    >>> gradient = tfc.grad(torch.sin)
+    >>> with tfc.use_backend("autograd"):
+    ...     _ = gradient(torch.ones(()))
+    >>> tfc.explain(gradient)
+    'The backend that answered last is autograd.'
+    """
+    record = getattr(transformed, "answered_by", None)
+    if not isinstance(record, Answer):
+        raise TypeError(f"expected a function transformed by this library, got {transformed!r}")
+    if record.backend is None:
+        return "It was not called yet."
+    last = f"The backend that answered last is {record.backend}."
+    if record.refused is None:
+        return last
+    return f"{last} The native backend refused, because {record.refused.meaning}. Instead, {record.refused.advice}."
+
+
+def answer(
+    record: Answer,
+    transform: str,
+    func: Callable[..., Any],
+    on: Callable[[Backend], Callable[..., Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The value of a transformed function by the backend of the moment, or by the autograd backend.
+
+    ``on(backend)`` is the transformed function of a backend. A transform that was refused once goes straight
+    to the autograd backend from then on.
+    """
+    active = active_native()
+    backend = active or chosen()
+    record.backend = backend.name
+    if active is not None or backend.library is None or get_fallback() == "error":
+        return on(backend)(*args, **kwargs)
+    if record.refused is None:
+        before = _versions(args)
+        # as torch.get_rng_state(), in less than half of its time
+        random_state = torch.default_generator.get_state()
+        cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        try:
+            return on(backend)(*args, **kwargs)
+        except RuntimeError as error:
+            refused = refusal(error)
+            # A function that changed its arguments before it was refused would change them once more.
+            if refused is None or _versions(args) != before:
+                raise
+            text = str(error)
+        torch.set_rng_state(random_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state_all(cuda_state)
+        record.refused = refused
+        _warn(transform, func, refused, text)
+    # Out of the except block: an error from here on did not happen "during handling of" the refusal.
+    record.backend = "autograd"
+    with use_backend("autograd"):
+        return on(chosen())(*args, **kwargs)
+
+
+def _versions(values: Any) -> list[int]:
+    """How often each tensor among arguments was modified in place; built-in containers are entered."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(version(value))
+        elif isinstance(value, (list, tuple)):
+            found += _versions(value)
+        elif isinstance(value, dict):
+            found += _versions(value.values())
+    return found
+
+
+# The user's functions that were warned about, by their code: a lambda is a new object each time.
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _warn(transform: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
+    while isinstance(func, functools.partial) or hasattr(func, "__wrapped__"):
+        func = func.func if isinstance(func, functools.partial) else func.__wrapped__
+    key = getattr(func, "__code__", func)
+    try:
+        if key in _warned:
+            return
+        _warned.add(key)
+    except TypeError:  # an unhashable callable: better warned twice than not at all
+        pass
+    if get_fallback() == "silent":
+        return
+    warnings.warn(
+        f"{transform} of `{name_of(func)}` is computed by the autograd backend, sample by sample where torch would "
+        f"batch, because {refused.meaning}. To stay native: {refused.advice}. "
+        f"(torch refused with: {text.strip().splitlines()[0][:200]})",
+        FallbackWarning,
+        stacklevel=4,
+    )

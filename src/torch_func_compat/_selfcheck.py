@@ -1,0 +1,226 @@
+"""Closed forms for every operator, and a look at what answers it: what ``python -m`` on this package runs.
+
+Everything here goes through the public transforms, as a user's call does, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, Callable, Iterator, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from . import _facts, _operators, _tree
+from ._backends.autograd import _loop
+from ._backends.autograd._rows import Rows
+from .autograd import internals, use_backend, use_fallback
+
+# What an operator gave, and what it should have given: pytrees of the same structure
+Case = Tuple[Any, Any]
+
+
+class Point(NamedTuple):
+    """Where the operators are evaluated: two vectors and a batch of the first."""
+
+    x: Tensor
+    a: Tensor
+    batch: Tensor
+
+    @classmethod
+    def on(cls, device: str) -> Point:
+        dtype = dtype_on(device)
+        x = torch.tensor([0.3, -0.7, 1.1], dtype=dtype, device=device)
+        a = torch.tensor([0.5, 0.2, -0.4], dtype=dtype, device=device)
+        return cls(x, a, torch.stack([x, a, x - a, 2 * x]))
+
+
+def dtype_on(device: str) -> torch.dtype:
+    """float64, which some accelerators lack."""
+    return torch.float32 if device.startswith("mps") else torch.float64
+
+
+def limit_on(device: str) -> float:
+    """The largest error that rounding explains, where all values are about one."""
+    return 1e-4 if dtype_on(device) is torch.float32 else 1e-10
+
+
+def energy(x: Tensor, a: Tensor) -> Tensor:
+    """A scalar, of which every derivative is known: exp(a x)."""
+    return torch.exp((a * x).sum())
+
+
+def field(x: Tensor, a: Tensor) -> Tensor:
+    """Three numbers, the last of which does not depend on `a`."""
+    return torch.stack([energy(x, a), (a * torch.sin(x)).sum(), (x * x).sum()])
+
+
+def field_jacobian(x: Tensor, a: Tensor) -> Tensor:
+    return torch.stack([a * energy(x, a), a * torch.cos(x), 2 * x])
+
+
+def field_jacobian_of_a(x: Tensor, a: Tensor) -> Tensor:
+    return torch.stack([x * energy(x, a), torch.sin(x), torch.zeros_like(x)])
+
+
+def _vmap(p: Point) -> Iterator[Case]:
+    energies = torch.exp((p.batch * p.a).sum(1))
+    yield internals.vmap(energy, in_dims=(0, None))(p.batch, p.a), energies
+    fields = torch.stack([energies, (p.a * torch.sin(p.batch)).sum(1), (p.batch * p.batch).sum(1)])
+    for chunk_size in (None, 3):
+        mapped = internals.vmap(field, in_dims=(1, None), out_dims=1, chunk_size=chunk_size)
+        yield mapped(p.batch.t(), p.a), fields
+    yield internals.vmap(internals.grad(energy), in_dims=(0, None))(p.batch, p.a), energies[:, None] * p.a
+
+
+def _vjp(p: Point) -> Iterator[Case]:
+    output, pull = internals.vjp(field, p.x, p.a)
+    gradients = (p.a @ field_jacobian(p.x, p.a), p.a @ field_jacobian_of_a(p.x, p.a))
+    yield (output, pull(p.a)), (field(p.x, p.a), gradients)
+    output, _, aux = internals.vjp(lambda x: (x.sum(), {"twice": 2 * x}), p.x, has_aux=True)
+    yield (output, aux), (p.x.sum(), {"twice": 2 * p.x})
+
+
+def _jvp(p: Point) -> Iterator[Case]:
+    tangent = field_jacobian(p.x, p.a) @ p.a + field_jacobian_of_a(p.x, p.a) @ p.x
+    yield internals.jvp(field, (p.x, p.a), (p.a, p.x)), (field(p.x, p.a), tangent)
+    yield internals.jvp(lambda x: (x * x, x), (p.x,), (p.a,), has_aux=True), (p.x * p.x, 2 * p.x * p.a, p.x)
+
+
+def _grad(p: Point) -> Iterator[Case]:
+    e = energy(p.x, p.a)
+    yield internals.grad(energy)(p.x, p.a), p.a * e
+    yield internals.grad(energy, argnums=(-1, 0))(p.x, p.a), (p.x * e, p.a * e)
+    yield internals.grad(lambda d: energy(d["x"], d["a"]))({"x": p.x, "a": p.a}), {"x": p.a * e, "a": p.x * e}
+    cube = lambda s: s * s * s
+    yield internals.grad(internals.grad(cube))(p.x.sum()), 6 * p.x.sum()
+
+
+def _grad_and_value(p: Point) -> Iterator[Case]:
+    e = energy(p.x, p.a)
+    yield internals.grad_and_value(energy)(p.x, p.a), (p.a * e, e)
+    with_aux = internals.grad_and_value(lambda x: (energy(x, p.a), x), has_aux=True)
+    yield with_aux(p.x), (p.a * e, (e, p.x))
+
+
+def _jacrev(p: Point) -> Iterator[Case]:
+    both = (field_jacobian(p.x, p.a), field_jacobian_of_a(p.x, p.a))
+    yield internals.jacrev(field)(p.x, p.a), both[0]
+    for chunk_size in (1, 2):
+        yield internals.jacrev(field, argnums=(0, 1), chunk_size=chunk_size)(p.x, p.a), both
+    yield internals.jacrev(lambda x: (x * p.a, x), has_aux=True)(p.x), (torch.diag(p.a), p.x)
+
+
+def _jacfwd(p: Point) -> Iterator[Case]:
+    both = (field_jacobian(p.x, p.a), field_jacobian_of_a(p.x, p.a))
+    yield internals.jacfwd(field)(p.x, p.a), both[0]
+    for chunk_size in (None, 2):
+        yield internals.jacfwd(field, argnums=(0, -1), chunk_size=chunk_size)(p.x, p.a), both
+    mixed = torch.eye(3, dtype=p.x.dtype, device=p.x.device) + torch.ger(p.x, p.a)
+    yield internals.jacfwd(internals.grad(energy, argnums=1))(p.x, p.a), mixed * energy(p.x, p.a)
+
+
+def _hessian(p: Point) -> Iterator[Case]:
+    e = energy(p.x, p.a)
+    second = torch.ger(p.a, p.a) * e
+    unit = torch.eye(3, dtype=p.x.dtype, device=p.x.device)
+    yield internals.hessian(energy)(p.x, p.a), second
+    yield internals.hessian(field)(p.x, p.a), torch.stack([second, torch.diag(-p.a * torch.sin(p.x)), 2 * unit])
+    mixed = (unit + torch.ger(p.a, p.x)) * e
+    blocks = ((second, mixed), (mixed.t(), torch.ger(p.x, p.x) * e))
+    yield internals.hessian(energy, argnums=(0, 1), chunk_size=2)(p.x, p.a), blocks
+
+
+# The first case of each is the plain call, which `answered_by` looks at.
+CHECKS: dict[str, Callable[[Point], Iterator[Case]]] = {
+    "vmap": _vmap,
+    "vjp": _vjp,
+    "jvp": _jvp,
+    "grad": _grad,
+    "grad_and_value": _grad_and_value,
+    "jacrev": _jacrev,
+    "jacfwd": _jacfwd,
+    "hessian": _hessian,
+}
+
+
+def _difference(actual: Any, expected: Any) -> float:
+    """Largest deviation over the leaves; raises where structure, shape, dtype or device are others."""
+    leaves, spec = _tree.flatten(actual)
+    wanted, wanted_spec = _tree.flatten(expected)
+    if spec != wanted_spec:
+        raise AssertionError(f"the result has structure {spec}, expected {wanted_spec}")
+    largest = 0.0
+    for leaf, want in zip(leaves, wanted):
+        kind, wanted_kind = ((tuple(t.shape), t.dtype, str(t.device)) for t in (leaf, want))
+        if kind != wanted_kind:
+            raise AssertionError(f"the result is {kind}, expected {wanted_kind}")
+        if leaf.requires_grad:
+            raise AssertionError("the result requires grad, and nothing outside does")
+        error = float((leaf - want).abs().max())
+        if not error <= largest:  # also NaN
+            largest = error
+    return largest
+
+
+def largest_error(operator: str, backend: str, device: str) -> float:
+    """Largest deviation of `operator` from its closed forms, NaN included; raises what the operator raises."""
+    # without the fallback: it is this backend that is looked at
+    with use_backend(backend), use_fallback("error"):
+        errors = [_difference(*case) for case in CHECKS[operator](Point.on(device))]
+    return max(errors, key=lambda error: float("inf") if error != error else error)
+
+
+class _Watch:
+    """A profile function (``sys.setprofile``) that sees which of this package's routes a call takes."""
+
+    def __init__(self) -> None:
+        self.derived = False
+        self.looped = False
+        self.rows: set[bool | None] = set()
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_globals.get("__name__") == _operators.__name__:
+            self.derived = True
+        elif event == "call" and frame.f_code is _loop.loop.__code__:
+            self.looped = True
+        elif event == "return" and frame.f_code is Rows.__call__.__code__:
+            self.rows.add(frame.f_locals["self"].vectorised)
+
+    def __enter__(self) -> _Watch:
+        self.before = sys.getprofile()
+        sys.setprofile(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(self.before)
+
+
+def answered_by(operator: str, backend: str, device: str = "cpu") -> str:
+    """What a plain call of `operator` comes to, observed while it runs.
+
+    Returns
+    -------
+    str
+        ``"native"``: the library's own transform. ``"vectorised rows"``: rows of the derivative in one batched
+        backward pass. ``"looped"``: samples or rows one by one. ``"derived"``: anything else that is made of
+        the backend's primitives. ``"raised TypeError"`` and the like where it fails.
+    """
+    # A watched frame keeps its variables alive, which a probe may take for torch's doing: probe before.
+    for fact in _facts.FACTS:
+        _facts.has(fact)
+    point, watch = Point.on(device), _Watch()
+    with use_backend(backend), use_fallback("error"):
+        try:
+            next(CHECKS[operator](point))  # what torch imports at the first call takes long to watch
+            with watch:
+                next(CHECKS[operator](point))
+        # A report is what is made here, of whatever happened.
+        except Exception as error:  # noqa: BLE001
+            return f"raised {type(error).__name__}"
+    if not watch.derived:
+        return "native"
+    if watch.looped or False in watch.rows:
+        return "looped"
+    return "vectorised rows" if True in watch.rows else "derived"

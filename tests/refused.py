@@ -1,0 +1,182 @@
+"""Functions that torch.func or functorch refuse under some transform, on some release; all of them
+map a vector of four numbers to one or more, by operations that torch 1.8 has unless said."""
+
+from __future__ import annotations
+
+import torch
+from packaging.version import Version
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+TORCH = Version(str(torch.__version__)).release
+
+
+class OldSine(torch.autograd.Function):
+    """The style of torch 1.x: no setup_context, no rules."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * x.cos()
+
+
+class NumpySine(torch.autograd.Function):
+    """Neither the forward nor the backward can be seen into, nor differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(_numpy(x)).sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(_numpy(grad)) * torch.from_numpy(_numpy(x)).cos()
+
+
+def _numpy(x):
+    return x.detach().cpu().numpy().copy()
+
+
+if TORCH >= (2, 0):
+
+    class NewSine(torch.autograd.Function):
+        """The style of torch 2, without vmap and jvp rules."""
+
+        @staticmethod
+        def forward(x):
+            return x.sin()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return grad * x.cos()
+
+    class RuledSine(NewSine):
+        """With a vmap rule, without a jvp rule."""
+
+        generate_vmap_rule = True
+
+
+def old_function(x):
+    return OldSine.apply(x)
+
+
+def numpy_function(x):
+    return NumpySine.apply(x)
+
+
+def new_function(x):
+    return NewSine.apply(x)
+
+
+def ruled_function(x):
+    return RuledSine.apply(x)
+
+
+def item(x):
+    return x * x.sum().item()
+
+
+def branch(x):
+    return x.sin() if x.sum() > 1 else x.cos()
+
+
+def mask(x):
+    return x[x > 0.3].sum()
+
+
+def nonzero(x):
+    return x[torch.nonzero(x > 0.3)[:, 0]].sum()
+
+
+def numpy(x):
+    return torch.from_numpy(_numpy(x)) * x
+
+
+def data(x):
+    return x.data * x
+
+
+def autograd_inside(x):
+    y = x.detach().requires_grad_()
+    return torch.autograd.grad(y.sin().sum(), y)[0] + x
+
+
+def inplace(x):
+    buffer = torch.zeros(4, dtype=x.dtype)
+    buffer[:] = x
+    return buffer * 2
+
+
+def inplace_add(x):
+    buffer = torch.zeros(4, dtype=x.dtype)
+    buffer.add_(x)
+    return buffer * 2
+
+
+def allclose(x):
+    return x * 2 if torch.allclose(x, x) else -x
+
+
+def saved_tensor_hooks(x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        return x.sin()
+
+
+def rrelu(x):
+    return torch.nn.functional.rrelu(x - 0.5, training=True)
+
+
+def checkpoint(x):
+    return torch_checkpoint(torch.sin, x, use_reentrant=False)
+
+
+def sparse(x):
+    return torch.sparse.mm(torch.eye(4, dtype=x.dtype).to_sparse(), x.reshape(4, 1)).reshape(4)
+
+
+_gru = torch.nn.GRU(4, 3, batch_first=True).double().requires_grad_(False)
+_batch_norm = torch.nn.BatchNorm1d(4).double().requires_grad_(False)
+
+
+def gru(x):
+    return _gru(x.reshape(1, 1, 4))[0]
+
+
+def batch_norm(x):
+    return _batch_norm(torch.stack([x, 2 * x]))
+
+
+FUNCTIONS = [
+    old_function,
+    numpy_function,
+    item,
+    branch,
+    mask,
+    nonzero,
+    numpy,
+    data,
+    autograd_inside,
+    inplace,
+    inplace_add,
+    allclose,
+    sparse,
+    gru,
+    batch_norm,
+]
+if TORCH >= (2, 0):
+    FUNCTIONS += [new_function, ruled_function]
+if TORCH >= (1, 10):
+    FUNCTIONS.append(saved_tensor_hooks)
+# use_reentrant=False came with 1.11; what it saves can be unpacked more than once from 1.13 on
+if TORCH >= (1, 13):
+    FUNCTIONS.append(checkpoint)

@@ -1,0 +1,62 @@
+"""The table of facts against the torch that is running."""
+
+from __future__ import annotations
+
+import pytest
+
+from torch_func_compat import _facts
+
+
+@pytest.mark.parametrize("name", _facts.FACTS)
+def test_table_is_what_the_probe_finds(name):
+    fact = _facts.FACTS[name]
+    if fact.since is None and fact.until is None:
+        pytest.skip("no versions are claimed")
+    assert fact.holds() is fact.expected(_facts.TORCH), f"{fact.meaning}: torch {_facts.VERSION}"
+
+
+@pytest.mark.parametrize("name", _facts.FACTS)
+def test_row_is_complete(name):
+    fact = _facts.FACTS[name]
+    assert fact.meaning
+    assert fact.source.startswith(("https://", "measured: "))
+    assert fact.since is None or fact.until is None or fact.since < fact.until
+
+
+@pytest.mark.parametrize("name", _facts.FACTS)
+def test_probed_once(name, monkeypatch):
+    answer = _facts.has(name)
+    monkeypatch.setitem(_facts.FACTS, name, _facts.FACTS[name]._replace(holds=lambda: not answer))
+    assert _facts.has(name) is answer
+
+
+def test_unknown_name():
+    with pytest.raises(KeyError):
+        _facts.has("no such fact")
+
+
+@pytest.mark.parametrize(
+    "version, release",
+    [
+        ("1.8.1", (1, 8, 1)),
+        ("1.8.1+cu102", (1, 8, 1)),
+        ("2.1.0a0+32f93b1", (2, 1, 0)),
+        ("1.13.0a0+git", (1, 13, 0)),
+        ("1.13.0a0+git7c98e70", (1, 13, 0)),
+        ("2.16.0.dev20261101+cpu", (2, 16, 0)),
+        ("2.10.0+cpu", (2, 10, 0)),
+        ("2.3.0rc1", (2, 3, 0)),
+        ("2.4.0.post301", (2, 4, 0)),
+    ],
+)
+def test_versions_of_vendors(version, release):
+    assert _facts.release(version) == release
+
+
+@pytest.mark.parametrize(
+    "version, expected",
+    [("1.10.2", False), ("1.11.0a0+git", True), ("1.13.1", True), ("2.0.0.dev20221220", False), ("2.10.0", False)],
+)
+def test_range(version, expected):
+    """`since` is in it, `until` is not, and 2.10 comes after 2.9."""
+    assert _facts.FACTS["functorch_is_separate"].expected(_facts.release(version)) is expected

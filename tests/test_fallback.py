@@ -1,0 +1,271 @@
+"""What the native backend refuses is computed by the autograd backend; everything else passes through."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import refused
+import torch
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+from torch_func_compat._capabilities import CAPABILITIES, refusal
+
+X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
+BATCH = torch.stack([X, 2 * X, X - 0.05])
+NATIVE = tfc.available_backends()[0] != "autograd"
+needs_native = pytest.mark.skipif(
+    "not NATIVE", reason="there is nothing to fall back from: torch 1.8-1.10 has autograd only"
+)
+
+
+def rows(func, x):
+    """The Jacobian by a loop of torch.autograd.grad."""
+    x = x.clone().requires_grad_()
+    output = func(x)
+    if not output.requires_grad:
+        return torch.zeros(*output.shape, 4, dtype=x.dtype)
+    found = [torch.autograd.grad(y, x, retain_graph=True)[0] for y in output.reshape(-1)]
+    return torch.stack(found).reshape(*output.shape, 4)
+
+
+TRANSFORMS = {
+    "vmap": (lambda f: tfc.vmap(f)(BATCH), lambda f: torch.stack([f(x) for x in BATCH])),
+    "jacrev": (lambda f: tfc.jacrev(f)(X), lambda f: rows(f, X)),
+    "jacfwd": (lambda f: tfc.jacfwd(f)(X), lambda f: rows(f, X)),
+    "vmap of jacrev": (lambda f: tfc.vmap(tfc.jacrev(f))(BATCH), lambda f: torch.stack([rows(f, x) for x in BATCH])),
+    "grad": (lambda f: tfc.grad(lambda x: f(x).sum())(X), lambda f: rows(lambda x: f(x).sum(), X)),
+    "vjp": (lambda f: tfc.vjp(lambda x: f(x).sum(), X)[1](torch.ones((), dtype=X.dtype))[0],
+            lambda f: rows(lambda x: f(x).sum(), X)),
+    "jvp": (lambda f: tfc.jvp(f, (X,), (X,))[1], lambda f: rows(f, X) @ X),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("func", refused.FUNCTIONS, ids=lambda f: f.__name__)
+def test_whatever_is_refused_equals_a_plain_loop(func, transform):
+    ours, plain = TRANSFORMS[transform]
+    with tfc.use_fallback("silent"):
+        result = ours(func)
+    assert not result.requires_grad
+    assert_close(result, plain(func))
+
+
+@pytest.mark.parametrize("func", refused.FUNCTIONS, ids=lambda f: f.__name__)
+def test_second_derivatives_are_right_or_raise(func):
+    smooth = {"old_function", "new_function", "ruled_function", "saved_tensor_hooks"}
+    with tfc.use_fallback("silent"):
+        if func.__name__ in smooth:
+            assert_close(tfc.hessian(lambda x: func(x).sum())(X), torch.diag(-X.sin()))
+            assert_close(tfc.jacfwd(tfc.jacfwd(func))(X).sum(0), torch.diag(-X.sin()))
+
+
+# Every refusal, what provokes it, and the releases on which it does.
+def _vmap(func, **options):
+    return lambda: tfc.vmap(func, **options)(BATCH)
+
+
+def _jacfwd(func):
+    return lambda: tfc.jacfwd(func)(X)
+
+
+def _jacrev(func):
+    return lambda: tfc.jacrev(func)(X)
+
+
+PROVOKED = {
+    "legacy_function": (_jacrev(refused.old_function), (2, 0), None),
+    "function_under_functorch": (_jacrev(refused.old_function), (1, 11), (2, 0)),
+    "function_without_vmap": (lambda: tfc.vmap(refused.new_function)(BATCH), (2, 0), None),
+    "function_without_jvp": (lambda: tfc.jacfwd(refused.ruled_function)(X), (2, 0), None),
+    "no_forward_formula": (_jacfwd(refused.sparse), (1, 13), None),
+    "item": (_vmap(refused.branch), (1, 11), None),
+    "dynamic_shape": (_vmap(refused.mask), (1, 11), None),
+    "data_pointer": (_vmap(refused.numpy), (1, 11), None),
+    "no_batching_rule": (_vmap(refused.allclose), (1, 11), None),
+    "broadcast_by_vmap": (_vmap(refused.inplace_add), (1, 11), None),
+    "sparse": (_jacrev(refused.sparse), (2, 0), None),
+    "saved_tensor_hooks": (_jacrev(refused.saved_tensor_hooks), (1, 13), None),
+    "data_attribute": (_vmap(refused.data), (1, 11), None),
+    "autograd_inside": (_vmap(refused.autograd_inside), (1, 12), None),
+    "autograd_inside_functorch_0_1": (_vmap(refused.autograd_inside), (1, 11), (1, 12)),
+    "captured_mutation": (_jacrev(refused.batch_norm), (1, 11), None),
+    "inplace_into_unbatched": (_vmap(refused.inplace), (1, 11), None),
+    "random_operation": (lambda: tfc.vmap(torch.bernoulli, randomness="same")(BATCH / 2), (1, 11), None),
+}
+
+
+def test_every_row_of_the_table_is_provoked():
+    assert set(PROVOKED) == {row.name for row in CAPABILITIES}
+
+
+def _provoked_here():
+    return [
+        pytest.param(name, call, id=name)
+        for name, (call, since, until) in PROVOKED.items()
+        if since <= refused.TORCH and (until is None or refused.TORCH < until)
+    ]
+
+
+@needs_native
+@pytest.mark.parametrize(("name", "call"), _provoked_here())
+def test_a_refusal_is_known_by_its_row(name, call):
+    with tfc.use_fallback("error"), pytest.raises(RuntimeError) as caught:
+        call()
+    row = refusal(caught.value)
+    assert row is not None and row.name == name
+    with tfc.use_fallback("silent"):
+        call()
+
+
+@needs_native
+def test_one_warning_per_function_says_why_and_what_to_do():
+    def reads_a_value(x):
+        return x * x.sum().item()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            tfc.vmap(reads_a_value)(BATCH)
+            tfc.vmap(tfc.grad(lambda x: reads_a_value(x).sum()))(BATCH[:1])
+    texts = [str(w.message) for w in caught if issubclass(w.category, tfc.FallbackWarning)]
+    assert len(texts) == 2  # two functions: the named one and the lambda around it
+    assert "reads_a_value" in texts[0] and ".item()" in texts[0] and "torch.where()" in texts[0]
+    assert caught[0].filename == __file__
+
+
+@needs_native
+def test_a_transform_that_was_refused_goes_straight_to_autograd():
+    calls = []
+
+    def counted(x):
+        calls.append(None)
+        return refused.item(x)
+
+    mapped = tfc.vmap(counted)
+    assert tfc.explain(mapped) == "It was not called yet."
+    with tfc.use_fallback("silent"):
+        mapped(BATCH)
+        assert len(calls) == 1 + 3  # refused once, then one call per sample
+        mapped(BATCH)
+        assert len(calls) == 1 + 3 + 3
+    assert "autograd" in tfc.explain(mapped) and ".item()" in tfc.explain(mapped)
+
+
+def test_explain_names_the_backend(backend):
+    gradient = tfc.grad(torch.sin)
+    gradient(X.sum())
+    assert backend in tfc.explain(gradient)
+    with pytest.raises(TypeError, match="transformed by this library"):
+        tfc.explain(torch.sin)
+
+
+@needs_native
+def test_the_random_state_is_as_if_the_function_had_run_once():
+    def draws(x):
+        noise = torch.rand(4, dtype=x.dtype)
+        return refused.OldSine.apply(x) * noise
+
+    torch.manual_seed(3)
+    expected = torch.diag(X.cos() * torch.rand(4, dtype=X.dtype))
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.jacrev(draws)(X), expected)
+    assert torch.equal(torch.rand(3), after)
+
+
+@needs_native
+def test_a_function_that_changed_its_input_is_not_run_twice():
+    def changes(x, buffer):
+        buffer.add_(1)
+        return refused.item(x)
+
+    buffer = torch.zeros(4)
+    with pytest.raises(RuntimeError):
+        tfc.vmap(changes, in_dims=(0, None))(BATCH, buffer)
+    assert torch.equal(buffer, torch.ones(4))
+
+
+class Mine(RuntimeError):
+    pass
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("func", "error"),
+    [
+        (lambda x: _raise(Mine("mine")), Mine),
+        (lambda x: _raise(KeyboardInterrupt()), KeyboardInterrupt),
+        (lambda x: _raise(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")), RuntimeError),
+        (lambda x: x @ torch.ones(7, dtype=x.dtype), RuntimeError),
+        (lambda x: torch.rand(4) * x, RuntimeError),
+    ],
+    ids=["own error", "interrupt", "memory", "shape", "randomness"],
+)
+def test_errors_that_are_no_refusals_pass_through(func, error):
+    calls = []
+
+    def counted(x):
+        calls.append(None)
+        return func(x)
+
+    with pytest.raises(error) as caught:
+        tfc.vmap(counted)(BATCH)
+    assert len(calls) == 1
+    assert caught.value.__context__ is None
+
+
+def test_modes():
+    assert tfc.get_fallback() == "warn"
+    tfc.set_fallback("silent")
+    try:
+        assert tfc.get_fallback() == "silent"
+        with tfc.use_fallback("error"):
+            assert tfc.get_fallback() == "error"
+        assert tfc.get_fallback() == "silent"
+    finally:
+        tfc.set_fallback(None)
+    with pytest.raises(ValueError, match="'warn', 'silent', 'error'"):
+        tfc.set_fallback("maybe")
+
+
+def test_the_mode_comes_from_the_environment():
+    code = "import torch_func_compat as tfc; print(tfc.get_fallback())"
+    for value, expected in (("silent", "silent"), ("maybe", "TORCH_FUNC_COMPAT_FALLBACK=maybe: unknown fallback")):
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "TORCH_FUNC_COMPAT_FALLBACK": value},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert expected in process.stdout
+
+
+def test_inner_transforms_never_decide():
+    """An inner refusal reaches the outermost transform, which computes everything on one backend."""
+    seen = []
+
+    def func(x):
+        seen.append(tfc.get_backend())
+        return refused.branch(x).sum()
+
+    with tfc.use_fallback("silent"):
+        result = tfc.vmap(tfc.grad(func))(BATCH)
+    assert_close(result, torch.stack([rows(lambda x: refused.branch(x).sum(), x) for x in BATCH]))
+    assert seen[-3:] == ["autograd"] * 3
+
+
+@needs_native
+def test_within_a_transform_of_the_library_its_error_passes():
+    library = tfc.autograd.internals.fvmap
+    with pytest.raises(RuntimeError):
+        library(lambda x: tfc.grad(lambda y: refused.branch(y).sum())(x))(BATCH)

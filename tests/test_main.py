@@ -1,0 +1,207 @@
+"""``python -m torch_func_compat``, the report of a user."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import re
+import runpy
+import sys
+
+import pytest
+import torch
+from processes import run_python
+
+import torch_func_compat as tfc
+from torch_func_compat import __main__, _facts, _operators, _selfcheck
+
+TRANSFORMS = [
+    name
+    for name in tfc.__all__
+    if inspect.isfunction(getattr(tfc, name))
+    and next(iter(inspect.signature(getattr(tfc, name)).parameters), "") == "func"
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch):
+    for name in __main__.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def report(capsys, *arguments):
+    """The exit status and what ``--json`` printed."""
+    status = __main__.main(["--json", *arguments])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def broken(*args, **kwargs):
+    """In the place of `_operators.jacrev`: an error of one part in a million."""
+    right = JACREV(*args, **kwargs)
+    return lambda *args, **kwargs: _selfcheck._tree.map(lambda x: x * (1 + 1e-6), right(*args, **kwargs))
+
+
+JACREV = _operators.jacrev
+
+
+def test_every_transform_is_checked():
+    assert sorted(_selfcheck.CHECKS) == sorted(TRANSFORMS)
+
+
+def test_report():
+    process = run_python("-m", "torch_func_compat")
+    text = process.stdout
+    assert process.returncode == 0, text + process.stderr
+    assert text.isascii() and "Traceback" not in process.stderr
+    assert str(torch.__version__) in text and tfc.__version__ in text
+    assert f"  {tfc.get_backend():10}  available, answers\n" in text
+    for name, reason in tfc.unavailable_backends().items():
+        assert f"  {name:10}  not available: {reason}" in text
+    for fact in _facts.FACTS.values():
+        assert fact.meaning in text
+    for operator in TRANSFORMS:
+        for backend in tfc.available_backends():
+            assert re.search(rf"^ok +{operator} +{re.escape(backend)} +cpu +\d\.\de-?\+?\d\d$", text, re.MULTILINE)
+    assert "FAILED" not in text
+    assert text.endswith("checks passed.\n")
+
+
+def test_json(capsys):
+    status, found = report(capsys)
+    assert status == 0 and found["passed"] is True
+    assert found["torch"] == str(torch.__version__)
+    assert found["version"] == tfc.__version__
+    assert found["backends"]["available"] == list(tfc.available_backends())
+    assert found["backends"]["unavailable"] == tfc.unavailable_backends()
+    assert found["backends"]["answers"] == tfc.available_backends()[0]
+    assert {(row["operator"], row["backend"]) for row in found["checks"]} == {
+        (operator, backend) for operator in TRANSFORMS for backend in tfc.available_backends()
+    }
+    assert all(row["passed"] and row["error"] <= row["limit"] for row in found["checks"])
+    assert {name: row["holds"] for name, row in found["facts"].items()} == {n: _facts.has(n) for n in _facts.FACTS}
+
+
+def test_one_backend(capsys):
+    status, found = report(capsys, "--backend", "autograd")
+    assert status == 0
+    assert {row["backend"] for row in found["checks"]} == {"autograd"}
+    assert {name for row in found["operators"].values() for name in row} == {"autograd"}
+
+
+def test_on_a_device(capsys, device):
+    status, found = report(capsys, "--device", str(device))
+    assert status == 0
+    assert {row["device"] for row in found["checks"]} == {str(device)}
+
+
+def test_what_answers():
+    """Where the answer is known beforehand, by the design of the backends."""
+    for backend in tfc.available_backends():
+        answers = {name: _selfcheck.answered_by(name, backend) for name in _selfcheck.CHECKS}
+        if backend == "torch.func":
+            assert set(answers.values()) == {"native"}
+        elif backend == "functorch":
+            assert set(answers.values()) == {"derived"}
+        else:
+            assert answers["vmap"] == "looped"
+            assert answers["grad"] == answers["vjp"] == "derived"
+            assert answers["jacrev"] == answers["jacfwd"] == answers["hessian"] == "vectorised rows"
+
+
+def test_rows_that_torch_cannot_batch_are_seen(monkeypatch):
+    def in_numpy(point):
+        def jacobian():
+            class Double(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx, x):
+                    return 2 * x
+
+                @staticmethod
+                def backward(ctx, grad):
+                    return torch.from_numpy(2 * grad.detach().numpy())
+
+            return tfc.jacrev(Double.apply)(point.x)
+
+        yield jacobian(), torch.diag(torch.full_like(point.x, 2))
+
+    monkeypatch.setitem(_selfcheck.CHECKS, "jacrev", in_numpy)
+    assert _selfcheck.answered_by("jacrev", "autograd") == "looped"
+    assert _selfcheck.largest_error("jacrev", "autograd", "cpu") == 0
+
+
+def test_wrong_operator(capsys, monkeypatch):
+    monkeypatch.setattr(_operators, "jacrev", broken)
+    assert __main__.main(["--backend", "autograd"]) == 1
+    text = capsys.readouterr().out
+    assert re.search(r"^FAILED +jacrev +autograd +cpu +error \d\.\de-0\d, limit 1e-10$", text, re.MULTILINE)
+    assert re.search(r"^ok +grad ", text, re.MULTILINE)
+    assert re.search(r"^FAILED +\d of \d+ checks$", text, re.MULTILINE)
+    assert "checks passed" not in text
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda p: p.x * float("nan"),
+        lambda p: p.x[:2],
+        lambda p: p.x.to(torch.float16),
+        lambda p: p.x.clone().requires_grad_(),
+        lambda p: (p.x,),
+        lambda p: 1 // 0,
+    ],
+    ids=["nan", "shape", "dtype", "requires_grad", "structure", "error"],
+)
+def test_wrong_result(capsys, monkeypatch, result):
+    monkeypatch.setitem(_selfcheck.CHECKS, "grad", lambda p: iter([(result(p), p.x)]))
+    status, found = report(capsys, "--backend", "autograd")
+    assert status == 1 and found["passed"] is False
+    (failed,) = [row for row in found["checks"] if not row["passed"]]
+    assert failed["operator"] == "grad" and failed["message"]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_exit_status_of_a_failure(capsys, monkeypatch):
+    def vjp(*args, **kwargs):
+        raise TypeError("broken\nby \xe9")
+
+    monkeypatch.setattr(_operators, "vjp", vjp)
+    monkeypatch.setattr(sys, "argv", ["torch_func_compat", "--backend", "autograd"])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_module("torch_func_compat", run_name="__main__")
+    assert error.value.code == 1
+    text = capsys.readouterr().out
+    assert re.search(r"^FAILED +vjp +autograd +cpu +TypeError: broken by \\xe9$", text, re.MULTILINE)
+    assert re.search(r"^  vjp +raised TypeError$", text, re.MULTILINE)
+
+
+def test_setting_that_nothing_fits(capsys, monkeypatch):
+    monkeypatch.setattr(__main__, "get_backend", lambda: (_ for _ in ()).throw(ValueError("VARIABLE=x: unknown")))
+    assert __main__.main(["--backend", "autograd"]) == 1
+    assert "FAILED  VARIABLE=x: unknown\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--backend", "jax"], ["--device", "nowhere"], ["--verbose"]])
+def test_bad_arguments(capsys, arguments):
+    with pytest.raises(SystemExit) as error:
+        __main__.main(arguments)
+    assert error.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err
+
+
+def test_leaves_nothing_changed(capsys):
+    def state():
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            tfc.get_backend(),
+            tfc.get_fallback(),
+            sys.getprofile(),
+        )
+
+    before = state()
+    assert __main__.main([]) == 0
+    assert state() == before
