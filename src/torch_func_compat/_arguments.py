@@ -8,6 +8,8 @@ and error types are those of the newest torch.func; so are the texts, as far as 
 from __future__ import annotations
 
 import functools
+import types
+from collections import deque
 from typing import Any, Callable, Sequence, Tuple, Union
 
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 from . import _tree
 
 Argnums = Union[int, Tuple[int, ...]]
+
+# Instead of argnums: every positional argument, as in vjp and jvp.
+ALL: Any = object()
 
 
 def name_of(func: Callable[..., Any]) -> str:
@@ -27,10 +32,9 @@ def name_of(func: Callable[..., Any]) -> str:
 
 def check_chunk_size(api: str, chunk_size: int | None) -> None:
     """Raise ValueError unless `chunk_size` is None or a positive int."""
-    if chunk_size is None:
+    if chunk_size is None or (isinstance(chunk_size, int) and chunk_size > 0):
         return
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size <= 0:
-        raise ValueError(f"{api}: `chunk_size` should be an int greater than 0 or None, got {chunk_size!r}.")
+    raise ValueError(f"{api}: `chunk_size` should be greater than 0. (got {chunk_size!r}; None is no chunks)")
 
 
 def check_randomness(randomness: str) -> None:
@@ -84,8 +88,8 @@ class Call:
         What to call the transform in messages.
     func, args, kwargs
         The user's function and what it is called with.
-    argnums : int, tuple of int, or None
-        Which positional arguments are differentiated; None means all, as in vjp and jvp.
+    argnums : int, tuple of int, or ALL
+        Which positional arguments are differentiated.
     has_aux : bool
         Whether `func` returns ``(output, aux)``.
 
@@ -106,7 +110,7 @@ class Call:
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        argnums: Argnums | None,
+        argnums: Argnums,
         has_aux: bool,
     ) -> None:
         self.api = api
@@ -115,7 +119,7 @@ class Call:
         self.kwargs = kwargs
         self.has_aux = has_aux
         self.single = isinstance(argnums, int)
-        self.positions = tuple(range(len(args))) if argnums is None else positions(argnums, len(args))
+        self.positions = tuple(range(len(args))) if argnums is ALL else positions(argnums, len(args))
         self.primals, self.primals_spec = _tree.flatten(tuple(args[i] for i in self.positions))
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -132,23 +136,39 @@ class Call:
                 )
             output, aux = output
         outputs, self.output_spec = _tree.flatten(output)
+        self.check_output(output)
         flat_aux, self.aux_spec = _tree.flatten(aux)
         for leaf in flat_aux:
             if not isinstance(leaf, Tensor):
                 raise RuntimeError(f"{self.api}: Expected tensors, got unsupported type {type(leaf)} in aux")
-        self._check_outputs(outputs)
         return outputs, flat_aux
 
-    def _check_outputs(self, outputs: list[Any]) -> None:
-        if not outputs:
+    def check_output(self, output: Any) -> None:
+        """Raise unless the function's output (without aux) can be differentiated; operators may ask for more."""
+        outputs = _tree.flatten(output)[0]
+        if not outputs or outputs == [None]:
             raise RuntimeError(
                 f"{self.api}: Expected f to be a function that has non-empty output (got output = {outputs})"
             )
-        for output in outputs:
-            if not isinstance(output, Tensor):
+        for leaf in outputs:
+            if not isinstance(leaf, Tensor):
                 raise RuntimeError(
-                    f"{self.api}: expected f(*args) to return only tensors, got unsupported type {type(output)}"
+                    f"{self.api}: expected f(*primals) to return only tensors, got unsupported type {type(leaf)}"
                 )
+
+    def others(self) -> list[Tensor]:
+        """Tensors among the arguments that are not differentiated."""
+        rest = [arg for i, arg in enumerate(self.args) if i not in self.positions]
+        return [value for value in captured([rest, self.kwargs]) if isinstance(value, Tensor)]
+
+    def captured(self) -> list[Tensor]:
+        """Tensors around the function, which it can reach without being given them."""
+        return [value for value in captured(self.func) if isinstance(value, Tensor)]
+
+    def generators(self) -> list[torch.Generator]:
+        """Random generators among the arguments and around the function."""
+        found = captured([self.func, self.args, self.kwargs])
+        return [value for value in found if isinstance(value, torch.Generator)]
 
     def select(self, flat: Sequence[Any]) -> Any:
         """One value a primal, as `argnums` asks for it: a bare tree for an int, else a tuple."""
@@ -265,10 +285,14 @@ class BatchedCall:
         return stacked, shared
 
     def generators(self) -> list[torch.Generator]:
-        """Random generators among the arguments and in the function's closure."""
-        cells = getattr(self.func, "__closure__", None) or ()
-        found = [*self.leaves, *self.kwargs.values(), *(cell.cell_contents for cell in cells if _is_filled(cell))]
+        """Random generators among the arguments and around the function."""
+        found = captured([self.func, self.leaves, self.kwargs])
         return [value for value in found if isinstance(value, torch.Generator)]
+
+    def shared(self) -> list[Tensor]:
+        """Tensors that all samples share: unmapped arguments, closures and module buffers."""
+        found = captured([self.func, self.unbatched, self.kwargs])
+        return [value for value in found if isinstance(value, Tensor)]
 
     def _broadcast_out_dims(self, output: Any) -> list[int | None]:
         dims: list[Any] | None
@@ -302,6 +326,42 @@ class BatchedCall:
                 )
             flat.append(leaf if dim == 0 else movedim(leaf, 0, dim))
         return _tree.unflatten(flat, self.output_spec)
+
+
+def captured(root: Any, limit: int = 200) -> list[Any]:
+    """Tensors and random generators that a function can reach, as far as one can see from outside.
+
+    Closures, default arguments, partials, bound methods, buffers of modules, attributes of other objects, the
+    globals that the function names, and built-in containers of those; `limit` objects at most.
+    """
+    found: list[Any] = []
+    seen: dict[int, Any] = {}
+    queue: deque[Any] = deque([root])
+    while queue and len(seen) < limit:
+        value = queue.popleft()
+        if id(value) in seen or isinstance(value, (type, types.ModuleType, str, int, float)):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, (Tensor, torch.Generator)):
+            found.append(value)
+        elif isinstance(value, torch.nn.Module):
+            queue.extend(value.buffers())
+        elif isinstance(value, functools.partial):
+            queue.extend((value.func, *value.args, *value.keywords.values()))
+        elif isinstance(value, types.MethodType):
+            queue.extend((value.__func__, value.__self__))
+        elif isinstance(value, types.FunctionType):
+            queue.extend(value.__defaults__ or ())
+            queue.extend(cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
+            names = (value.__globals__.get(name) for name in value.__code__.co_names)
+            queue.extend(x for x in names if not callable(x))
+        elif isinstance(value, (list, tuple, deque)):
+            queue.extend(value)
+        elif isinstance(value, dict):
+            queue.extend(value.values())
+        else:
+            queue.extend(getattr(value, "__dict__", {}).values())
+    return found
 
 
 def _is_filled(cell: Any) -> bool:

@@ -154,14 +154,32 @@ CAPABILITIES: tuple[Capability, ...] = (
 )
 
 _PATTERNS = [
-    (re.compile(row.pattern, re.DOTALL), row)
-    for row in CAPABILITIES
-    if row.until is None or _facts.TORCH < row.until
+    (re.compile(row.pattern, re.DOTALL), row) for row in CAPABILITIES if row.until is None or _facts.TORCH < row.until
 ]
+
+
+# Not by a text but by where it was raised: some of torch's assertions have none.
+INTERNAL = Capability(
+    "internal_assertion",
+    "",
+    "torch's own transforms fail an assertion of theirs on it",
+    "report it to PyTorch",
+)
+
+
+def _is_internal(error: AssertionError) -> bool:
+    """Whether an assertion failed in the library's code, and not in the user's."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    name = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
+    return name.startswith(("torch._functorch.", "functorch._src."))
 
 
 def refusal(error: BaseException) -> Capability | None:
     """The row that `error` belongs to, or None where it is no refusal but an error."""
+    if isinstance(error, AssertionError):
+        return INTERNAL if _is_internal(error) else None
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)

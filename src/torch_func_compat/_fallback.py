@@ -146,7 +146,7 @@ def answer(
         cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         try:
             return on(backend)(*args, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             refused = refusal(error)
             # A function that changed its arguments before it was refused would change them once more.
             if refused is None or _versions(args) != before:
@@ -195,7 +195,7 @@ def _warn(transform: str, func: Callable[..., Any], refused: Capability, text: s
     warnings.warn(
         f"{transform} of `{name_of(func)}` is computed by the autograd backend, sample by sample where torch would "
         f"batch, because {refused.meaning}. To stay native: {refused.advice}. "
-        f"(torch refused with: {text.strip().splitlines()[0][:200]})",
+        f"(torch refused with: {(text.strip() or 'an assertion').splitlines()[0][:200]})",
         FallbackWarning,
         stacklevel=4,
     )

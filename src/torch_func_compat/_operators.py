@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _tree
 from ._arguments import (
+    ALL,
     Argnums,
     BatchedCall,
     Call,
@@ -79,9 +80,10 @@ class VjpFunction:
 
 def vjp(backend: Backend, func: Function, *primals: Any, has_aux: bool) -> Any:
     """See `torch_func_compat.vjp`."""
-    call = Call("vjp(f, *primals)", func, primals, {}, None, has_aux)
+    call = Call("vjp(f, *primals)", func, primals, {}, ALL, has_aux)
     require_tensors(call.primals)
     outputs, pullback, aux = backend.vjp(call, call.primals)
+    _require_differentiable(outputs)
     result = (call.output(outputs), VjpFunction(call, pullback))
     return (*result, call.aux(aux)) if has_aux else result
 
@@ -91,7 +93,7 @@ def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, strict
     api = "jvp(f, primals, tangents)"
     if not isinstance(primals, tuple):
         raise RuntimeError(f"{api}: Expected primals to be a tuple. E.g. it should be valid to call f(*primals).")
-    call = Call(api, func, primals, {}, None, has_aux)
+    call = Call(api, func, primals, {}, ALL, has_aux)
     flat_tangents, spec = _tree.flatten(tangents)
     if spec != call.primals_spec:
         raise RuntimeError(
@@ -106,6 +108,14 @@ def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, strict
             if not isinstance(leaf, Tensor):
                 raise RuntimeError(f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}")
     for primal, tangent in zip(call.primals, flat_tangents):
+        for role, tensor in (("primal", primal), ("tangent", tangent)):
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                raise ValueError(f"Expected {role} to be floating point or complex, but got: {tensor.dtype}")
+        if primal.is_complex() != tangent.is_complex():
+            raise RuntimeError(
+                f"{api}: Expected primal and tangent to be both real or both complex, got a tangent of "
+                f"{tangent.dtype} for a primal of {primal.dtype}"
+            )
         if primal.shape != tangent.shape:
             raise RuntimeError(
                 f"{api}: Expected tangent to have the same shape as its primal, got {tuple(tangent.shape)} for a "
@@ -122,15 +132,9 @@ def grad_and_value(backend: Backend, func: Function, argnums: Argnums, has_aux: 
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        call = Call(api, func, args, kwargs, argnums, has_aux)
+        call = ScalarCall(api, func, args, kwargs, argnums, has_aux)
         require_tensors(call.primals)
-
-        def scalar(*primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-            outputs, aux = call(*primals)
-            _check_scalar(api, call, outputs)
-            return outputs, aux
-
-        outputs, pullback, aux = backend.vjp(scalar, call.primals)
+        outputs, pullback, aux = backend.vjp(call, call.primals)
         # Without grad mode nothing can ask for this graph again: free it on the way.
         gradients = pullback.pull([torch.ones_like(outputs[0])], torch.is_grad_enabled(), None)
         return call.select(gradients), call.with_aux(call.output(outputs), aux)
@@ -138,14 +142,29 @@ def grad_and_value(backend: Backend, func: Function, argnums: Argnums, has_aux: 
     return wrapped
 
 
-def _check_scalar(api: str, call: Call, outputs: Sequence[Tensor]) -> None:
-    if call.output_spec != _tree.LEAF:
-        raise RuntimeError(f"{api}: Expected f(*args) to return a Tensor, got {call.output_spec.type}")
-    if outputs[0].dim() != 0:
-        raise RuntimeError(
-            f"{api}: Expected f(*args) to return a scalar Tensor, got tensor with {outputs[0].dim()} dims. Maybe you "
-            f"wanted to use the vjp or jacrev APIs instead?"
-        )
+class ScalarCall(Call):
+    """A call whose output must be one number."""
+
+    def check_output(self, output: Any) -> None:
+        """Raise unless the output is a real tensor of no dimensions."""
+        if not isinstance(output, Tensor):
+            raise RuntimeError(f"{self.api}: Expected f(*args) to return a Tensor, got {type(output)}")
+        if output.dim() != 0:
+            raise RuntimeError(
+                f"{self.api}: Expected f(*args) to return a scalar Tensor, got tensor with {output.dim()} dims. "
+                f"Maybe you wanted to use the vjp or jacrev APIs instead?"
+            )
+        if output.is_complex():
+            raise RuntimeError(f"grad can be implicitly created only for real scalar outputs but got {output.dtype}")
+
+
+def _require_differentiable(outputs: Sequence[Tensor]) -> None:
+    for output in outputs:
+        if not (output.is_floating_point() or output.is_complex()):
+            raise RuntimeError(
+                f"vjp(f, ...): All outputs of f must be floating-point or complex Tensors, got Tensor with dtype "
+                f"{output.dtype}"
+            )
 
 
 def grad(backend: Backend, func: Function, argnums: Argnums, has_aux: bool) -> Function:
@@ -170,6 +189,7 @@ def jacrev(backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool,
         require_tensors(call.primals)
         outputs, pullback, aux = backend.vjp(call, call.primals)
         require_real("jacrev", outputs, "outputs")
+        _require_differentiable(outputs)
         sizes = [output.numel() for output in outputs]
         jacobians = [
             [block.reshape(output.shape + primal.shape) for block, output in zip(rows.split(sizes), outputs)]
@@ -227,7 +247,7 @@ def map_basis(linear: LinearMap, space: Sequence[Tensor], chunk_size: int | None
     step = max(total, 1) if chunk_size is None else chunk_size
     parts = []
     for vectors in _basis_chunks(space, total, step):
-        if step == 1:
+        if step == 1 and total > 0:
             # as in torch.func: a plain loop, for functions that cannot be batched
             parts.append([row.unsqueeze(0) for row in linear(*(vector.squeeze(0) for vector in vectors))])
         else:

@@ -142,7 +142,13 @@ def broadcast_prefix(prefix: Any, spec: TreeSpec) -> list[Any] | None:
     if handlers is None:
         return [prefix] * spec.num_leaves
     children, context = handlers[0](prefix)
-    if spec.type is not type(prefix) or len(children) != len(spec.children) or context != spec.context:
+    if spec.type is not type(prefix) or len(children) != len(spec.children):
+        return None
+    if isinstance(prefix, dict):  # by key, in whatever order
+        if set(context[0]) != set(spec.context[0]):
+            return None
+        children = [prefix[key] for key in spec.context[0]]
+    elif context != spec.context:
         return None
     result: list[Any] = []
     for child, child_spec in zip(children, spec.children):

@@ -22,6 +22,10 @@ class NativeMap:
         return list(self._apply(*vectors))
 
     def batched(self, *vectors: Tensor) -> list[Tensor]:
+        if len(vectors[0]) == 0:  # not every operation can be batched over nothing
+            return [
+                result.new_zeros((0, *result.shape)) for result in self(*(v.new_zeros(v.shape[1:]) for v in vectors))
+            ]
         return list(self._batched(*vectors))
 
 

@@ -6,14 +6,28 @@ for all backends; a backend may also name natives, whole transforms of its libra
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Mapping, Protocol, Sequence, Tuple
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
+import torch
 from torch import Tensor
 
 from .._arguments import BatchedCall
 
-# A function to differentiate: tensors -> (outputs, aux)
-Differentiable = Callable[..., Tuple[List[Tensor], List[Tensor]]]
+
+class Differentiable(Protocol):
+    """A function to differentiate: `torch_func_compat._arguments.Call`."""
+
+    def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs and aux."""
+
+    def generators(self) -> list[torch.Generator]:
+        """Random generators that the function can reach."""
+
+    def others(self) -> list[Tensor]:
+        """Tensors that it is given and that are not differentiated."""
+
+    def captured(self) -> list[Tensor]:
+        """Tensors that it can reach without being given them."""
 
 
 class LinearMap(Protocol):

@@ -313,7 +313,12 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
 
 
 def jacrev(
-    func: Callable[..., Any], argnums: Argnums = 0, *, has_aux: bool = False, chunk_size: int | None = None
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    chunk_size: int | None = None,
+    _preallocate_and_copy: bool = False,
 ) -> Callable[..., Any]:
     """Jacobian by reverse mode, row by row of the outputs.
 
@@ -327,6 +332,8 @@ def jacrev(
         Whether `func` returns tensors beside its output that are not differentiated.
     chunk_size : int, optional
         Rows at a time; None is all at once, 1 is a plain loop that needs no batching rules.
+    _preallocate_and_copy : bool
+        Accepted, as torch.func does, for calls that name it; the result does not depend on it.
 
     Returns
     -------

@@ -44,7 +44,7 @@ class AutogradBackend:
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         # The function runs once for all tangents: 'same' is what that means, and with 'different' every
         # tangent sees the same draw, too, which is one of the draws that it allows.
-        state = RandomState() if randomness == "error" else None
+        state = RandomState(func.generators()) if randomness == "error" else None
         _, push, aux = _linear.linearize(func, primals)
         if state is not None:
             state.forbid_draws()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Iterable, Iterator, Sequence
 
 import torch
@@ -56,6 +57,16 @@ def custom_nodes(tensors: Sequence[Tensor]) -> list[Any]:
         for node in nodes(tensor.grad_fn for tensor in tensors)
         if isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction"
     ]
+
+
+# Backward nodes of a backward: torch differentiates them wrongly, for it takes the saved mean and
+# standard deviation for constants there (layer_norm and batch_norm from 1.8, instance_norm, group_norm).
+_NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")
+
+
+def third_order_nodes(tensors: Sequence[Tensor]) -> bool:
+    """Whether the graph has nodes whose own derivative, a third one, torch gets wrong."""
+    return any(_NORM_TWICE.search(type(node).__name__) for node in nodes(tensor.grad_fn for tensor in tensors))
 
 
 def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:

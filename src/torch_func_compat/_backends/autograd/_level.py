@@ -15,6 +15,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from ... import _facts
+from ..._arguments import version
 from ..protocol import Differentiable
 from ._graph import OWNER, depends_on_outside
 
@@ -68,23 +69,53 @@ def recording() -> ContextManager[Any]:
     return stack
 
 
-def run(func: Differentiable, primals: Sequence[Tensor]) -> tuple[Level, list[Tensor], list[Tensor], list[Tensor]]:
-    """Evaluate `func` on variables of a new level: (level, variables, outputs, aux)."""
+def run(
+    func: Differentiable, primals: Sequence[Tensor], *, copy: bool = False
+) -> tuple[Level, list[Tensor], list[Tensor], list[Tensor]]:
+    """Evaluate `func` on variables of a new level: (level, variables, outputs, aux).
+
+    With `copy`, as forward mode has it, the function may change its inputs in place; the caller's tensors
+    change with them.
+    """
     level = Level()
+    others = [tensor for tensor in func.others() if not tensor.requires_grad]
+    captured = [tensor for tensor in func.captured() if not tensor.requires_grad]
     with recording():
         variables = [level.variable(primal) for primal in primals]
-        versions = [variable._version for variable in variables]
+        # The function sees an alias of the variable: hooks that it puts there run (on torch < 2.0 they
+        # would not on what is differentiated), and the variable survives what happens to the alias.
+        arguments = [variable.clone() if copy else variable.view_as(variable) for variable in variables]
+        before = [version(argument) for argument in arguments]
         level.running = True
         try:
-            outputs, aux = func(*variables)
+            outputs, aux = func(*arguments)
         finally:
             level.running = False
-    for variable, version in zip(variables, versions):
-        if variable._version != version:
-            # torch raises this itself for a leaf; an alias of a differentiable tensor needs the check,
-            # for its gradient would silently be taken at the overwritten value.
-            raise RuntimeError(
-                "a leaf Variable that requires grad is being used in an in-place operation: the function modified "
-                "an input (or the memory of an input) with respect to which it is differentiated. Work on a clone()."
-            )
+        for primal, argument, count in zip(primals, arguments, before):
+            if version(argument) != count:
+                _write_back(primal, argument, copy)
+    # What the function wrote differentiated values into is now part of the level's graph; the caller's
+    # tensors leave it again, and for captured ones torch.func refuses to write at all.
+    leaked = [tensor for tensor in captured if tensor.grad_fn is not None]
+    for tensor in (*others, *leaked):
+        if tensor.grad_fn is not None:
+            tensor.detach_()
+    if leaked:
+        raise RuntimeError(
+            "the function provided attempted to call an in-place operation that would mutate a captured Tensor with "
+            "values that depend on a differentiated input. Return what is to be changed as aux instead."
+        )
     return level, variables, outputs, aux
+
+
+def _write_back(primal: Tensor, argument: Tensor, copied: bool) -> None:
+    if copied and not primal.requires_grad:
+        with torch.no_grad():
+            primal.copy_(argument)
+        return
+    # torch raises this itself in most cases; an alias of a differentiable tensor needs the check, for its
+    # gradient would silently be taken at the overwritten value.
+    raise RuntimeError(
+        "a leaf Variable that requires grad is being used in an in-place operation: the function modified "
+        "an input (or the memory of an input) with respect to which it is differentiated. Work on a clone()."
+    )

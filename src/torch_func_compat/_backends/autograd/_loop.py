@@ -35,7 +35,8 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     if size == 0:
         assert state is not None
         return _empty(call, tensors, state)
-    versions = [version(tensor) for tensor in call.unbatched]
+    around = [*call.shared(), *tensors]
+    versions = [version(tensor) for tensor in around]
     results: list[list[Tensor]] = []
     shared: list[Any] = []
     spec: Any = None
@@ -46,11 +47,9 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         outputs, shared_now = call(*sample)
         if i == 0:
             spec, shared = call.output_spec, shared_now
-            if [version(tensor) for tensor in call.unbatched] != versions:
-                raise RuntimeError(
-                    f"vmap: `{call.name}` modifies in place an input with in_dim None, which all samples share: "
-                    f"inplace arithmetic is not possible there. Work on a clone(), or give it a batch dimension."
-                )
+            for tensor, before in zip(around, versions):
+                if version(tensor) != before:
+                    _check_mutation(call, tensor, tensors)
             if randomness == "error":
                 assert state is not None
                 state.forbid_draws()
@@ -62,6 +61,19 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         assert state is not None
         state.forbid_draws()
     return [torch.stack(parts) for parts in zip(*results)], shared
+
+
+def _check_mutation(call: BatchedCall, changed: Tensor, tensors: Sequence[Tensor]) -> None:
+    """In place, only slices of mapped inputs can be changed: what samples share, each would change once more."""
+    owner = [i for i, tensor in enumerate(tensors) if tensor is changed]
+    overlap = sum(tensor.storage().data_ptr() == changed.storage().data_ptr() for tensor in tensors) > 1
+    if len(owner) == 1 and not overlap and changed.stride(call.dims[owner[0]]) != 0:
+        return
+    raise RuntimeError(
+        f"vmap: `{call.name}` modifies in place a tensor that all samples share (an input with in_dim None, a tensor "
+        f"from its closure, a module's buffer, overlapping inputs): inplace arithmetic is not possible there. Work on "
+        f"a clone(), or give it a batch dimension; for batch norm, eval() or replace the running statistics."
+    )
 
 
 def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> tuple[list[Tensor], list[Any]]:
@@ -96,7 +108,7 @@ def _check_shared(call: BatchedCall, i: int, first: list[Any], now: list[Any]) -
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             same = a is b or (a.shape == b.shape and bool(torch.isclose(a, b, 0.0, 0.0, equal_nan=True).all()))
         else:
-            same = a is b or (type(a) is type(b) and bool(a == b))
+            same = a is b or (type(a) is type(b) and bool(a == b or (a != a and b != b)))
         if not same:
             raise ValueError(
                 f"vmap({call.name}, ...): `{call.name}` can not return a BatchedTensor when out_dim is None: "

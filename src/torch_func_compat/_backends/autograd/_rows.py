@@ -14,21 +14,20 @@ Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
 
 
 class Rows:
-    """Applies a linear map to stacked vectors, and remembers where torch refused to batch it."""
+    """How a linear map is applied to stacked vectors; it remembers where torch refused to batch."""
 
-    def __init__(self, apply: Apply) -> None:
-        self.apply = apply
+    def __init__(self) -> None:
         self.vectorised: bool | None = None  # what happened last; None before the first batch
 
-    def __call__(self, vectors: Sequence[Tensor]) -> list[Tensor | None]:
+    def __call__(self, apply: Apply, vectors: Sequence[Tensor]) -> list[Tensor | None]:
         """Results for each of the vectors stacked along dimension 0, stacked likewise."""
         create_graph = torch.is_grad_enabled()
         size = vectors[0].shape[0]
         if size > 1 and self.vectorised is not False:
             try:
-                results = self._at_once(vectors, create_graph)
-                self.vectorised = results is not None
-                if results is not None:
+                results = _at_once(apply, vectors, create_graph)
+                self.vectorised = _agrees(apply, vectors, results)
+                if self.vectorised:
                     return results
             except (RuntimeError, TypeError, ValueError) as error:
                 # No batching rule, a backward in numpy, control flow on values: whatever it was, the
@@ -36,54 +35,53 @@ class Rows:
                 if "out of memory" in str(error):
                     raise
                 self.vectorised = False
-        rows = [self.apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
+        rows = [apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
         return [stack([row[k] for row in rows]) for k in range(len(rows[0]))]
 
-    def _at_once(self, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:
-        present: list[bool] = []
 
-        def apply(*rows: Tensor) -> tuple[Tensor, ...]:
-            results = self.apply(rows, create_graph)
-            present[:] = [result is not None for result in results]
-            # vmap insists on at least one output: the first vector stands in where there is none
-            return tuple(result for result in results if result is not None) or (rows[0],)
+def _at_once(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+    present: list[bool] = []
 
-        if _facts.has("vmap_over_autograd_grad"):
-            batched = iter(torch.vmap(apply)(*vectors))
-            return [next(batched) if there else None for there in present]
-        from torch import _vmap_internals
+    def flat(*rows: Tensor) -> tuple[Tensor, ...]:
+        results = apply(rows, create_graph)
+        present[:] = [result is not None for result in results]
+        # vmap insists on at least one output: the first vector stands in where there is none
+        return tuple(result for result in results if result is not None) or (rows[0],)
 
-        vmapped: Any = _vmap_internals._vmap(apply)
-        batched = iter(vmapped(*vectors))
-        results = [next(batched) if there else None for there in present]
-        return results if self._agrees(vectors, results) else None
+    batch: Any
+    if _facts.has("vmap_over_autograd_grad"):
+        batch = torch.vmap
+    else:
+        # what is_grads_batched=True uses, without its warnings, and on torch < 1.11, too
+        from torch._vmap_internals import _vmap as batch
+    found = iter(batch(flat)(*vectors))
+    return [next(found) if there else None for there in present]
 
-    def _agrees(self, vectors: Sequence[Tensor], results: Sequence[Tensor | None]) -> bool:
-        """Check batched rows against one unbatched application to a combination of them.
 
-        The batching of torch < 2.0 has wrong rules: rows of layer_norm (1.8), group_norm (to 1.13) with
-        create_graph, and of as_strided_scatter (1.13), come out wrong without an error. One more
-        application finds any such rule, known or not.
-        """
-        size = vectors[0].shape[0]
-        with torch.no_grad():
-            # any fixed weights that no structure of the rows is likely to cancel
-            weights = torch.cos(torch.arange(1, size + 1, dtype=torch.float64))
-            expected = self.apply([_combine(weights, vector.detach()) for vector in vectors], False)
-            for result, value in zip(results, expected):
-                if result is None or value is None:
-                    if result is not value:
-                        return False
-                    continue
-                rows = result.detach()
-                difference = (_combine(weights, rows) - value).abs()
-                scale = _combine(weights.abs(), rows.abs()) + value.abs()
-                if difference.numel() == 0:
-                    continue
-                limit = torch.finfo(rows.dtype).eps ** 0.5 * scale.max()
-                if not bool((difference <= limit).all()):  # also where something is not finite
+def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | None]) -> bool:
+    """Check batched rows against one unbatched application to a combination of them.
+
+    torch's batching has wrong rules, which give wrong rows without an error: that of torch < 2.0 for
+    layer_norm, group_norm and as_strided_scatter, torch.func's for cdist up to the newest. One more
+    application finds any of them, known or not.
+    """
+    with torch.no_grad():
+        # any fixed weights that no structure of the rows is likely to cancel
+        weights = torch.cos(torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64))
+        expected = apply([_combine(weights, vector.detach()) for vector in vectors], False)
+        for rows, value in zip(results, expected):
+            if rows is None or value is None:
+                if rows is not value:
                     return False
-        return True
+                continue
+            difference = (_combine(weights, rows.detach()) - value).abs()
+            if difference.numel() == 0:
+                continue
+            scale = _combine(weights.abs(), rows.detach().abs()) + value.abs()
+            # written so that it also fails where something is not finite
+            if not bool((difference <= torch.finfo(rows.dtype).eps ** 0.5 * scale.max()).all()):
+                return False
+    return True
 
 
 def _combine(weights: Tensor, stacked: Tensor) -> Tensor:
@@ -91,7 +89,8 @@ def _combine(weights: Tensor, stacked: Tensor) -> Tensor:
     return (weights.to(stacked).reshape(shape) * stacked).sum(0)
 
 
-def stack(parts: list[Tensor | None]) -> Tensor | None:
+def stack(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Stack results; None where every one is None, zeros where only some are."""
     present = [part for part in parts if part is not None]
     if not present:
         return None
