@@ -26,21 +26,24 @@ found["at_import"] += ["filters"] if warnings.filters != filters else []
 """
 
 FIRST_USE = """
-x = torch.ones(3)
+x = torch.ones(3, requires_grad=True)
 
 def use(lib):
     lib.vmap(lib.grad(lambda x: (x * x).sum()))(torch.ones(2, 3))
     lib.jacrev(torch.sin)(x), lib.hessian(lambda x: (x * x).sum())(x)
 
-# the settings must not make it import functorch, either
+# what torch itself changes when it is first used (2.6 replaces torch.manual_seed, for one)
+torch.autograd.grad(x.sum(), x)
+if hasattr(torch, "func"):
+    use(torch.func)
+before = snapshot(torch)
+# choosing must not import functorch, either
 with tfc.use_backend("autograd"):
-    tfc.vmap(torch.sin)(x), tfc.grad(lambda x: (x * x).sum())(x), tfc.jacfwd(torch.sin)(x)
+    use(tfc), tfc.jacfwd(torch.sin)(x)
 found["by_autograd"] = changed(before)
 found["functorch_after_autograd"] = "functorch" in sys.modules
 if hasattr(torch, "func"):
-    use(torch.func)  # what torch itself changes at its first use
-    before = snapshot(torch)
-    use(tfc)
+    use(tfc), tfc.jacfwd(torch.sin)(x)
     found["by_torch_func"] = changed(before)
 print(json.dumps(found))
 """

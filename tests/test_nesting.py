@@ -232,7 +232,7 @@ EPS = 0.1  # differences need a smooth function
 FUNCTIONS = {
     "layer_norm": lambda x: F.layer_norm(x, x.shape[1:], eps=EPS),
     "layer_norm_affine": lambda x: F.layer_norm(x, x.shape[1:], ramp(x, *x.shape[1:]), ramp(x, *x.shape[1:]), EPS),
-    "group_norm": lambda x: F.group_norm(x, 1, ramp(x, x.shape[1]), ramp(x, x.shape[1]), EPS),
+    "group_norm": lambda x: F.group_norm(x, 1, eps=EPS),
     "batch_norm": lambda x: F.batch_norm(x, None, None, training=True, eps=EPS),
     "instance_norm": lambda x: F.instance_norm(x[:, None], eps=EPS),
     "weight_norm": lambda x: torch._weight_norm(x, x[:, :1] + 2, 0),

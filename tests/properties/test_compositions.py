@@ -9,6 +9,7 @@ are fixed by their shapes, so that an example shrinks to fewer steps, smaller sh
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any, Callable, NamedTuple
 
@@ -95,11 +96,11 @@ class Program(NamedTuple):
                 values.append(outside)
             for step in self.steps:
                 values.append(step.apply(values))
-            # the last value, nonlinear in everything, and for a tree of outputs some more
-            last = sum(((v * weights(v, 0.3)).sum().sin() for v in values[:-1]), values[-1])
-            return {"one": lambda: last, "tuple": lambda: (last, values[0].sin()), "dict": lambda: {"last": [last]}}[
-                self.outputs
-            ]()
+            # Every output depends on every tensor, and nonlinearly: so do all of its derivatives, and what
+            # requires grad is the same by any way to compute them.
+            all_of_them = sum((v * weights(v, 0.3)).sum() for v in values).sin()
+            last, first = values[-1] * (2 + all_of_them), values[0] * all_of_them
+            return {"one": last, "tuple": (last, first), "dict": {"last": [last]}}[self.outputs]
 
         return func
 
@@ -301,6 +302,18 @@ def test_without_elements(backend, device, name, shape):
     check_outermost(
         (name,), lambda x, y: (x.sin(), x.exp() * y, y * y), fill((Shape(shape), Shape(())), device), (0, 1)
     )
+
+
+def test_garbage_collection_changes_nothing(backend, device):
+    """Up to torch 2.0 it clears the attributes of a tensor in a cycle of garbage that a graph still holds."""
+    program, thresholds = Program((Step("div", 1, 4),), "one", True), gc.get_threshold()
+    try:
+        for threshold in range(1, 60):
+            gc.set_threshold(threshold)
+            func = compose(tfc, ("vmap", "jvp", "grad"), program.bind(closed_over(device)), 0)
+            assert not func(*fill((Shape((3,)), Shape(())), device)).requires_grad
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 @pytest.mark.skipif(len(tfc.available_backends()) == 1, reason="one backend only")
