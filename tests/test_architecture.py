@@ -12,7 +12,7 @@ from processes import PACKAGE, run_python
 # From the ground up; "x" stands for x and all below it, "x." for the package's own __init__ alone. A module
 # imports from the rows above its own and from its own row entry, never from below.
 LAYERS = [
-    ("_facts", "_tree", "_settings"),
+    ("_facts", "_tree", "_settings", "_randomness"),
     ("_arguments", "_capabilities"),
     ("_backends.protocol",),
     ("_backends._native", "_backends.autograd"),
@@ -28,7 +28,7 @@ LAYERS = [
     ("__main__",),
 ]
 # Narrower than the layers
-GROUND = {"_facts", "_tree", "_arguments", "_backends.protocol"}
+GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_backends.protocol"}
 ONLY = {
     "_operators": GROUND,
     "_backends._native": GROUND,

@@ -158,6 +158,28 @@ def test_threads_side_by_side():
     assert failures == []
 
 
+@native
+def test_transform_that_runs_in_another_thread(library):
+    """It answers there and not here."""
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(x):
+        inside.set()
+        assert done.wait(30)
+        return cubes(x)
+
+    thread = threading.Thread(target=lambda: library.grad(wait)(torch.ones(2)))
+    thread.start()
+    try:
+        assert inside.wait(30)
+        with tfc.use_backend("autograd"):
+            assert tfc.get_backend() == "autograd"
+            assert_close(tfc.grad(cubes)(torch.ones(2)), torch.full((2,), 3.0))
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_looked_up_when_called():
     seen = []
     made = tfc.grad(spy(seen))

@@ -23,6 +23,9 @@ class Capability(NamedTuple):
     until: tuple[int, int] | None = None  # the first release on which the text means something else
 
 
+# What a MistakenRule says of an operation whose backward torch batches wrongly.
+MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
+
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "legacy_function",
@@ -143,6 +146,18 @@ CAPABILITIES: tuple[Capability, ...] = (
         "make the tensor from a mapped one, as with x.new_zeros()",
     ),
     Capability(
+        "mistaken_rows",
+        MISTAKEN_ROWS.format(r"\w+"),
+        "it uses an operation whose batched backward is wrong in torch, without an error (torch.cdist)",
+        "write the distance as (x[:, None] - y[None]).norm(dim=-1), or use chunk_size=1",
+    ),
+    Capability(
+        "empty_input",
+        r"index 0 out of range for tensor of size \[0\]|index 0 is out of bounds for dimension 0 with size 0",
+        "it has an input without elements",
+        "leave the empty input out of argnums",
+    ),
+    Capability(
         "random_operation",
         r"Vmap does not currently support same randomness with a batched tensor input"
         r"|We do not (yet )?support calling (out variants of )?random operations (inside of vmap)?"
@@ -156,6 +171,10 @@ CAPABILITIES: tuple[Capability, ...] = (
 _PATTERNS = [
     (re.compile(row.pattern, re.DOTALL), row) for row in CAPABILITIES if row.until is None or _facts.TORCH < row.until
 ]
+
+
+class MistakenRule(RuntimeError):
+    """Raised by this library where torch would go on and return a wrong derivative."""
 
 
 # Not by a text but by where it was raised: some of torch's assertions have none.
@@ -180,7 +199,7 @@ def refusal(error: BaseException) -> Capability | None:
     """The row that `error` belongs to, or None where it is no refusal but an error."""
     if isinstance(error, AssertionError):
         return INTERNAL if _is_internal(error) else None
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, (RuntimeError, IndexError)):
         return None
     text = str(error)
     for pattern, row in _PATTERNS:

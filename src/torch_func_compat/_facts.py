@@ -84,6 +84,16 @@ def _keeps_python_attributes() -> bool:
     return hasattr(accumulate.variable, "_torch_func_compat_probe")
 
 
+def _cdist_rows_are_wrong() -> bool:
+    """Do batched rows of torch.cdist differ from single ones?"""
+    try:
+        from torch.func import jacrev
+    except ImportError:
+        return False
+    x, y = torch.arange(6.0).view(3, 2), torch.arange(6.0).view(3, 2).cos()
+    return not torch.allclose(jacrev(torch.cdist)(x, y), jacrev(torch.cdist, chunk_size=1)(x, y))
+
+
 def _loses_negative_argnums() -> bool:
     """Is d(xy)/dy, with y as the argument -1, zero?"""
     try:
@@ -130,6 +140,13 @@ FACTS: dict[str, Fact] = {
         (2, 0),
         None,
         "measured: d(xy)/dy by jacfwd(torch.mul, argnums=-1) is 0; no upstream issue found",
+    ),
+    "cdist_rows_are_wrong": Fact(
+        "torch.func.jacrev(torch.cdist) is wrong, without an error",
+        _cdist_rows_are_wrong,
+        (2, 0),
+        None,
+        "measured: jacrev(torch.cdist) differs from its rows; no upstream issue found",
     ),
     "leaves_keep_python_attributes": Fact(
         "a tensor that only the autograd graph holds keeps its Python object",

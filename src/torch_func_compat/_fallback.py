@@ -12,13 +12,13 @@ import warnings
 import weakref
 from typing import Any, Callable, ContextManager
 
-import torch
 from torch import Tensor
 
 from ._arguments import name_of, version
 from ._backends.protocol import Backend
 from ._capabilities import Capability, refusal
 from ._policy import active_native, chosen, use_backend
+from ._randomness import RandomState
 from ._settings import Setting
 
 MODES = ("warn", "silent", "error")
@@ -141,20 +141,16 @@ def answer(
         return on(backend)(*args, **kwargs)
     if record.refused is None:
         before = _versions(args)
-        # as torch.get_rng_state(), in less than half of its time
-        random_state = torch.default_generator.get_state()
-        cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        state = RandomState()
         try:
             return on(backend)(*args, **kwargs)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, IndexError) as error:
             refused = refusal(error)
             # A function that changed its arguments before it was refused would change them once more.
             if refused is None or _versions(args) != before:
                 raise
             text = str(error)
-        torch.set_rng_state(random_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state_all(cuda_state)
+        state.restore()
         record.refused = refused
         _warn(transform, func, refused, text)
     # Out of the except block: an error from here on did not happen "during handling of" the refusal.

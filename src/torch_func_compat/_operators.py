@@ -26,6 +26,7 @@ from ._arguments import (
     require_tensors,
 )
 from ._backends.protocol import Backend, LinearMap, Pullback
+from ._randomness import RandomState
 
 Function = Callable[..., Any]
 
@@ -40,14 +41,15 @@ def vmap(
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, out_dims)
         call = BatchedCall(func, in_dims, out_dims, args, kwargs)
-        if chunk_size is None or call.batch_size <= chunk_size:
+        # without a library there is a loop, whose chunks are samples
+        if chunk_size is None or call.batch_size <= chunk_size or backend.library is None:
             return call.result(*backend.vmap(call, call.tensors, randomness))
-        state = torch.get_rng_state() if randomness == "same" else None
+        state = RandomState(call.generators()) if randomness == "same" else None
         parts: list[list[Tensor]] = []
         shared: list[Any] = []
         for start in range(0, call.batch_size, chunk_size):
             if state is not None:
-                torch.set_rng_state(state)
+                state.restore()
             length = min(chunk_size, call.batch_size - start)
             chunk = [tensor.narrow(dim, start, length) for tensor, dim in zip(call.tensors, call.dims)]
             stacked, shared = backend.vmap(call, chunk, randomness)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from typing import Any, Callable, List, Tuple
 
+import torch
 import torch.utils._pytree as _torch_pytree
 
 # container -> (its children, what is needed beside them to build it again)
@@ -68,12 +69,13 @@ _CONTAINERS: dict[type, tuple[_Flatten, _Unflatten]] = {
     dict: _dict_like(lambda items, _: dict(items), lambda _: None),
     OrderedDict: _dict_like(lambda items, _: OrderedDict(items), lambda _: None),
     defaultdict: _dict_like(lambda items, factory: defaultdict(factory, items), lambda tree: tree.default_factory),
+    torch.Size: (lambda tree: (list(tree), None), lambda children, _: tuple(children)),
     deque: (lambda tree: (list(tree), tree.maxlen), lambda children, maxlen: deque(children, maxlen)),
 }
 
 
 def _is_namedtuple(cls: type) -> bool:
-    return cls.__bases__ == (tuple,) and isinstance(getattr(cls, "_fields", None), tuple)
+    return issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple)
 
 
 def _is_struct_sequence(cls: type) -> bool:

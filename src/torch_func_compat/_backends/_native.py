@@ -30,7 +30,7 @@ class NativeMap:
 
 
 class NativePullback(NativeMap):
-    """The library's ``vjp_fn``."""
+    """The library's ``vjp_fn``; its batched rows are checked, for some of the library's rules are wrong."""
 
     def __init__(self, vmap: Callable[..., Any], vjp_fn: Callable[..., Any]) -> None:
         super().__init__(vmap, lambda *cotangents: vjp_fn(cotangents), "error")

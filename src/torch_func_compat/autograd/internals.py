@@ -46,7 +46,6 @@ OutDims = Any
 
 # torch.func's Jacobians take positional arguments only
 _WITHOUT_KEYWORDS = ("jacrev", "jacfwd", "hessian")
-_FORWARD = ("jacfwd", "hessian")
 _NOTHING: dict[str, Any] = {}
 
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
@@ -60,16 +59,25 @@ def _resolve(
     `extra` holds the parameters that the libraries do not have; None and False mean not asked for.
     """
     native = backend.natives.get(name)
-    if native is None or any(extra.values()) or (name in _FORWARD and _mistaken(options["argnums"])):
+    if native is None or any(extra.values()) or _is_mistaken(name, options):
         derived = getattr(_operators, name)
         return derived(backend, func, **options, **extra)  # type: ignore[no-any-return]
     return native(func, **options)  # type: ignore[no-any-return]
 
 
-def _mistaken(argnums: Argnums) -> bool:
-    """torch.func.jacfwd and hessian give zeros for negative argnums, silently, on every torch so far."""
-    negative = any(isinstance(n, int) and n < 0 for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
-    return negative and _facts.has("jacfwd_loses_negative_argnums")
+def _is_mistaken(name: str, options: dict[str, Any]) -> bool:
+    """Whether torch.func gets a call with these options wrong, on some release or on all so far."""
+    if name == "vmap":
+        # Dicts in another order of keys, outputs that are not mapped in another place than the first one,
+        # and chunks of shared outputs or generators are refused or mixed up: what is not plain, we derive.
+        dims = options["in_dims"]
+        flat = isinstance(dims, tuple) and all(dim is None or isinstance(dim, int) for dim in dims)
+        return not (isinstance(dims, int) or flat) or options["out_dims"] != 0
+    if name in ("jacfwd", "hessian"):
+        argnums = options["argnums"]
+        negative = any(isinstance(n, int) and n < 0 for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
+        return negative and _facts.has("jacfwd_loses_negative_argnums")
+    return False
 
 
 def _transform(
@@ -165,7 +173,7 @@ def vmap(
     check_randomness(randomness)
     check_chunk_size("vmap", chunk_size)
     return _transform(
-        "vmap", func, dict(in_dims=in_dims, out_dims=out_dims, randomness=randomness, chunk_size=chunk_size)
+        "vmap", func, dict(in_dims=in_dims, out_dims=out_dims, randomness=randomness), dict(chunk_size=chunk_size)
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any, Callable, Mapping, Sequence
 from torch import Tensor
 
 from ..._arguments import BatchedCall
+from ..._randomness import RandomState
 from ..protocol import Differentiable, LinearMap, Pullback
 from . import _linear, _loop
-from ._randomness import RandomState
 
 
 class AutogradBackend:

@@ -32,6 +32,10 @@ class Level:
         """An alias of `tensor` that requires grad, and through which outer levels still reach it."""
         if tensor.requires_grad:
             return tensor.view_as(tensor)
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise RuntimeError(
+                f"only Tensors of floating point and complex dtype can require gradients, got a Tensor of {tensor.dtype}"
+            )
         if _facts.has("inference_mode") and tensor.is_inference():
             tensor = tensor.clone()  # inference tensors cannot require grad
         # detach() would drop the tangent of an enclosing forward-mode level
@@ -43,8 +47,9 @@ class Level:
         setattr(leaf, OWNER, self)
         if _facts.has("leaves_keep_python_attributes"):
             return leaf
-        # torch 1.8 forgets the mark once only the graph holds the leaf: let the graph hold it.
-        alias = leaf.view_as(leaf)
+        # torch 1.8 forgets the mark once only the graph holds the leaf: let the graph hold it. Not by a
+        # view, whose own node is lost when somebody writes to the memory.
+        alias = leaf.clone()
         alias.register_hook(lambda grad, leaf=leaf: None)
         return alias
 

@@ -161,7 +161,7 @@ class Pushforward:
     def _contract(self, output: Tensor, basis: Tensor, tangents: Sequence[Tensor], batch: tuple[int, ...]) -> Tensor:
         size = basis.shape[0]
         inputs = self.inputs
-        total = torch.real(basis).new_zeros(*batch, size)
+        total = _real(basis).new_zeros(*batch, size)
         if size == 0:
             return total
         rows = Rows()(
@@ -171,7 +171,7 @@ class Pushforward:
         for jacobian, tangent in zip(rows, tangents):
             if jacobian is not None:
                 product = tangent.reshape(*batch, -1) @ jacobian.reshape(size, -1).conj().transpose(0, 1)
-                total = total + (torch.real(product) if product.is_complex() else product)
+                total = total + _real(product)
         return total
 
     def _find(self, tangents: Sequence[Tensor], batch: tuple[int, ...]) -> list[Tensor | None]:
@@ -249,10 +249,15 @@ def _wave(like: Tensor) -> Tensor:
     return values.reshape(like.shape)
 
 
+def _real(tensor: Tensor) -> Tensor:
+    """`torch.real`, which torch 1.8 does not take real tensors for."""
+    return torch.real(tensor) if tensor.is_complex() else tensor
+
+
 def _dot(fixed: Tensor, vectors: Tensor, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Re<fixed, v> for each vector of the batch, and what size its rounding errors are relative to."""
     products = fixed.detach().reshape(-1).conj() * vectors.detach().reshape(*batch, fixed.numel())
-    products = torch.real(products) if products.is_complex() else products
+    products = _real(products)
     products = products.float() if products.dtype in (torch.float16, torch.bfloat16) else products
     return products.sum(-1), products.abs().sum(-1)
 

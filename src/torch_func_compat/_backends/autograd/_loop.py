@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._arguments import BatchedCall, version
-from ._randomness import RandomState
+from ..._randomness import RandomState
 
 # Above this many samples, slices are taken in two steps. The backward of select() makes a tensor as
 # large as what it selects from, so slices of one tensor would cost the square of the batch size.
