@@ -152,6 +152,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         "write the distance as (x[:, None] - y[None]).norm(dim=-1), or use chunk_size=1",
     ),
     Capability(
+        "functorch_0_1_forward",
+        r"Trying to set a forward gradient that has a different size than that of the original Tensor"
+        r"|more than one element of the written-to tensor refers to a single memory location",
+        "forward mode of functorch 0.1 fails on its strides",
+        "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
+        until=(1, 12),
+    ),
+    Capability(
         "empty_input",
         r"index 0 out of range for tensor of size \[0\]|index 0 is out of bounds for dimension 0 with size 0",
         "it has an input without elements",

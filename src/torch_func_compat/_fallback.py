@@ -143,7 +143,10 @@ def answer(
         before = _versions(args)
         state = RandomState()
         try:
-            return on(backend)(*args, **kwargs)
+            if backend.lock is None:
+                return on(backend)(*args, **kwargs)
+            with backend.lock:
+                return on(backend)(*args, **kwargs)
         except (RuntimeError, AssertionError, IndexError) as error:
             refused = refusal(error)
             # A function that changed its arguments before it was refused would change them once more.

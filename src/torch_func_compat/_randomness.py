@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Sequence
 
 import torch
 
@@ -10,11 +10,11 @@ import torch
 class RandomState:
     """The state of every generator that the function may draw from, as it was when this was made."""
 
-    def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
+    def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
         # The default generator's method takes half the time of torch.get_rng_state().
         self._default = torch.default_generator.get_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-        self._others = [(generator, generator.get_state()) for generator in generators]
+        self._others = [(generator, generator.get_state()) for generator in generators] if generators else ()
 
     def moved(self) -> bool:
         """Whether anything was drawn since."""

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+import functools
+from typing import Any, Callable, ContextManager, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from .. import _tree
 from .._arguments import BatchedCall
+from .._capabilities import MISTAKEN_ROWS, MistakenRule
 from .protocol import Differentiable, LinearMap, Pullback
+
+# The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
+# nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15 (fact "cdist_rows_are_wrong").
+_MISTAKEN = ("CdistBackward",)
+
+
+def mistaken(output: Any) -> list[MistakenRule]:
+    """The error to raise, where the library would not, if rows through the graph of `output` are batched."""
+    leaves = [output] if isinstance(output, Tensor) else _tree.flatten(output)[0]
+    roots = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+    seen = set()
+    while roots:
+        node = roots.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = type(node).__name__
+        if name.startswith(_MISTAKEN):
+            return [MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0]))]
+        for child, _ in node.next_functions:
+            roots.append(child)
+    return []
+
+
+def checked(func: Callable[..., Any]) -> Callable[..., Any]:
+    """`func`, raising where rows through its graph would be wrong."""
+
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        output = func(*args, **kwargs)
+        for error in mistaken(output):
+            raise error
+        return output
+
+    return wrapper
 
 
 class NativeMap:
@@ -30,13 +68,28 @@ class NativeMap:
 
 
 class NativePullback(NativeMap):
-    """The library's ``vjp_fn``; its batched rows are checked, for some of the library's rules are wrong."""
+    """The library's ``vjp_fn``."""
 
-    def __init__(self, vmap: Callable[..., Any], vjp_fn: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        vmap: Callable[..., Any],
+        vjp_fn: Callable[..., Any],
+        flaw: Sequence[MistakenRule],
+        is_active: Callable[[], bool],
+    ) -> None:
         super().__init__(vmap, lambda *cotangents: vjp_fn(cotangents), "error")
         self._vjp_fn = vjp_fn
+        self._flaw = flaw
+        self._is_active = is_active
+
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
+        if self._flaw:
+            raise self._flaw[0]
+        return super().batched(*vectors)
 
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
+        if self._flaw and self._is_active():
+            raise self._flaw[0]
         create = torch.is_grad_enabled() if create_graph is None else create_graph
         return list(self._vjp_fn(tuple(cotangents), retain_graph, create))
 
@@ -58,9 +111,12 @@ class NativeBackend:
     has_forward_mode = True
     natives: Mapping[str, Callable[..., Any]] = {}
 
-    def __init__(self, namespace: Any, private: Any) -> None:
+    lock: ContextManager[Any] | None = None
+
+    def __init__(self, namespace: Any, private: Any, is_active: Callable[[], bool]) -> None:
         self.library = namespace
         self._private = private
+        self._is_active = is_active
 
     def is_batched_here(self, tensor: Tensor) -> bool:
         """Whether `tensor` has a batch dimension of the innermost active vmap."""
@@ -85,8 +141,15 @@ class NativeBackend:
         return list(stacked[:wanted]), shared
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
-        outputs, vjp_fn, aux = self.library.vjp(_tuples(func), *primals, has_aux=True)
-        return list(outputs), NativePullback(self.library.vmap, vjp_fn), list(aux)
+        flaw: list[MistakenRule] = []
+
+        def noted(*primals: Tensor) -> Any:
+            outputs, aux = func(*primals)
+            flaw.extend(mistaken(outputs))
+            return tuple(outputs), tuple(aux)
+
+        outputs, vjp_fn, aux = self.library.vjp(noted, *primals, has_aux=True)
+        return list(outputs), NativePullback(self.library.vmap, vjp_fn, flaw, self._is_active), list(aux)
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool

@@ -8,6 +8,9 @@ the user calls is derived from its vmap, vjp and jvp.
 
 from __future__ import annotations
 
+import threading
+from typing import Any, ContextManager
+
 import functorch
 import torch
 
@@ -19,13 +22,22 @@ _private = getattr(torch._C, "_functorch", None) or functorch._C
 
 def is_active() -> bool:
     """Whether a functorch transform is running in this thread."""
-    return bool(_private.are_transforms_active())
+    if not _private.are_transforms_active():
+        return False
+    # That counts the transforms of all threads; the level is this thread's, and an error if there is none.
+    try:
+        _private.current_level()
+    except RuntimeError:
+        return False
+    return True
 
 
 class FunctorchBackend(NativeBackend):
     """Standalone `functorch` 0.1.1 and 0.2.1, and that of torch 1.13."""
 
     name = "functorch"
+    # Two threads in functorch's transforms at once trip over each other's levels ("INTERNAL ASSERT").
+    lock: ContextManager[Any] | None = threading.RLock()
 
     def __init__(self) -> None:
-        super().__init__(functorch, _private)
+        super().__init__(functorch, _private, is_active)

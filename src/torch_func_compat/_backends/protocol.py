@@ -6,7 +6,7 @@ for all backends; a backend may also name natives, whole transforms of its libra
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Protocol, Sequence
+from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +58,9 @@ class Backend(Protocol):
 
     # The namespace with the library's transforms; None where there is no library.
     library: Any
+
+    # Held by the outermost transform where the library is not thread-safe.
+    lock: ContextManager[Any] | None
 
     # The library's own transforms of the same name and signature, to be used as they are.
     natives: Mapping[str, Callable[..., Any]]

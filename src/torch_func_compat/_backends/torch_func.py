@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Callable
 
 import torch
 import torch.func
-from torch import Tensor
 
-from .. import _tree
-from .._capabilities import MISTAKEN_ROWS, MistakenRule
-from ._native import NativeBackend
+from .._capabilities import MistakenRule
+from ._native import NativeBackend, checked, mistaken
 
 _peek = torch._C._functorch.peek_interpreter_stack
 
@@ -27,53 +24,17 @@ class TorchFuncBackend(NativeBackend):
     name = "torch.func"
 
     def __init__(self) -> None:
-        super().__init__(torch.func, torch._C._functorch)
+        super().__init__(torch.func, torch._C._functorch, is_active)
         self.natives = {
             "vmap": torch.func.vmap,
             "vjp": _vjp,
             "jvp": torch.func.jvp,
             "grad": _within_vmap(torch.func.grad),
             "grad_and_value": _within_vmap(torch.func.grad_and_value),
-            "jacrev": lambda func, **options: torch.func.jacrev(_checked(func), **options),
+            "jacrev": lambda func, **options: torch.func.jacrev(checked(func), **options),
             "jacfwd": torch.func.jacfwd,
-            "hessian": lambda func, **options: torch.func.hessian(_checked(func), **options),
+            "hessian": lambda func, **options: torch.func.hessian(checked(func), **options),
         }
-
-
-# torch.func batches the backward of these wrongly where the cotangents are mapped and the inputs are not,
-# and says nothing: rows of jacrev(cdist) are garbage on torch 2.0-2.15. See the fact "cdist_rows_are_wrong".
-_MISTAKEN = ("CdistBackward",)
-
-
-def _check(output: Any) -> None:
-    """Raise, where torch would not, if rows through the graph of `output` would be wrong."""
-    roots = [output.grad_fn] if isinstance(output, Tensor) else [x.grad_fn for x in _tensors(output)]
-    seen = set()
-    while roots:
-        node = roots.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = type(node).__name__
-        if name.startswith(_MISTAKEN):
-            raise MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0]))
-        for child, _ in node.next_functions:
-            if child is not None:
-                roots.append(child)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [x for x in _tree.flatten(output)[0] if isinstance(x, Tensor)]
-
-
-def _checked(func: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(func)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        output = func(*args, **kwargs)
-        _check(output)
-        return output
-
-    return checked
 
 
 def _within_vmap(transform: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,14 +42,11 @@ def _within_vmap(transform: Callable[..., Any]) -> Callable[..., Any]:
 
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         plain = transform(func, **options)
-        checked: list[Callable[..., Any]] = []
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if _peek() is None:
+            if not is_active():
                 return plain(*args, **kwargs)
-            if not checked:
-                checked.append(transform(_checked(func), **options))
-            return checked[0](*args, **kwargs)
+            return transform(checked(func), **options)(*args, **kwargs)
 
         return wrapper
 
@@ -101,10 +59,7 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 
     def noted(*args: Any) -> Any:
         output = func(*args)
-        try:
-            _check(output)
-        except MistakenRule as error:
-            flaw.append(error)
+        flaw.extend(mistaken(output))
         return output
 
     result = torch.func.vjp(noted, *primals, has_aux=has_aux)
@@ -113,7 +68,7 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     vjp_fn = result[1]
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if _peek() is not None:
+        if is_active():
             raise flaw[0]
         return vjp_fn(*args, **kwargs)
 

@@ -100,6 +100,8 @@ def _transform(
             return _resolve(_policy.compiled(), name, func, options, extra)(*args, **kwargs)
         return answer(record, name, func, on, args, kwargs)
 
+    if _is_compiling():  # torch.compile (2.6) does not trace the assignment of attributes
+        return wrapper
     # functools.wraps() costs a third of what a transform of ours may; this is what it does for a function
     wrapper.__wrapped__ = func  # type: ignore[attr-defined]
     wrapper.__name__ = getattr(func, "__name__", name)
@@ -402,8 +404,8 @@ def jacfwd(
     Notes
     -----
     Cost: as many forward-mode passes as the inputs have elements, batched `chunk_size` at a time. The right
-    choice for more outputs than inputs. On the autograd backend one forward pass, and two backward passes per
-    column.
+    choice for more outputs than inputs. On the autograd backend one forward and one backward pass, and one pass
+    back through both per column.
 
     Examples
     --------

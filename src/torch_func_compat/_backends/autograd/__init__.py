@@ -7,7 +7,7 @@ batched where torch can; forward mode is made of two backward passes.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, ContextManager, Mapping, Sequence
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ class AutogradBackend:
     # several releases; the transpose of reverse mode is right wherever reverse mode is.
     has_forward_mode = False
     library = None
+    lock: ContextManager[Any] | None = None
     natives: Mapping[str, Callable[..., Any]] = {}
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:

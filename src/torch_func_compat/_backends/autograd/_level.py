@@ -34,7 +34,7 @@ class Level:
             return tensor.view_as(tensor)
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise RuntimeError(
-                f"only Tensors of floating point and complex dtype can require gradients, got a Tensor of {tensor.dtype}"
+                f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}"
             )
         if _facts.has("inference_mode") and tensor.is_inference():
             tensor = tensor.clone()  # inference tensors cannot require grad
@@ -47,9 +47,8 @@ class Level:
         setattr(leaf, OWNER, self)
         if _facts.has("leaves_keep_python_attributes"):
             return leaf
-        # torch 1.8 forgets the mark once only the graph holds the leaf: let the graph hold it. Not by a
-        # view, whose own node is lost when somebody writes to the memory.
-        alias = leaf.clone()
+        # Old torch forgets the mark once only the graph holds the leaf: let the graph hold it.
+        alias = leaf.view_as(leaf)
         alias.register_hook(lambda grad, leaf=leaf: None)
         return alias
 
@@ -86,7 +85,9 @@ def run(
     others = [tensor for tensor in func.others() if not tensor.requires_grad]
     captured = [tensor for tensor in func.captured() if not tensor.requires_grad]
     with recording():
-        variables = [level.variable(primal) for primal in primals]
+        # where variables are views (see own), writing to the caller's memory would cost them their nodes
+        private = copy and not _facts.has("leaves_keep_python_attributes")
+        variables = [level.variable(primal.clone() if private else primal) for primal in primals]
         # The function sees an alias of the variable: hooks that it puts there run (on torch < 2.0 they
         # would not on what is differentiated), and the variable survives what happens to the alias.
         arguments = [variable.clone() if copy else variable.view_as(variable) for variable in variables]

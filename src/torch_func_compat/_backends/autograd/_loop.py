@@ -79,13 +79,16 @@ def _check_mutation(call: BatchedCall, changed: Tensor, tensors: Sequence[Tensor
 def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> tuple[list[Tensor], list[Any]]:
     """No samples: only an evaluation on made-up values tells the shapes of the results."""
     samples = [
-        tensor.new_ones([n for d, n in enumerate(tensor.shape) if d != dim]) for tensor, dim in zip(tensors, call.dims)
+        # the sum over nothing is zero, and keeps the results differentiable
+        tensor.sum(dim) + 1 if tensor.is_floating_point() or tensor.is_complex() else tensor.new_ones(shape)
+        for tensor, dim in zip(tensors, call.dims)
+        for shape in ([n for d, n in enumerate(tensor.shape) if d != dim],)
     ]
     try:
         outputs, shared = call(*samples)
     finally:
         state.restore()
-    return [output.new_zeros((0, *output.shape)) for output in outputs], shared
+    return [output.unsqueeze(0)[:0] for output in outputs], shared
 
 
 def _check_alike(call: BatchedCall, i: int, spec: Any, first: list[Tensor], outputs: list[Tensor]) -> None:
