@@ -28,7 +28,7 @@ LAYERS = [
     ("__main__",),
 ]
 # Narrower than the layers
-GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_backends.protocol"}
+GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_capabilities", "_backends.protocol"}
 ONLY = {
     "_operators": GROUND,
     "_backends._native": GROUND,

@@ -34,6 +34,12 @@ _CONSTANT = "the jvp of a fused operation takes what it saved for constant"
 _TWICE = "the double backward takes the saved mean and invstd for constant"
 
 XFAILS: tuple[XFail, ...] = (
+    XFail(
+        "test_state.py::test_a_backward_through_the_output_leaves_the_pullback_its_graph[autograd]",
+        "one run makes one graph, which the output and the pullback share: pass retain_graph=True to the backward",
+        "https://pytorch.org/docs/stable/generated/torch.Tensor.backward.html",
+        (RuntimeError,),
+    ),
     _wrong(f"{_SECOND}{_NATIVE}-layer_norm*-jacfwd-*", _CONSTANT, 196700, (1, 11)),
     _wrong(f"{_SECOND}{_NATIVE}-batch_norm-jacfwd-*", _CONSTANT, 196699, (1, 11)),
     _wrong(f"{_SECOND}{_NATIVE}-instance_norm-jacfwd-*", _CONSTANT, 196699, (1, 11)),

@@ -152,6 +152,19 @@ CAPABILITIES: tuple[Capability, ...] = (
         "write the distance as (x[:, None] - y[None]).norm(dim=-1), or use chunk_size=1",
     ),
     Capability(
+        "functorch_conjugate",
+        r"view_as_real doesn't work on unresolved conjugated tensors",
+        "forward mode of functorch 0.1 and 0.2 fails on its complex numbers",
+        "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
+        until=(1, 13),
+    ),
+    Capability(
+        "inplace_in_formula",
+        r"one of the variables needed for gradient computation has been modified by an inplace operation",
+        "one of torch's own formulas writes in place to what another one saved (grad of jvp of grad of a norm)",
+        "use reverse mode (vjp) in place of jvp",
+    ),
+    Capability(
         "functorch_0_1_forward",
         r"Trying to set a forward gradient that has a different size than that of the original Tensor"
         r"|more than one element of the written-to tensor refers to a single memory location",

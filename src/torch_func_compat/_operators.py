@@ -22,6 +22,7 @@ from ._arguments import (
     check_out_dims,
     check_randomness,
     movedim,
+    positions,
     require_real,
     require_tensors,
 )
@@ -109,10 +110,9 @@ def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, strict
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise RuntimeError(f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}")
+    _require_floating("primal", call.primals)
+    _require_floating("tangent", flat_tangents)
     for primal, tangent in zip(call.primals, flat_tangents):
-        for role, tensor in (("primal", primal), ("tangent", tangent)):
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                raise ValueError(f"Expected {role} to be floating point or complex, but got: {tensor.dtype}")
         if primal.is_complex() != tangent.is_complex():
             raise RuntimeError(
                 f"{api}: Expected primal and tangent to be both real or both complex, got a tangent of "
@@ -142,6 +142,12 @@ def grad_and_value(backend: Backend, func: Function, argnums: Argnums, has_aux: 
         return call.select(gradients), call.with_aux(call.output(outputs), aux)
 
     return wrapped
+
+
+def _require_floating(role: str, tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise ValueError(f"Expected {role} to be floating point or complex, but got: {tensor.dtype}")
 
 
 class ScalarCall(Call):
@@ -219,6 +225,7 @@ def jacfwd(
         require_real("jacfwd", _tree.flatten(args)[0], "inputs")
         call = Call("jvp(f, primals, tangents)", func, args, kwargs, argnums, has_aux)
         require_tensors(call.primals)
+        _require_floating("primal", call.primals)
         push, aux = backend.pushforward(call, call.primals, randomness)
         columns = map_basis(push, call.primals, chunk_size)
         require_real("jacfwd", columns, "outputs")
@@ -240,7 +247,16 @@ def hessian(backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool
     inner = jacrev(backend, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
     if backend.has_forward_mode:
         return jacfwd(backend, inner, argnums, has_aux, randomness="error", chunk_size=chunk_size)
-    return jacrev(backend, inner, argnums, has_aux=has_aux, chunk_size=chunk_size)
+    outer = jacrev(backend, inner, argnums, has_aux=has_aux, chunk_size=chunk_size)
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        # as the outer one of torch.func's, which is in forward mode, has it
+        chosen = [args[i] for i in positions(argnums, len(args))]
+        _require_floating("primal", [leaf for leaf in _tree.flatten(chosen)[0] if isinstance(leaf, Tensor)])
+        return outer(*args, **kwargs)
+
+    return wrapped
 
 
 def map_basis(linear: LinearMap, space: Sequence[Tensor], chunk_size: int | None) -> list[Tensor]:

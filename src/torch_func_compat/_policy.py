@@ -112,7 +112,7 @@ def chosen() -> Backend:
 
 def compiled() -> Backend:
     """The backend while torch.compile traces: what it knows to trace is torch.func."""
-    return _backends.load("torch.func")
+    return _backends.traced()
 
 
 def native_transform(name: str) -> Callable[..., Any] | None:

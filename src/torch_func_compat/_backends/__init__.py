@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from .. import _facts
 from .protocol import Backend
 
@@ -56,6 +58,14 @@ def _make(name: str) -> Backend:
     from .autograd import AutogradBackend
 
     return AutogradBackend()
+
+
+@functools.lru_cache(None)
+def traced() -> Backend:
+    """torch.func without guards, for torch.compile."""
+    from .torch_func import TracedBackend
+
+    return TracedBackend()
 
 
 def _make_functorch() -> Backend:

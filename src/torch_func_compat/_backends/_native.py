@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any, Callable, ContextManager, Mapping, Sequence
 
 import torch
@@ -12,6 +13,10 @@ from .. import _tree
 from .._arguments import BatchedCall
 from .._capabilities import MISTAKEN_ROWS, MistakenRule
 from .protocol import Differentiable, LinearMap, Pullback
+
+# Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
+# raise "no level exists" (torch 2.0-2.15, raw torch.func in four threads).
+FORWARD_MODE = threading.RLock()
 
 # The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
 # nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15 (fact "cdist_rows_are_wrong").
@@ -154,9 +159,10 @@ class NativeBackend:
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        outputs, output_tangents, aux = self.library.jvp(
-            _tuples(func), tuple(primals), tuple(tangents), strict=strict, has_aux=True
-        )
+        with FORWARD_MODE:
+            outputs, output_tangents, aux = self.library.jvp(
+                _tuples(func), tuple(primals), tuple(tangents), strict=strict, has_aux=True
+            )
         return list(outputs), list(output_tangents), list(aux)
 
     def pushforward(
@@ -166,7 +172,8 @@ class NativeBackend:
         counts = [0]
 
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
-            _, output_tangents, aux = self.library.jvp(_tuples(func), tuple(primals), tangents, has_aux=True)
+            with FORWARD_MODE:
+                _, output_tangents, aux = self.library.jvp(_tuples(func), tuple(primals), tangents, has_aux=True)
             counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 

@@ -8,7 +8,9 @@ import torch
 import torch.func
 
 from .._capabilities import MistakenRule
-from ._native import NativeBackend, checked, mistaken
+from ._native import FORWARD_MODE, NativeBackend, checked, mistaken
+
+Transform = Callable[..., Callable[..., Any]]
 
 _peek = torch._C._functorch.peek_interpreter_stack
 
@@ -18,27 +20,13 @@ def is_active() -> bool:
     return _peek() is not None
 
 
-class TorchFuncBackend(NativeBackend):
-    """`torch.func`, whose transforms are used as they are wherever they have the parameters asked for."""
-
-    name = "torch.func"
-
-    def __init__(self) -> None:
-        super().__init__(torch.func, torch._C._functorch, is_active)
-        self.natives = {
-            "vmap": torch.func.vmap,
-            "vjp": _vjp,
-            "jvp": torch.func.jvp,
-            "grad": _within_vmap(torch.func.grad),
-            "grad_and_value": _within_vmap(torch.func.grad_and_value),
-            "jacrev": lambda func, **options: torch.func.jacrev(checked(func), **options),
-            "jacfwd": torch.func.jacfwd,
-            "hessian": lambda func, **options: torch.func.hessian(checked(func), **options),
-        }
+def _checked_rows(transform: Transform) -> Transform:
+    """Jacobian rows are batched, and for some operations wrongly."""
+    return lambda func, **options: transform(checked(func), **options)
 
 
-def _within_vmap(transform: Callable[..., Any]) -> Callable[..., Any]:
-    """A gradient is one row: only if somebody maps over it, rows are batched."""
+def _checked_in_vmap(transform: Transform) -> Transform:
+    """A gradient is one row: only where somebody maps over it, rows are batched."""
 
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         plain = transform(func, **options)
@@ -47,6 +35,19 @@ def _within_vmap(transform: Callable[..., Any]) -> Callable[..., Any]:
             if not is_active():
                 return plain(*args, **kwargs)
             return transform(checked(func), **options)(*args, **kwargs)
+
+        return wrapper
+
+    return native
+
+
+def _one_thread_at_a_time(transform: Transform) -> Transform:
+    def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        plain = transform(func, **options)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with FORWARD_MODE:
+                return plain(*args, **kwargs)
 
         return wrapper
 
@@ -73,3 +74,36 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         return vjp_fn(*args, **kwargs)
 
     return (result[0], checked, *result[2:])
+
+
+def _jvp(*args: Any, **options: Any) -> Any:
+    with FORWARD_MODE:
+        return torch.func.jvp(*args, **options)
+
+
+class TracedBackend(NativeBackend):
+    """`torch.func` as it is: what torch.compile knows to trace."""
+
+    name = "torch.func"
+    transforms = ("vmap", "vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian")
+
+    def __init__(self) -> None:
+        super().__init__(torch.func, torch._C._functorch, is_active)
+        self.natives = {name: getattr(torch.func, name) for name in self.transforms}
+
+
+class TorchFuncBackend(TracedBackend):
+    """`torch.func`, with a guard around each transform that would go wrong without an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.natives = {
+            "vmap": torch.func.vmap,
+            "vjp": _vjp,
+            "jvp": _jvp,
+            "grad": _checked_in_vmap(torch.func.grad),
+            "grad_and_value": _checked_in_vmap(torch.func.grad_and_value),
+            "jacrev": _checked_rows(torch.func.jacrev),
+            "jacfwd": _one_thread_at_a_time(torch.func.jacfwd),
+            "hessian": _one_thread_at_a_time(_checked_rows(torch.func.hessian)),
+        }

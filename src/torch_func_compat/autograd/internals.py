@@ -48,6 +48,8 @@ OutDims = Any
 _WITHOUT_KEYWORDS = ("jacrev", "jacfwd", "hessian")
 _NOTHING: dict[str, Any] = {}
 
+# found before anything is traced
+_TRACED: Backend | None = _policy.compiled() if _facts.has("torch_func") else None
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 
@@ -97,7 +99,8 @@ def _transform(
         if kwargs and name in _WITHOUT_KEYWORDS:
             return _transform(name, functools.partial(func, **kwargs), options, extra)(*args)
         if _is_compiling():
-            return _resolve(_policy.compiled(), name, func, options, extra)(*args, **kwargs)
+            assert _TRACED is not None
+            return _resolve(_TRACED, name, func, options, extra)(*args, **kwargs)
         return answer(record, name, func, on, args, kwargs)
 
     if _is_compiling():  # torch.compile (2.6) does not trace the assignment of attributes
@@ -120,7 +123,8 @@ def _call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> An
         return functools.partial(getattr(_operators, name), backend) if native is None else native
 
     if _is_compiling():
-        return on(_policy.compiled())(func, *args, **options)
+        assert _TRACED is not None
+        return on(_TRACED)(func, *args, **options)
     return answer(Answer(), name, func, on, (func, *args), options)
 
 
