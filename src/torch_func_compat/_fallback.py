@@ -73,13 +73,14 @@ def use_fallback(mode: str) -> ContextManager[None]:
 
 
 class Answer:
-    """Which backend answered a transform last, and the refusal that sent it to the autograd backend."""
+    """What is known of a transform: which backend answered last, and whether one ever refused."""
 
-    __slots__ = ("backend", "refused")
+    __slots__ = ("backend", "refused", "proven")
 
     def __init__(self) -> None:
         self.backend: str | None = None
         self.refused: Capability | None = None
+        self.proven: str | None = None  # the backend that has answered without a refusal
 
 
 def explain(transformed: Callable[..., Any]) -> str:
@@ -136,24 +137,28 @@ def answer(
     """
     active = active_native()
     backend = active or chosen()
-    record.backend = backend.name
+    name = record.backend = backend.name
     if active is not None or backend.library is None or get_fallback() == "error":
         return on(backend)(*args, **kwargs)
     if record.refused is None:
-        before = _versions(args)
-        state = RandomState()
+        # What was answered once is hardly ever refused later; the snapshots cost more than all else here.
+        snapshot = None if record.proven == name else (_versions(args), RandomState())
         try:
             if backend.lock is None:
-                return on(backend)(*args, **kwargs)
-            with backend.lock:
-                return on(backend)(*args, **kwargs)
+                result = on(backend)(*args, **kwargs)
+            else:
+                with backend.lock:
+                    result = on(backend)(*args, **kwargs)
+            record.proven = name
+            return result
         except (RuntimeError, AssertionError, IndexError) as error:
             refused = refusal(error)
             # A function that changed its arguments before it was refused would change them once more.
-            if refused is None or _versions(args) != before:
+            if refused is None or (snapshot is not None and _versions(args) != snapshot[0]):
                 raise
             text = str(error)
-        state.restore()
+        if snapshot is not None:
+            snapshot[1].restore()
         record.refused = refused
         _warn(transform, func, refused, text)
     # Out of the except block: an error from here on did not happen "during handling of" the refusal.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from typing import Any, Callable, ContextManager, Mapping, Sequence
 
@@ -44,7 +43,6 @@ def mistaken(output: Any) -> list[MistakenRule]:
 def checked(func: Callable[..., Any]) -> Callable[..., Any]:
     """`func`, raising where rows through its graph would be wrong."""
 
-    @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         output = func(*args, **kwargs)
         for error in mistaken(output):

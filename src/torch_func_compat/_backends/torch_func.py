@@ -21,8 +21,29 @@ def is_active() -> bool:
 
 
 def _checked_rows(transform: Transform) -> Transform:
-    """Jacobian rows are batched, and for some operations wrongly."""
-    return lambda func, **options: transform(checked(func), **options)
+    """Jacobian rows are batched, and for some operations wrongly: look for those on the first call.
+
+    Looking takes microseconds, as many as all else that this library adds; what a function consists of
+    hardly ever changes between calls of one and the same transform of it.
+    """
+
+    def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        found_right = False
+        plain: Callable[..., Any] | None = None
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal found_right, plain
+            if not found_right:
+                result = transform(checked(func), **options)(*args, **kwargs)
+                found_right = True
+                return result
+            if plain is None:
+                plain = transform(func, **options)
+            return plain(*args, **kwargs)
+
+        return wrapper
+
+    return native
 
 
 def _checked_in_vmap(transform: Transform) -> Transform:
