@@ -15,7 +15,7 @@ LAYERS = [
     ("_facts", "_tree", "_settings", "_randomness"),
     ("_arguments", "_capabilities"),
     ("_backends.protocol",),
-    ("_backends._native", "_backends.autograd"),
+    ("_backends._native", "_backends._fragile", "_backends.autograd"),
     ("_backends.torch_func", "_backends.functorch"),
     ("_backends.", "_operators"),
     ("_policy",),
@@ -33,12 +33,13 @@ ONLY = {
     "_operators": GROUND,
     "_backends._native": GROUND,
     "_backends.autograd": GROUND | {"_backends.autograd"},
-    "_backends.torch_func": GROUND | {"_backends._native"},
+    "_backends.torch_func": GROUND | {"_backends._native", "_backends._fragile"},
+    "_backends._fragile": GROUND,
     "_backends.functorch": GROUND | {"_backends._native"},
 }
 TORCH_FUNC = {"_facts", "_backends.torch_func"}
 FUNCTORCH = {"_facts", "_backends.functorch"}
-PRIVATE = {"_backends._native", "_backends.torch_func", "_backends.functorch", "autograd.checks"}
+PRIVATE = {"_backends._native", "_backends._fragile", "_backends.torch_func", "_backends.functorch", "autograd.checks"}
 
 
 def name_of(path):

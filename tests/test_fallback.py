@@ -91,6 +91,11 @@ PROVOKED = {
     "sparse": (_jacrev(refused.sparse), (2, 0), None),
     "saved_tensor_hooks": (_jacrev(refused.saved_tensor_hooks), (1, 13), None),
     "mistaken_rows": (lambda: tfc.jacrev(torch.cdist)(BATCH, BATCH.cos()), (1, 11), None),
+    "mistaken_nesting": (
+        lambda: tfc.jacrev(tfc.jacfwd(lambda x: torch.nn.functional.layer_norm(x, (4,))))(X),
+        (1, 11),
+        None,
+    ),
     "empty_input": (lambda: tfc.jacfwd(lambda x: x.sum() ** 2)(X[:0]), (2, 0), None),
     "functorch_0_1_forward": (
         lambda: tfc.hessian(lambda x: torch.conv1d(x[None, None], X[None, None, :2]).pow(2).sum())(X),
@@ -100,7 +105,7 @@ PROVOKED = {
     "functorch_conjugate": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
     "inplace_in_formula": (
         lambda: tfc.grad(lambda x: tfc.jvp(tfc.grad(lambda x: x.norm()), (x,), (X,))[1].sum())(X),
-        (1, 13),
+        (2, 0),
         None,
     ),
     "data_attribute": (_vmap(refused.data), (1, 11), None),

@@ -19,7 +19,6 @@ class XFail(NamedTuple):
 
 
 _SECOND = "test_nesting.py::test_second_derivatives_are_never_silently_wrong"
-_THIRD = "test_nesting.py::test_third_derivatives_are_never_silently_wrong"
 _NO_GRAD = "test_state.py::test_no_grad_inside_is_respected"
 _NATIVE = "[*func*"  # torch.func and functorch
 
@@ -30,9 +29,6 @@ def _wrong(test: str, reason: str, issue: int, since: tuple[int, ...], until: tu
     return XFail(test, reason, link, (AssertionError,), lambda: since <= TORCH < until)
 
 
-_CONSTANT = "the jvp of a fused operation takes what it saved for constant"
-_TWICE = "the double backward takes the saved mean and invstd for constant"
-
 XFAILS: tuple[XFail, ...] = (
     XFail(
         "test_state.py::test_a_backward_through_the_output_leaves_the_pullback_its_graph[autograd]",
@@ -40,19 +36,8 @@ XFAILS: tuple[XFail, ...] = (
         "https://pytorch.org/docs/stable/generated/torch.Tensor.backward.html",
         (RuntimeError,),
     ),
-    _wrong(f"{_SECOND}{_NATIVE}-layer_norm*-jacfwd-*", _CONSTANT, 196700, (1, 11)),
-    _wrong(f"{_SECOND}{_NATIVE}-batch_norm-jacfwd-*", _CONSTANT, 196699, (1, 11)),
-    _wrong(f"{_SECOND}{_NATIVE}-instance_norm-jacfwd-*", _CONSTANT, 196699, (1, 11)),
-    _wrong(f"{_SECOND}{_NATIVE}-logdet-jacfwd-*", _CONSTANT, 192540, (1, 13), (2, 15)),
-    _wrong(f"{_SECOND}{_NATIVE}-solve-jacfwd-*", _CONSTANT, 192540, (1, 13), (2, 15)),
     # no issue of its own was found: the umbrella for derivatives of higher order that are wrong
     _wrong(f"{_SECOND}[*-weight_norm-*", "the backward takes the saved norms for constant", 198017, (1, 12)),
-    _wrong(f"{_THIRD}{_NATIVE}-layer_norm*-jacrev]", _TWICE, 175754, (1, 11)),
-    _wrong(f"{_THIRD}{_NATIVE}-layer_norm*-jacfwd]", _TWICE, 175754, (1, 12)),
-    _wrong(f"{_THIRD}{_NATIVE}-batch_norm-jacrev]", _TWICE, 186256, (1, 11)),
-    _wrong(f"{_THIRD}{_NATIVE}-batch_norm-jacfwd]", _TWICE, 186256, (1, 13)),
-    _wrong(f"{_THIRD}{_NATIVE}-instance_norm-jacrev]", _TWICE, 186256, (1, 11)),
-    _wrong(f"{_THIRD}{_NATIVE}-instance_norm-jacfwd]", _TWICE, 186256, (1, 13)),
     _wrong(f"{_NO_GRAD}{_NATIVE}-jvp]", "no_grad does not apply to forward mode", 78961, (1, 11)),
     _wrong(f"{_NO_GRAD}{_NATIVE}-jacfwd]", "no_grad does not apply to forward mode", 78961, (1, 11)),
 )

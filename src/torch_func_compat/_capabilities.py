@@ -25,6 +25,7 @@ class Capability(NamedTuple):
 
 # What a MistakenRule says of an operation whose backward torch batches wrongly.
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
+MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -171,6 +172,13 @@ CAPABILITIES: tuple[Capability, ...] = (
         "forward mode of functorch 0.1 fails on its strides",
         "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
         until=(1, 12),
+    ),
+    Capability(
+        "mistaken_nesting",
+        MISTAKEN_NESTING.format(r"\w+"),
+        "it nests derivatives of an operation whose fused derivative is wrong in torch, without an error, in forward "
+        "mode within another derivative (layer_norm, batch_norm, det, solve)",
+        "use hessian() or reverse mode within (jacrev, vjp)",
     ),
     Capability(
         "empty_input",

@@ -121,6 +121,10 @@ class NativeBackend:
         self._private = private
         self._is_active = is_active
 
+    def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
+        """`func`, or one that raises where the library would get its next derivative wrong."""
+        return func
+
     def is_batched_here(self, tensor: Tensor) -> bool:
         """Whether `tensor` has a batch dimension of the innermost active vmap."""
         private = self._private
@@ -151,7 +155,7 @@ class NativeBackend:
             flaw.extend(mistaken(outputs))
             return tuple(outputs), tuple(aux)
 
-        outputs, vjp_fn, aux = self.library.vjp(noted, *primals, has_aux=True)
+        outputs, vjp_fn, aux = self.library.vjp(self.guard(noted, forward=False), *primals, has_aux=True)
         return list(outputs), NativePullback(self.library.vmap, vjp_fn, flaw, self._is_active), list(aux)
 
     def jvp(
@@ -159,7 +163,11 @@ class NativeBackend:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         with FORWARD_MODE:
             outputs, output_tangents, aux = self.library.jvp(
-                _tuples(func), tuple(primals), tuple(tangents), strict=strict, has_aux=True
+                self.guard(_tuples(func), forward=True),
+                tuple(primals),
+                tuple(tangents),
+                strict=strict,
+                has_aux=True,
             )
         return list(outputs), list(output_tangents), list(aux)
 
@@ -169,9 +177,11 @@ class NativeBackend:
         collected: list[Tensor] = []
         counts = [0]
 
+        guarded = self.guard(_tuples(func), forward=True)
+
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             with FORWARD_MODE:
-                _, output_tangents, aux = self.library.jvp(_tuples(func), tuple(primals), tangents, has_aux=True)
+                _, output_tangents, aux = self.library.jvp(guarded, tuple(primals), tangents, has_aux=True)
             counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 

@@ -9,11 +9,12 @@ the user calls is derived from its vmap, vjp and jvp.
 from __future__ import annotations
 
 import threading
-from typing import Any, ContextManager
+from typing import Any, Callable, ContextManager
 
 import functorch
 import torch
 
+from .._capabilities import MISTAKEN_NESTING, MistakenRule
 from ._native import NativeBackend
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
@@ -41,3 +42,20 @@ class FunctorchBackend(NativeBackend):
 
     def __init__(self) -> None:
         super().__init__(functorch, _private, is_active)
+        self._derivatives = threading.local()
+
+    def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
+        # The same mistakes as torch.func's (see _fragile.py), and no way to see operations: any forward
+        # mode within another derivative, and any third derivative, is left to the autograd backend.
+        around = getattr(self._derivatives, "count", 0)
+        if around >= (1 if forward else 2):
+            raise MistakenRule(MISTAKEN_NESTING.format("functorch"))
+
+        def guarded(*primals: Any) -> Any:
+            self._derivatives.count = around + 1
+            try:
+                return func(*primals)
+            finally:
+                self._derivatives.count = around
+
+        return guarded

@@ -8,6 +8,7 @@ import torch
 import torch.func
 
 from .._capabilities import MistakenRule
+from ._fragile import watched
 from ._native import FORWARD_MODE, NativeBackend, checked, mistaken
 
 Transform = Callable[..., Callable[..., Any]]
@@ -46,8 +47,8 @@ def _checked_rows(transform: Transform) -> Transform:
     return native
 
 
-def _checked_in_vmap(transform: Transform) -> Transform:
-    """A gradient is one row: only where somebody maps over it, rows are batched."""
+def _checked_within(transform: Transform, *, rows: bool = True, forward: bool = False) -> Transform:
+    """Within other transforms, look at what the function does: they batch it, or differentiate it again."""
 
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         plain = transform(func, **options)
@@ -55,7 +56,8 @@ def _checked_in_vmap(transform: Transform) -> Transform:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if not is_active():
                 return plain(*args, **kwargs)
-            return transform(checked(func), **options)(*args, **kwargs)
+            inner = watched(checked(func) if rows else func, forward=forward)
+            return transform(inner, **options)(*args, **kwargs)
 
         return wrapper
 
@@ -64,11 +66,11 @@ def _checked_in_vmap(transform: Transform) -> Transform:
 
 def _one_thread_at_a_time(transform: Transform) -> Transform:
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        plain = transform(func, **options)
+        transformed = transform(func, **options)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with FORWARD_MODE:
-                return plain(*args, **kwargs)
+                return transformed(*args, **kwargs)
 
         return wrapper
 
@@ -84,7 +86,7 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         flaw.extend(mistaken(output))
         return output
 
-    result = torch.func.vjp(noted, *primals, has_aux=has_aux)
+    result = torch.func.vjp(watched(noted, forward=False), *primals, has_aux=has_aux)
     if not flaw:
         return result
     vjp_fn = result[1]
@@ -97,9 +99,9 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     return (result[0], checked, *result[2:])
 
 
-def _jvp(*args: Any, **options: Any) -> Any:
+def _jvp(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
     with FORWARD_MODE:
-        return torch.func.jvp(*args, **options)
+        return torch.func.jvp(watched(func, forward=True), *args, **options)
 
 
 class TracedBackend(NativeBackend):
@@ -122,9 +124,12 @@ class TorchFuncBackend(TracedBackend):
             "vmap": torch.func.vmap,
             "vjp": _vjp,
             "jvp": _jvp,
-            "grad": _checked_in_vmap(torch.func.grad),
-            "grad_and_value": _checked_in_vmap(torch.func.grad_and_value),
-            "jacrev": _checked_rows(torch.func.jacrev),
-            "jacfwd": _one_thread_at_a_time(torch.func.jacfwd),
-            "hessian": _one_thread_at_a_time(_checked_rows(torch.func.hessian)),
+            "grad": _checked_within(torch.func.grad),
+            "grad_and_value": _checked_within(torch.func.grad_and_value),
+            "jacrev": _checked_within(_checked_rows(torch.func.jacrev)),
+            "jacfwd": _one_thread_at_a_time(_checked_within(torch.func.jacfwd, rows=False, forward=True)),
+            "hessian": _one_thread_at_a_time(_checked_within(_checked_rows(torch.func.hessian), forward=True)),
         }
+
+    def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
+        return watched(func, forward=forward)

@@ -1,0 +1,89 @@
+"""Operations whose higher derivatives torch.func gets wrong without an error, and how they are caught.
+
+Forward mode within another derivative (``jacrev(jacfwd(f))``, ``jvp(jvp(f))``) takes what these saved for
+constant, and third derivatives of normalisations do so in any mode. No graph shows it in time; so where
+torch.func is about to do one of these, the function runs under a mode that sees its operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .. import _facts
+from .._capabilities import MISTAKEN_NESTING, MistakenRule
+
+# https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
+_NORMALISATIONS = (
+    "nn.functional.layer_norm",
+    "nn.functional.batch_norm",
+    "nn.functional.instance_norm",
+    "layer_norm",
+    "native_layer_norm",
+    "batch_norm",
+    "native_batch_norm",
+    "instance_norm",
+)
+_IN_FORWARD_MODE = (
+    *_NORMALISATIONS,
+    "linalg.householder_product",  # measured: no upstream issue found
+    "orgqr",
+    "masked_select",
+    "Tensor.masked_select",
+)
+# https://github.com/pytorch/pytorch/issues/192540, mended in torch 2.15
+_UNTIL_2_15 = (
+    *("det", "Tensor.det", "logdet", "Tensor.logdet", "slogdet", "Tensor.slogdet"),
+    *("linalg.det", "linalg.slogdet", "linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"),
+)
+
+
+def _find(names: tuple[str, ...]) -> set[Any]:
+    found = set()
+    for name in names:
+        value: Any = torch
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            found.add(value)
+    return found
+
+
+_THIRD = _find(_NORMALISATIONS)
+_FORWARD = _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if _facts.TORCH < (2, 15) else ()))
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, fragile: set[Any]) -> None:
+        super().__init__()
+        self._fragile = fragile
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._fragile:
+            raise MistakenRule(MISTAKEN_NESTING.format(getattr(func, "__name__", func)))
+        return func(*args, **(kwargs or {}))
+
+
+def derivatives_around() -> int:
+    """How many derivatives are being taken around here (on torch 2.0: how many transforms are running)."""
+    private: Any = torch._C._functorch
+    if not hasattr(private, "get_interpreter_stack"):
+        return 0 if private.peek_interpreter_stack() is None else int(private.current_level())
+    kinds = (private.TransformType.Grad, private.TransformType.Jvp)
+    return sum(level.key() in kinds for level in private.get_interpreter_stack() or ())
+
+
+def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
+    """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not)."""
+    around = derivatives_around()
+    fragile = _FORWARD if forward and around >= 1 else _THIRD if around >= 2 else None
+    if fragile is None:
+        return func
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with _Watch(fragile):
+            return func(*args, **kwargs)
+
+    return wrapper
