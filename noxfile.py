@@ -60,7 +60,7 @@ def requirements(environment, *groups):
         pins.append(f"functorch=={environment['functorch']}")
     if "numpy" in environment:
         pins.append(f"numpy{environment['numpy']}")
-    return [*pins, *nox.project.dependency_groups(PYPROJECT, *groups)]
+    return [*pins, *environment.get("extra", []), *nox.project.dependency_groups(PYPROJECT, *groups)]
 
 
 def install_project(session, *requirements):

@@ -12,7 +12,7 @@ from processes import PACKAGE, run_python
 # From the ground up; "x" stands for x and all below it, "x." for the package's own __init__ alone. A module
 # imports from the rows above its own and from its own row entry, never from below.
 LAYERS = [
-    ("_facts", "_tree", "_settings", "_randomness"),
+    ("_facts", "_tree", "_settings", "_randomness", "_captured"),
     ("_arguments", "_capabilities"),
     ("_backends.protocol",),
     ("_backends._native", "_backends._fragile", "_backends.autograd"),
@@ -20,6 +20,7 @@ LAYERS = [
     ("_backends.", "_operators"),
     ("_policy",),
     ("_fallback",),
+    ("_dispatch",),
     ("autograd.internals",),
     ("autograd",),
     ("autograd.",),

@@ -290,13 +290,7 @@ def test_out_dim_out_of_range(backend, device, out_dim):
 # ---- what only a loop can do
 
 
-def only_looped(backend):
-    if backend != "autograd":
-        pytest.skip("the native backends refuse functions that look at values")
-
-
 def test_functions_that_look_at_values(backend, device):
-    only_looped(backend)
     x = numbers(6, 3, device=device)
     func = lambda a: a.exp() if a.sum() > 0 else a * a[0].item()
     assert_close(vmap(func)(x), looped(func, x))
@@ -308,7 +302,6 @@ def test_functions_that_look_at_values(backend, device):
     ids=["shape", "dtype", "structure"],
 )
 def test_results_that_differ_name_the_sample(backend, device, func):
-    only_looped(backend)
     with pytest.raises(RuntimeError, match="sample 1 "):
         vmap(func)(torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64, device=device))
 

@@ -8,14 +8,13 @@ and error types are those of the newest torch.func; so are the texts, as far as 
 from __future__ import annotations
 
 import functools
-import types
-from collections import deque
 from typing import Any, Callable, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from . import _tree
+from ._captured import captured
 
 Argnums = Union[int, Tuple[int, ...]]
 
@@ -326,49 +325,6 @@ class BatchedCall:
                 )
             flat.append(leaf if dim == 0 else movedim(leaf, 0, dim))
         return _tree.unflatten(flat, self.output_spec)
-
-
-def captured(root: Any, limit: int = 200) -> list[Any]:
-    """Tensors and random generators that a function can reach, as far as one can see from outside.
-
-    Closures, default arguments, partials, bound methods, buffers of modules, attributes of other objects, the
-    globals that the function names, and built-in containers of those; `limit` objects at most.
-    """
-    found: list[Any] = []
-    seen: dict[int, Any] = {}
-    queue: deque[Any] = deque([root])
-    while queue and len(seen) < limit:
-        value = queue.popleft()
-        if id(value) in seen or isinstance(value, (type, types.ModuleType, str, int, float)):
-            continue
-        seen[id(value)] = value
-        if isinstance(value, (Tensor, torch.Generator)):
-            found.append(value)
-        elif isinstance(value, torch.nn.Module):
-            queue.extend(value.buffers())
-        elif isinstance(value, functools.partial):
-            queue.extend((value.func, *value.args, *value.keywords.values()))
-        elif isinstance(value, types.MethodType):
-            queue.extend((value.__func__, value.__self__))
-        elif isinstance(value, types.FunctionType):
-            queue.extend(value.__defaults__ or ())
-            queue.extend(cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
-            names = (value.__globals__.get(name) for name in value.__code__.co_names)
-            queue.extend(x for x in names if not callable(x))
-        elif isinstance(value, (list, tuple, deque)):
-            queue.extend(value)
-        elif isinstance(value, dict):
-            queue.extend(value.values())
-        else:
-            queue.extend(getattr(value, "__dict__", {}).values())
-    return found
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
 
 
 def check_out_dims(func: Callable[..., Any], out_dims: Any) -> None:

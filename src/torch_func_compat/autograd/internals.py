@@ -1,22 +1,19 @@
 """The switchboard: every transform by its name, answered by the backend of the moment.
 
-Each public function says what it does and hands its name and arguments to `_transform`, which asks
-``_policy`` for the backend when the result is called (by way of ``_fallback``, which computes on the
-autograd backend what that one refuses). The backend's own transform answers where it has one with the
-parameters that were asked for; else the derivation in ``_operators`` does.
+Each public function says what it does and hands its name and arguments to `transform` or `call` of
+``_dispatch.py``, which ask ``_policy`` for the backend when the result is called (by way of ``_fallback``,
+which computes on the autograd backend what that one refuses). The backend's own transform answers where
+it has one with the parameters that were asked for; else the derivation in ``_operators`` does.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Callable, Tuple, Union
 
-import torch
-
-from .. import _facts, _operators, _policy
+from .. import _policy
 from .._arguments import Argnums, check_chunk_size, check_randomness
-from .._backends.protocol import Backend
-from .._fallback import Answer, answer, explain, get_fallback, set_fallback, use_fallback
+from .._dispatch import call, transform
+from .._fallback import explain, get_fallback, set_fallback, use_fallback
 from .._policy import available_backends, get_backend, set_backend, unavailable_backends, use_backend
 
 __all__ = [
@@ -43,89 +40,6 @@ __all__ = [
 
 InDims = Union[int, Tuple[Any, ...]]
 OutDims = Any
-
-# torch.func's Jacobians take positional arguments only
-_WITHOUT_KEYWORDS = ("jacrev", "jacfwd", "hessian")
-_NOTHING: dict[str, Any] = {}
-
-# found before anything is traced
-_TRACED: Backend | None = _policy.compiled() if _facts.has("torch_func") else None
-_is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
-
-
-def _resolve(
-    backend: Backend, name: str, func: Callable[..., Any], options: dict[str, Any], extra: dict[str, Any]
-) -> Callable[..., Any]:
-    """`func` transformed by the backend's own transform, or by the derived one where that lacks something.
-
-    `extra` holds the parameters that the libraries do not have; None and False mean not asked for.
-    """
-    native = backend.natives.get(name)
-    if native is None or any(extra.values()) or _is_mistaken(name, options):
-        derived = getattr(_operators, name)
-        return derived(backend, func, **options, **extra)  # type: ignore[no-any-return]
-    return native(func, **options)  # type: ignore[no-any-return]
-
-
-def _is_mistaken(name: str, options: dict[str, Any]) -> bool:
-    """Whether torch.func gets a call with these options wrong, on some release or on all so far."""
-    if name == "vmap":
-        # Dicts in another order of keys, outputs that are not mapped in another place than the first one,
-        # and chunks of shared outputs or generators are refused or mixed up: what is not plain, we derive.
-        dims = options["in_dims"]
-        flat = isinstance(dims, tuple) and all(dim is None or isinstance(dim, int) for dim in dims)
-        return not (isinstance(dims, int) or flat) or options["out_dims"] != 0
-    if name in ("jacfwd", "hessian"):
-        argnums = options["argnums"]
-        negative = any(isinstance(n, int) and n < 0 for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
-        return negative and _facts.has("jacfwd_loses_negative_argnums")
-    return False
-
-
-def _transform(
-    name: str, func: Callable[..., Any], options: dict[str, Any], extra: dict[str, Any] = _NOTHING
-) -> Callable[..., Any]:
-    """A function that, when called, calls the transform of `func` by the backend of that moment."""
-    made: dict[str, Callable[..., Any]] = {}
-    record = Answer()
-
-    def on(backend: Backend) -> Callable[..., Any]:
-        transformed = made.get(backend.name)
-        if transformed is None:
-            transformed = made[backend.name] = _resolve(backend, name, func, options, extra)
-        return transformed
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and name in _WITHOUT_KEYWORDS:
-            return _transform(name, functools.partial(func, **kwargs), options, extra)(*args)
-        if _is_compiling():
-            assert _TRACED is not None
-            return _resolve(_TRACED, name, func, options, extra)(*args, **kwargs)
-        return answer(record, name, func, on, args, kwargs)
-
-    if _is_compiling():  # torch.compile (2.6) does not trace the assignment of attributes
-        return wrapper
-    # functools.wraps() costs a third of what a transform of ours may; this is what it does for a function
-    wrapper.__wrapped__ = func  # type: ignore[attr-defined]
-    wrapper.__name__ = getattr(func, "__name__", name)
-    wrapper.__qualname__ = getattr(func, "__qualname__", name)
-    wrapper.__doc__ = getattr(func, "__doc__", None)
-    wrapper.__module__ = getattr(func, "__module__", __name__)
-    wrapper.answered_by = record  # type: ignore[attr-defined]
-    return wrapper
-
-
-def _call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """The same for vjp and jvp, which evaluate at once."""
-
-    def on(backend: Backend) -> Callable[..., Any]:
-        native = backend.natives.get(name)
-        return functools.partial(getattr(_operators, name), backend) if native is None else native
-
-    if _is_compiling():
-        assert _TRACED is not None
-        return on(_TRACED)(func, *args, **options)
-    return answer(Answer(), name, func, on, (func, *args), options)
 
 
 def vmap(
@@ -178,7 +92,7 @@ def vmap(
     """
     check_randomness(randomness)
     check_chunk_size("vmap", chunk_size)
-    return _transform(
+    return transform(
         "vmap", func, dict(in_dims=in_dims, out_dims=out_dims, randomness=randomness), dict(chunk_size=chunk_size)
     )
 
@@ -223,7 +137,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     >>> vjp_fn(torch.ones(2))
     (tensor([2., 4.]),)
     """
-    return _call("vjp", func, *primals, has_aux=has_aux)
+    return call("vjp", func, *primals, has_aux=has_aux)
 
 
 def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
@@ -265,7 +179,7 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     >>> jvp(torch.square, (torch.tensor(3.0),), (torch.tensor(1.0),))
     (tensor(9.), tensor(6.))
     """
-    return _call("jvp", func, primals, tangents, strict=strict, has_aux=has_aux)
+    return call("jvp", func, primals, tangents, strict=strict, has_aux=has_aux)
 
 
 def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -301,7 +215,7 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
     >>> grad(grad(torch.sin))(torch.tensor(0.0))
     tensor(-0.)
     """
-    return _transform("grad", func, dict(argnums=argnums, has_aux=has_aux))
+    return transform("grad", func, dict(argnums=argnums, has_aux=has_aux))
 
 
 def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -323,7 +237,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
     >>> grad_and_value(torch.square)(torch.tensor(3.0))
     (tensor(6.), tensor(9.))
     """
-    return _transform("grad_and_value", func, dict(argnums=argnums, has_aux=has_aux))
+    return transform("grad_and_value", func, dict(argnums=argnums, has_aux=has_aux))
 
 
 def jacrev(
@@ -376,7 +290,7 @@ def jacrev(
             [0., 4.]])
     """
     check_chunk_size("jacrev", chunk_size)
-    return _transform("jacrev", func, dict(argnums=argnums, has_aux=has_aux, chunk_size=chunk_size))
+    return transform("jacrev", func, dict(argnums=argnums, has_aux=has_aux, chunk_size=chunk_size))
 
 
 def jacfwd(
@@ -421,7 +335,7 @@ def jacfwd(
     """
     check_randomness(randomness)
     check_chunk_size("jacfwd", chunk_size)
-    return _transform(
+    return transform(
         "jacfwd", func, dict(argnums=argnums, has_aux=has_aux, randomness=randomness), dict(chunk_size=chunk_size)
     )
 
@@ -460,7 +374,7 @@ def hessian(
             [ 0., 12.]])
     """
     check_chunk_size("hessian", chunk_size)
-    return _transform("hessian", func, dict(argnums=argnums), dict(has_aux=has_aux, chunk_size=chunk_size))
+    return transform("hessian", func, dict(argnums=argnums), dict(has_aux=has_aux, chunk_size=chunk_size))
 
 
 def __getattr__(name: str) -> Any:

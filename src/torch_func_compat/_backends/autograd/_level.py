@@ -36,7 +36,7 @@ class Level:
             raise RuntimeError(
                 f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}"
             )
-        if _facts.has("inference_mode") and tensor.is_inference():
+        if getattr(tensor, "is_inference", bool)():  # there is such a method from torch 1.10 on
             tensor = tensor.clone()  # inference tensors cannot require grad
         # detach() would drop the tangent of an enclosing forward-mode level
         dual = _facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0

@@ -1,0 +1,95 @@
+"""From a transform's name and arguments to the function that computes it, when it is called."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+import torch
+
+from . import _facts, _operators, _policy
+from ._backends.protocol import Backend
+from ._fallback import Answer, answer
+
+# torch.func's Jacobians take positional arguments only
+_WITHOUT_KEYWORDS = ("jacrev", "jacfwd", "hessian")
+_NOTHING: dict[str, Any] = {}
+
+# found before anything is traced
+_TRACED: Backend | None = _policy.compiled() if _facts.has("torch_func") else None
+_is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
+
+
+def _resolve(
+    backend: Backend, name: str, func: Callable[..., Any], options: dict[str, Any], extra: dict[str, Any]
+) -> Callable[..., Any]:
+    """`func` transformed by the backend's own transform, or by the derived one where that lacks something.
+
+    `extra` holds the parameters that the libraries do not have; None and False mean not asked for.
+    """
+    native = backend.natives.get(name)
+    if native is None or any(extra.values()) or _is_mistaken(name, options):
+        derived = getattr(_operators, name)
+        return derived(backend, func, **options, **extra)  # type: ignore[no-any-return]
+    return native(func, **options)  # type: ignore[no-any-return]
+
+
+def _is_mistaken(name: str, options: dict[str, Any]) -> bool:
+    """Whether torch.func gets a call with these options wrong, on some release or on all so far."""
+    if name == "vmap":
+        # Dicts in another order of keys, outputs that are not mapped in another place than the first one,
+        # and chunks of shared outputs or generators are refused or mixed up: what is not plain, we derive.
+        dims = options["in_dims"]
+        flat = isinstance(dims, tuple) and all(dim is None or isinstance(dim, int) for dim in dims)
+        return not (isinstance(dims, int) or flat) or options["out_dims"] != 0
+    if name in ("jacfwd", "hessian"):
+        argnums = options["argnums"]
+        negative = any(isinstance(n, int) and n < 0 for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
+        return negative and _facts.has("jacfwd_loses_negative_argnums")
+    return False
+
+
+def transform(
+    name: str, func: Callable[..., Any], options: dict[str, Any], extra: dict[str, Any] = _NOTHING
+) -> Callable[..., Any]:
+    """A function that, when called, calls the transform of `func` by the backend of that moment."""
+    made: dict[str, Callable[..., Any]] = {}
+    record = Answer()
+
+    def on(backend: Backend) -> Callable[..., Any]:
+        transformed = made.get(backend.name)
+        if transformed is None:
+            transformed = made[backend.name] = _resolve(backend, name, func, options, extra)
+        return transformed
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if kwargs and name in _WITHOUT_KEYWORDS:
+            return transform(name, functools.partial(func, **kwargs), options, extra)(*args)
+        if _is_compiling():
+            assert _TRACED is not None
+            return _resolve(_TRACED, name, func, options, extra)(*args, **kwargs)
+        return answer(record, name, func, on, args, kwargs)
+
+    if _is_compiling():  # torch.compile (2.6) does not trace the assignment of attributes
+        return wrapper
+    # functools.wraps() costs a third of what a transform of ours may; this is what it does for a function
+    wrapper.__wrapped__ = func  # type: ignore[attr-defined]
+    wrapper.__name__ = getattr(func, "__name__", name)
+    wrapper.__qualname__ = getattr(func, "__qualname__", name)
+    wrapper.__doc__ = getattr(func, "__doc__", None)
+    wrapper.__module__ = getattr(func, "__module__", __name__)
+    wrapper.answered_by = record  # type: ignore[attr-defined]
+    return wrapper
+
+
+def call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The same for vjp and jvp, which evaluate at once."""
+
+    def on(backend: Backend) -> Callable[..., Any]:
+        native = backend.natives.get(name)
+        return functools.partial(getattr(_operators, name), backend) if native is None else native
+
+    if _is_compiling():
+        assert _TRACED is not None
+        return on(_TRACED)(func, *args, **options)
+    return answer(Answer(), name, func, on, (func, *args), options)
