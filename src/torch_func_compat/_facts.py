@@ -137,6 +137,13 @@ FACTS: dict[str, Fact] = {
         None,
         "measured: jacrev(torch.cdist) differs from its rows; no upstream issue found",
     ),
+    "nested_tensors_draw_at_import": Fact(
+        "torch.nested draws random numbers while torch._dynamo imports it, which a running vmap forbids",
+        _between((2, 3), (2, 4)),
+        (2, 3),
+        (2, 4),
+        "measured: the first autograd.Function within torch.func.vmap fails on 2.3.1; not on 2.2.2 and 2.4.1",
+    ),
     "leaves_keep_python_attributes": Fact(
         "a tensor that only the autograd graph holds keeps its Python attributes, also through garbage collection",
         # Not probed: it takes a run of the garbage collector, and a profiler in use can hide the answer.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Callable
 
 import torch
 import torch.func
 
+from .. import _facts
 from .._capabilities import MistakenRule
 from ._fragile import watched
 from ._native import FORWARD_MODE, NativeBackend, checked, mistaken
@@ -120,6 +122,8 @@ class TorchFuncBackend(TracedBackend):
 
     def __init__(self) -> None:
         super().__init__()
+        if _facts.has("nested_tensors_draw_at_import"):
+            importlib.import_module("torch.nested._internal.nested_tensor")
         self.natives = {
             "vmap": torch.func.vmap,
             "vjp": _vjp,

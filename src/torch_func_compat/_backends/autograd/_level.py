@@ -31,7 +31,7 @@ class Level:
     def variable(self, tensor: Tensor) -> Tensor:
         """An alias of `tensor` that requires grad, and through which outer levels still reach it."""
         if tensor.requires_grad:
-            return tensor.view_as(tensor)
+            return alias(tensor)
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise RuntimeError(
                 f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}"
@@ -40,7 +40,7 @@ class Level:
             tensor = tensor.clone()  # inference tensors cannot require grad
         # detach() would drop the tangent of an enclosing forward-mode level
         dual = _facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0
-        return self.own((tensor.view_as(tensor) if dual else tensor.detach()).requires_grad_())
+        return self.own((alias(tensor) if dual else tensor.detach()).requires_grad_())
 
     def own(self, leaf: Tensor) -> Tensor:
         """Mark a leaf as this level's, so that nobody takes it for the user's."""
@@ -48,9 +48,9 @@ class Level:
         if _facts.has("leaves_keep_python_attributes"):
             return leaf
         # Old torch forgets the mark once only the graph holds the leaf: let the graph hold it.
-        alias = leaf.view_as(leaf)
-        alias.register_hook(lambda grad, leaf=leaf: None)
-        return alias
+        holder = alias(leaf)
+        holder.register_hook(lambda grad, leaf=leaf: None)
+        return holder
 
     def release(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors as seen from outside: they require grad only if something outside did."""
@@ -61,6 +61,11 @@ class Level:
             tensor.detach() if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
             for tensor in tensors
         ]
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """The same values through a node of their own; sparse tensors have no views."""
+    return tensor.view_as(tensor) if tensor.layout == torch.strided else tensor.clone()
 
 
 def recording() -> ContextManager[Any]:
@@ -90,7 +95,7 @@ def run(
         variables = [level.variable(primal.clone() if private else primal) for primal in primals]
         # The function sees an alias of the variable: hooks that it puts there run (on torch < 2.0 they
         # would not on what is differentiated), and the variable survives what happens to the alias.
-        arguments = [variable.clone() if copy else variable.view_as(variable) for variable in variables]
+        arguments = [variable.clone() if copy else alias(variable) for variable in variables]
         before = [version(argument) for argument in arguments]
         level.running = True
         try:

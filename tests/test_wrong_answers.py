@@ -1,0 +1,141 @@
+"""Derivatives that torch gets wrong without an error are computed right, or raised."""
+
+from __future__ import annotations
+
+import pytest
+import refused
+import torch
+from tolerances import assert_close
+from torch.autograd.function import once_differentiable
+
+import torch_func_compat as tfc
+
+pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
+
+X = torch.linspace(-1.0, 1.3, 6, dtype=torch.float64)
+Y = X.cos().reshape(3, 2)
+# cotangents of the distances between the rows of X and of Y
+V = torch.sin(torch.arange(18.0, dtype=torch.float64)).reshape(2, 3, 3)
+
+
+def distances(x):
+    return torch.cdist(x.reshape(3, 2), Y)
+
+
+def by_hand(x):
+    return (x.reshape(3, 1, 2) - Y).norm(dim=-1)
+
+
+def rows(func, x):
+    x = x.clone().requires_grad_()
+    output = func(x)
+    found = [torch.autograd.grad(y, x, retain_graph=True)[0] for y in output.reshape(-1)]
+    return torch.stack(found).reshape(output.shape + x.shape)
+
+
+CDIST = {
+    "jacrev": lambda f: tfc.jacrev(f)(X),
+    "jacrev, called again": lambda f: [g(X) for g in [tfc.jacrev(f)] for _ in range(2)][1],
+    "jacrev in chunks": lambda f: tfc.jacrev(f, chunk_size=4)(X),
+    "jacfwd": lambda f: tfc.jacfwd(f)(X),
+    "jacobians mapped": lambda f: tfc.vmap(tfc.jacrev(f))(torch.stack([X, 2 * X])),
+    "vjp_fn mapped": lambda f: tfc.vmap(tfc.vjp(f, X)[1])(V)[0],
+    "vjp within vmap": lambda f: tfc.vmap(lambda v: tfc.vjp(f, X)[1](v)[0])(V),
+    "grad within vmap": lambda f: tfc.vmap(lambda v: tfc.grad(lambda x: (f(x) * v).sum())(X))(V),
+}
+
+
+@pytest.mark.parametrize("name", CDIST)
+def test_cdist(backend, name):
+    assert_close(CDIST[name](distances), CDIST[name](by_hand))
+
+
+def test_cdist_by_hand_is_the_reference(backend):
+    assert_close(tfc.jacrev(by_hand)(X), rows(distances, X))
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * 3 * x**2
+
+
+class Half(Once):
+    """Two thirds of the backward go through numpy."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * x**2 + torch.as_tensor(2 * grad.detach().cpu().numpy() * x.detach().cpu().numpy() ** 2)
+
+
+def hooked(x):
+    y = x**3
+    if y.requires_grad:
+        y.register_hook(lambda grad: grad.detach().clone())
+    return y * 1
+
+
+@pytest.mark.parametrize("func", [Once.apply, Half.apply, hooked], ids=["once", "half", "hook"])
+def test_forward_mode_through_a_backward_that_is_not_differentiable(func):
+    with tfc.use_backend("autograd"):
+        assert_close(tfc.jvp(func, (X,), (X,))[1], 3 * X**3)
+        assert_close(tfc.jacfwd(func)(X), torch.diag(3 * X**2))
+        assert_close(tfc.vmap(tfc.jacfwd(func))(X), 3 * X**2)
+        assert_close(tfc.jvp(func, (X.sum(),), (X.sum() * 0 + 1,))[1], 3 * X.sum() ** 2)
+
+
+SECOND = {
+    "grad(grad)": lambda f: tfc.grad(lambda x: tfc.grad(lambda x: f(x).sum())(x).sum())(X),
+    "hessian": lambda f: tfc.hessian(lambda x: f(x).sum())(X),
+    "jacfwd(jacrev)": lambda f: tfc.jacfwd(tfc.jacrev(f))(X),
+    "jacrev(jacfwd)": lambda f: tfc.jacrev(tfc.jacfwd(f))(X),
+    "jvp(jvp)": lambda f: tfc.jvp(lambda x: tfc.jvp(f, (x,), (X,))[1], (X,), (X,)),
+    "backward outside": lambda f: tfc.grad(lambda x: f(x).sum())(X.clone().requires_grad_()).sum().backward(),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+@pytest.mark.parametrize(
+    "func", [Once.apply, Half.apply, lambda x: x * x * Once.apply(x)], ids=["once", "half", "product"]
+)
+def test_second_derivatives_through_it_raise(func, name):
+    with tfc.use_backend("autograd"), pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        SECOND[name](func)
+
+
+def test_first_derivatives_through_it_are_left_in_peace():
+    with tfc.use_backend("autograd"):
+        x = X.clone().requires_grad_()
+        assert_close(tfc.grad(lambda x: Once.apply(x).sum())(x), 3 * X**2)
+        assert_close(tfc.jacrev(Half.apply)(x), torch.diag(3 * X**2))
+
+
+def test_a_differentiable_backward_is_not_sealed(backend):
+    assert_close(tfc.hessian(lambda x: refused.OldSine.apply(x).sum())(X), torch.diag(-X.sin()))
+    x = X.clone().requires_grad_()
+    (second,) = torch.autograd.grad(tfc.grad(lambda x: refused.OldSine.apply(x).sum())(x).sum(), x)
+    assert_close(second, -X.sin())
+
+
+@pytest.mark.parametrize("transform", [tfc.grad, tfc.jacrev, tfc.jacfwd])
+def test_differentiated_values_do_not_leak_into_captured_tensors(backend, transform):
+    captured = torch.zeros_like(X)
+    with pytest.raises(RuntimeError, match="mutate a captured Tensor"):
+        transform(lambda x: captured.copy_(x).pow(2).sum())(X)
+    assert not captured.requires_grad
+
+
+def test_a_sparse_input_can_be_differentiated():
+    matrix = torch.eye(3, dtype=torch.float64)
+    with tfc.use_backend("autograd"):
+        func = lambda a: torch.sparse.mm(a, torch.ones(3, 1, dtype=a.dtype)).pow(2).sum()
+        gradient = tfc.grad(func)(matrix.to_sparse())
+    assert_close(torch.diag(gradient.to_dense() if gradient.is_sparse else gradient), torch.full((3,), 2.0).double())
