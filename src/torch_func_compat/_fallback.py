@@ -141,8 +141,9 @@ def answer(
     if active is not None or backend.library is None or get_fallback() == "error":
         return on(backend)(*args, **kwargs)
     if record.refused is None:
-        # What was answered once is hardly ever refused later; the snapshots cost more than all else here.
-        snapshot = None if record.proven == name else (_versions(args), RandomState())
+        before = _versions(args)
+        # What was answered once is hardly ever refused later; the snapshot costs more than all else here.
+        state = None if record.proven == name else RandomState()
         try:
             if backend.lock is None:
                 result = on(backend)(*args, **kwargs)
@@ -154,11 +155,11 @@ def answer(
         except (RuntimeError, AssertionError, IndexError) as error:
             refused = refusal(error)
             # A function that changed its arguments before it was refused would change them once more.
-            if refused is None or (snapshot is not None and _versions(args) != snapshot[0]):
+            if refused is None or _versions(args) != before:
                 raise
             text = str(error)
-        if snapshot is not None:
-            snapshot[1].restore()
+        if state is not None:
+            state.restore()
         record.refused = refused
         _warn(transform, func, refused, text)
     # Out of the except block: an error from here on did not happen "during handling of" the refusal.
