@@ -7,6 +7,7 @@ from typing import Any, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ... import _facts
 from ..._arguments import BatchedCall, version
 from ..._randomness import RandomState
 
@@ -63,10 +64,16 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     return [torch.stack(parts) for parts in zip(*results)], shared
 
 
+def _memory(tensor: Tensor) -> int:
+    """Where the storage begins; storage() is deprecated on torch 2, untyped_storage() not there on torch 1."""
+    storage: Any = getattr(tensor, "untyped_storage", tensor.storage if _facts.TORCH < (2, 0) else None)
+    return int(storage().data_ptr())
+
+
 def _check_mutation(call: BatchedCall, changed: Tensor, tensors: Sequence[Tensor]) -> None:
     """In place, only slices of mapped inputs can be changed: what samples share, each would change once more."""
     owner = [i for i, tensor in enumerate(tensors) if tensor is changed]
-    overlap = sum(tensor.storage().data_ptr() == changed.storage().data_ptr() for tensor in tensors) > 1
+    overlap = sum(_memory(tensor) == _memory(changed) for tensor in tensors) > 1
     if len(owner) == 1 and not overlap and changed.stride(call.dims[owner[0]]) != 0:
         return
     raise RuntimeError(
