@@ -7,6 +7,7 @@ come here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 import weakref
@@ -80,7 +81,7 @@ class Answer:
     def __init__(self) -> None:
         self.backend: str | None = None
         self.refused: Capability | None = None
-        self.proven: str | None = None  # the backend that has answered without a refusal
+        self.proven: Backend | None = None  # the native backend that has answered without a refusal
 
 
 def explain(transformed: Callable[..., Any]) -> str:
@@ -135,37 +136,57 @@ def answer(
     ``on(backend)`` is the transformed function of a backend. A transform that was refused once goes straight
     to the autograd backend from then on.
     """
-    active = active_native()
-    backend = active or chosen()
-    name = record.backend = backend.name
-    if active is not None or backend.library is None or get_fallback() == "error":
-        return on(backend)(*args, **kwargs)
-    if record.refused is None:
-        before = _versions(args)
-        # What was answered once is hardly ever refused later; the snapshot costs more than all else here.
-        state = None if record.proven == name else RandomState()
+    backend = chosen()
+    before = _versions(args)
+    if record.proven is backend:
+        # The short way of what was answered natively before, also within a running transform of that library.
+        # No random state is kept for it: that costs more than all else here, and a refusal is unlikely now.
+        record.backend = backend.name
         try:
-            if backend.lock is None:
-                result = on(backend)(*args, **kwargs)
-            else:
-                with backend.lock:
-                    result = on(backend)(*args, **kwargs)
-            record.proven = name
-            return result
-        except (RuntimeError, AssertionError, IndexError) as error:
-            refused = refusal(error)
-            # A function that changed its arguments before it was refused would change them once more.
-            if refused is None or _versions(args) != before:
+            return on(backend)(*args, **kwargs)
+        except REFUSALS as error:
+            if active_native() is not None or get_fallback() == "error":
                 raise
-            text = str(error)
-        if state is not None:
+            refused, text = _refusal(error, before, args)
+    else:
+        active = active_native()
+        backend = active or backend
+        record.backend = backend.name
+        if active is not None or backend.library is None or get_fallback() == "error":
+            return on(backend)(*args, **kwargs)
+        if record.refused is not None:
+            refused, text = record.refused, ""
+        else:
+            state = RandomState()
+            try:
+                with backend.lock or contextlib.nullcontext():
+                    result = on(backend)(*args, **kwargs)
+                if backend.lock is None:
+                    record.proven = backend
+                return result
+            except REFUSALS as error:
+                refused, text = _refusal(error, before, args)
             state.restore()
-        record.refused = refused
+    # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
+    if record.refused is None:
+        record.refused, record.proven = refused, None
         _warn(transform, func, refused, text)
-    # Out of the except block: an error from here on did not happen "during handling of" the refusal.
     record.backend = "autograd"
     with use_backend("autograd"):
         return on(chosen())(*args, **kwargs)
+
+
+# What a refusal can come as; see _capabilities.
+REFUSALS = (RuntimeError, AssertionError, IndexError)
+
+
+def _refusal(error: Exception, before: list[int], args: tuple[Any, ...]) -> tuple[Capability, str]:
+    """What was refused, and torch's words; any other error is raised again."""
+    refused = refusal(error)
+    # A function that changed its arguments before it was refused would change them once more.
+    if refused is None or _versions(args) != before:
+        raise error
+    return refused, str(error)
 
 
 def _versions(values: Any) -> list[int]:
