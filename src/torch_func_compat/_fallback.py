@@ -133,7 +133,8 @@ def answer(
 ) -> Any:
     """The value of a transformed function by the backend of the moment, or by the autograd backend.
 
-    ``on(backend)`` is the transformed function of a backend. A transform that was refused once goes straight
+    ``on(backend)`` is the transformed function of a backend, which may name what to call instead of it the
+    ``first`` time and ``within`` a running transform. A transform that was refused once goes straight
     to the autograd backend from then on.
     """
     backend = chosen()
@@ -142,25 +143,32 @@ def answer(
         # The short way of what was answered natively before, also within a running transform of that library.
         # No random state is kept for it: that costs more than all else here, and a refusal is unlikely now.
         record.backend = backend.name
+        call = on(backend)
+        if active_native() is not None:
+            return getattr(call, "within", call)(*args, **kwargs)
         try:
-            return on(backend)(*args, **kwargs)
+            return call(*args, **kwargs)
         except REFUSALS as error:
-            if active_native() is not None or get_fallback() == "error":
+            if get_fallback() == "error":
                 raise
             refused, text = _refusal(error, before, args)
     else:
         active = active_native()
         backend = active or backend
         record.backend = backend.name
-        if active is not None or backend.library is None or get_fallback() == "error":
-            return on(backend)(*args, **kwargs)
+        call = on(backend)
+        if active is not None:
+            return getattr(call, "within", call)(*args, **kwargs)
+        call = getattr(call, "first", call)
+        if backend.library is None or get_fallback() == "error":
+            return call(*args, **kwargs)
         if record.refused is not None:
             refused, text = record.refused, ""
         else:
             state = RandomState()
             try:
                 with backend.lock or contextlib.nullcontext():
-                    result = on(backend)(*args, **kwargs)
+                    result = call(*args, **kwargs)
                 if backend.lock is None:
                     record.proven = backend
                 return result

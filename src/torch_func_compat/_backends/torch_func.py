@@ -23,58 +23,44 @@ def is_active() -> bool:
     return _peek() is not None
 
 
-def _checked_rows(transform: Transform) -> Transform:
-    """Jacobian rows are batched, and for some operations wrongly: look for those on the first call.
+def _guarded(transform: Transform, *, first: bool = False, rows: bool = True, forward: bool = False) -> Transform:
+    """`transform`, whose result says what to call instead of it where torch may go wrong without an error.
 
-    Looking takes microseconds, as many as all else that this library adds; what a function consists of
-    hardly ever changes between calls of one and the same transform of it.
+    ``within`` is called within a running transform, which batches what the function does or differentiates it
+    again. ``first`` is called the first time: Jacobian rows are batched, for some operations wrongly, and to
+    look for those takes microseconds, as many as all else that this library adds; what a function consists
+    of hardly ever changes between calls of one transform of it.
     """
 
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        found_right = False
-        plain: Callable[..., Any] | None = None
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal found_right, plain
-            if not found_right:
-                result = transform(checked(func), **options)(*args, **kwargs)
-                found_right = True
-                return result
-            if plain is None:
-                plain = transform(func, **options)
-            return plain(*args, **kwargs)
-
-        return wrapper
-
-    return native
-
-
-def _checked_within(transform: Transform, *, rows: bool = True, forward: bool = False) -> Transform:
-    """Within other transforms, look at what the function does: they batch it, or differentiate it again."""
-
-    def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        plain = transform(func, **options)
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if not is_active():
-                return plain(*args, **kwargs)
+        def within(*args: Any, **kwargs: Any) -> Any:
             inner = watched(checked(func) if rows else func, forward=forward)
             return transform(inner, **options)(*args, **kwargs)
 
-        return wrapper
+        plain: Any = transform(func, **options)
+        plain.within = within
+        if first:
+            plain.first = lambda *args, **kwargs: transform(checked(func), **options)(*args, **kwargs)
+        return plain  # type: ignore[no-any-return]
 
     return native
 
 
 def _one_thread_at_a_time(transform: Transform) -> Transform:
-    def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        transformed = transform(func, **options)
-
+    def locked(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with FORWARD_MODE:
-                return transformed(*args, **kwargs)
+                return call(*args, **kwargs)
 
         return wrapper
+
+    def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        transformed = transform(func, **options)
+        result: Any = locked(transformed)
+        for name in ("within", "first"):
+            if hasattr(transformed, name):
+                setattr(result, name, locked(getattr(transformed, name)))
+        return result  # type: ignore[no-any-return]
 
     return native
 
@@ -128,11 +114,11 @@ class TorchFuncBackend(TracedBackend):
             "vmap": torch.func.vmap,
             "vjp": _vjp,
             "jvp": _jvp,
-            "grad": _checked_within(torch.func.grad),
-            "grad_and_value": _checked_within(torch.func.grad_and_value),
-            "jacrev": _checked_within(_checked_rows(torch.func.jacrev)),
-            "jacfwd": _one_thread_at_a_time(_checked_within(torch.func.jacfwd, rows=False, forward=True)),
-            "hessian": _one_thread_at_a_time(_checked_within(_checked_rows(torch.func.hessian), forward=True)),
+            "grad": _guarded(torch.func.grad),
+            "grad_and_value": _guarded(torch.func.grad_and_value),
+            "jacrev": _guarded(torch.func.jacrev, first=True),
+            "jacfwd": _one_thread_at_a_time(_guarded(torch.func.jacfwd, rows=False, forward=True)),
+            "hessian": _one_thread_at_a_time(_guarded(torch.func.hessian, first=True, forward=True)),
         }
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
