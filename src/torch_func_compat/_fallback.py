@@ -138,10 +138,10 @@ def answer(
     to the autograd backend from then on.
     """
     backend = chosen()
-    before = _versions(args)
     if record.proven is backend:
         # The short way of what was answered natively before, also within a running transform of that library.
-        # No random state is kept for it: that costs more than all else here, and a refusal is unlikely now.
+        # No random state and no versions are kept for it: that costs more than all else here, and a refusal is
+        # unlikely now. Should it come, arguments that were never modified cannot have been modified this time.
         record.backend = backend.name
         call = on(backend)
         if active_native() is not None:
@@ -151,7 +151,7 @@ def answer(
         except REFUSALS as error:
             if get_fallback() == "error":
                 raise
-            refused, text = _refusal(error, before, args)
+            refused, text = _refusal(error, [0] * len(_versions(args)), args)
     else:
         active = active_native()
         backend = active or backend
@@ -165,7 +165,7 @@ def answer(
         if record.refused is not None:
             refused, text = record.refused, ""
         else:
-            state = RandomState()
+            before, state = _versions(args), RandomState()
             try:
                 with backend.lock or contextlib.nullcontext():
                     result = call(*args, **kwargs)

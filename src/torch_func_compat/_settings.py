@@ -32,7 +32,10 @@ class Setting:
 
     def get(self) -> str | None:
         """The value that holds here and now; None if nobody chose."""
-        return self._scoped.get() or self._chosen or self._environment()
+        value = self._scoped.get() or self._chosen
+        if value is None:
+            value = self._from_environment[0] if self._from_environment else self._environment()
+        return value
 
     def _environment(self) -> str | None:
         if not self._from_environment:
