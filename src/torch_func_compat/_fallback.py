@@ -144,7 +144,7 @@ def answer(
         # unlikely now. Should it come, arguments that were never modified cannot have been modified this time.
         record.backend = backend.name
         call = on(backend)
-        if active_native() is not None:
+        if backend.innermost() is not None:
             return getattr(call, "within", call)(*args, **kwargs)
         try:
             return call(*args, **kwargs)

@@ -119,6 +119,7 @@ class NativeBackend:
     def __init__(self, namespace: Any, private: Any, is_active: Callable[[], bool]) -> None:
         self.library = namespace
         self._private = private
+        self.innermost: Callable[[], Any] = getattr(private, "peek_interpreter_stack", lambda: is_active() or None)
         self._is_active = is_active
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:

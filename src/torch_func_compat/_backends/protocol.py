@@ -56,6 +56,9 @@ class Backend(Protocol):
     # reverse-over-reverse is the cheaper Hessian.
     has_forward_mode: bool
 
+    # The innermost running transform of the library in this thread, or None.
+    innermost: Callable[[], Any]
+
     # The namespace with the library's transforms; None where there is no library.
     library: Any
 

@@ -25,6 +25,10 @@ class AutogradBackend:
     # several releases; the transpose of reverse mode is right wherever reverse mode is.
     has_forward_mode = False
     library = None
+
+    def __init__(self) -> None:
+        self.innermost: Callable[[], Any] = lambda: None
+
     lock: ContextManager[Any] | None = None
     natives: Mapping[str, Callable[..., Any]] = {}
 
