@@ -1,0 +1,204 @@
+"""What the transforms put around tensors: whether a tensor is mapped or tracked, and what lies beneath.
+
+While they run, torch.func and functorch wrap tensors, one layer for each transform: a batched layer by vmap, a
+grad-tracking layer by grad, vjp, jvp and what is made of them. The checks look at every layer. Within a transform of
+the autograd backend tensors are plain ones, and the checks say so: whatever a plain tensor allows is allowed there.
+
+While torch.compile traces, no check can look beneath, and values are not there to be looked at either: all answer
+True, so that code which is careful with wrapped tensors is careful then, and nothing is unwrapped.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_batched", "is_functorch_tensor", "is_gradtracking", "unwrap", "unwrap_gradtracking"]
+
+is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
+
+
+def is_batched(x: Any) -> bool:
+    """Whether a vmap that is running maps this tensor, at any layer.
+
+    Parameters
+    ----------
+    x : Tensor
+        Anything else is not batched.
+
+    Returns
+    -------
+    bool
+        True within ``vmap``, also beneath the layers of ``grad``, ``jacrev``, ...; True while torch.compile
+        traces. A tensor with a leading batch dimension is not batched in this sense.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.autograd.checks import is_batched
+    >>> is_batched(torch.ones(3))
+    False
+    """
+    if is_compiling():
+        return True
+    return _any_layer("is_batchedtensor", x) or _legacy_layer(x) is not None
+
+
+def is_gradtracking(x: Any) -> bool:
+    """Whether a grad, vjp or jvp of torch.func or functorch that is running tracks this tensor, at any layer.
+
+    The transforms wrap their arguments, differentiated or not, and what is made of them. Plain autograd wraps
+    nothing: see ``x.requires_grad``.
+
+    Parameters
+    ----------
+    x : Tensor
+        Anything else is not tracked.
+
+    Returns
+    -------
+    bool
+        True while torch.compile traces.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.autograd.checks import is_gradtracking
+    >>> is_gradtracking(torch.ones(3, requires_grad=True))
+    False
+    """
+    if is_compiling():
+        return True
+    return _any_layer("is_gradtrackingtensor", x)
+
+
+def is_functorch_tensor(x: Any) -> bool:
+    """Whether a transform that is running has wrapped this tensor: `is_batched` or `is_gradtracking`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.autograd.checks import is_functorch_tensor
+    >>> is_functorch_tensor(torch.ones(3))
+    False
+    """
+    return is_gradtracking(x) or is_batched(x)
+
+
+def unwrap(x: Tensor) -> Tensor:
+    """The plain tensor beneath all layers.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    Tensor
+        `x` itself where it has no layers. It has the batch dimensions of the layers removed, wherever the
+        transforms keep them, and derivatives do not go through the unwrapping: for looking at values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.autograd.checks import unwrap
+    >>> x = torch.ones(3)
+    >>> unwrap(x) is x
+    True
+    """
+    if is_compiling():
+        return x
+    library = native()
+    if library is not None:
+        (*_, x) = _layers(library, x)
+    while True:
+        beneath = _legacy_layer(x)
+        if beneath is None:
+            return x
+        x = beneath
+
+
+def unwrap_gradtracking(x: Tensor) -> Tensor:
+    """What lies beneath the grad-tracking layers; a batched layer stays, with all below it.
+
+    For constants made within a transform and kept beyond it, as in a cache: wrapped, they would belong to a
+    transform that is over. What depends on an argument of the transform loses its derivative.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    Tensor
+        `x` itself where its outermost layer is no grad-tracking one, and while torch.compile traces.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.autograd.checks import unwrap_gradtracking
+    >>> x = torch.ones(3)
+    >>> unwrap_gradtracking(x) is x
+    True
+    """
+    if is_compiling():
+        return x
+    library = native()
+    while library is not None and library.is_gradtrackingtensor(x):
+        x = library.get_unwrapped(x)
+    return x
+
+
+def native() -> Any:
+    """The library's private part, looked up each time: functorch may be imported at any moment."""
+    library = getattr(torch._C, "_functorch", None)
+    if library is None and "functorch" in sys.modules:  # 1.11 and 1.12: a package of its own
+        library = getattr(sys.modules["functorch"], "_C", None)
+    return library
+
+
+def _any_layer(check: str, x: Any) -> bool:
+    library = native()
+    if library is None:
+        return False
+    try:
+        return any(getattr(library, check)(layer) for layer in _layers(library, x))
+    except TypeError:  # no tensor
+        return False
+
+
+def _layers(library: Any, x: Any) -> Iterator[Any]:
+    """`x`, then what lies beneath each of its layers; the last one has none."""
+    yield x
+    # 1.13 and later know one more kind, that of functionalize
+    is_wrapped = getattr(library, "is_functorch_wrapped_tensor", None)
+    while isinstance(x, Tensor):
+        if not (is_wrapped(x) if is_wrapped else library.is_batchedtensor(x) or library.is_gradtrackingtensor(x)):
+            return
+        x = library.get_unwrapped(x)
+        yield x
+
+
+# Two sizes that a batch might have, though never both.
+_SIZES = (3, 5)
+
+
+def _legacy_layer(x: Any) -> Tensor | None:
+    """What the vmap of torch < 2.0 wraps in `x`, if anything.
+
+    Also the newest torch uses it, for ``torch.autograd.grad(..., is_grads_batched=True)``, so that a custom
+    backward meets its tensors. There is no check for them: but where a tensor has no such layer, taking it off
+    makes a batch of the size that one asks for.
+    """
+    nesting = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    if isinstance(x, Tensor):
+        for level in range(nesting, 0, -1):
+            for size in _SIZES:
+                beneath: Tensor = torch._remove_batch_dim(x, level, size, 0)
+                if beneath.shape[0] != size:
+                    return beneath
+    return None
