@@ -13,15 +13,17 @@ from processes import PACKAGE, run_python
 # imports from the rows above its own and from its own row entry, never from below.
 LAYERS = [
     ("_facts", "_tree", "_settings", "_randomness", "_captured"),
-    ("_arguments", "_capabilities"),
-    ("_backends.protocol",),
+    ("_arguments", "_capabilities", "_memory"),
+    ("_backends.protocol", "_chunks"),
     ("_backends._native", "_backends._fragile", "_backends.autograd"),
     ("_backends.torch_func", "_backends.functorch"),
-    ("_backends.", "_operators"),
+    ("_backends.", "_operators", "_compiled"),
+    ("_jacobians",),
+    ("_curvature",),
     ("_policy",),
     ("_fallback",),
     ("_dispatch",),
-    ("autograd.internals",),
+    ("autograd.internals", "autograd.derivatives"),
     ("autograd",),
     ("autograd.",),
     (".",),
@@ -29,9 +31,12 @@ LAYERS = [
     ("__main__",),
 ]
 # Narrower than the layers
-GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_capabilities", "_backends.protocol"}
+GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_capabilities", "_chunks", "_backends.protocol"}
 ONLY = {
     "_operators": GROUND,
+    "_compiled": GROUND,
+    "_jacobians": GROUND | {"_operators"},
+    "_curvature": GROUND | {"_operators", "_jacobians"},
     "_backends._native": GROUND,
     "_backends.autograd": GROUND | {"_backends.autograd"},
     "_backends.torch_func": GROUND | {"_backends._native", "_backends._fragile"},

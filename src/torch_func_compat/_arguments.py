@@ -29,13 +29,6 @@ def name_of(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", None) or repr(func)
 
 
-def check_chunk_size(api: str, chunk_size: int | None) -> None:
-    """Raise ValueError unless `chunk_size` is None or a positive int."""
-    if chunk_size is None or (isinstance(chunk_size, int) and chunk_size > 0):
-        return
-    raise ValueError(f"{api}: `chunk_size` should be greater than 0. (got {chunk_size!r}; None is no chunks)")
-
-
 def check_randomness(randomness: str) -> None:
     """Raise RuntimeError (torch's own choice) unless `randomness` is one of the three modes."""
     if randomness not in ("error", "different", "same"):

@@ -7,12 +7,22 @@ from typing import Any, Callable
 
 import torch
 
-from . import _facts, _operators, _policy
+from . import _compiled, _curvature, _facts, _jacobians, _operators, _policy
 from ._backends.protocol import Backend
 from ._fallback import Answer, answer
 
 # torch.func's Jacobians take positional arguments only
-_WITHOUT_KEYWORDS = ("jacrev", "jacfwd", "hessian")
+_WITHOUT_KEYWORDS = ("jacrev", "jacfwd")
+
+DERIVED: dict[str, Callable[..., Any]] = {
+    name: getattr(module, name)
+    for module, names in (
+        (_operators, ("vmap", "vjp", "jvp", "linearize", "grad", "grad_and_value", "jacrev", "jacfwd")),
+        (_jacobians, ("jacobian", "hessian", "value_and_jacobian", "value_grad_and_hessian")),
+        (_curvature, ("hvp", "vhp", "hessian_diagonal", "laplacian")),
+    )
+    for name in names
+}
 _NOTHING: dict[str, Any] = {}
 
 # found before anything is traced
@@ -29,9 +39,18 @@ def _resolve(
     """
     native = backend.natives.get(name)
     if native is None or any(extra.values()) or _is_mistaken(name, options):
-        derived = getattr(_operators, name)
-        return derived(backend, func, **options, **extra)  # type: ignore[no-any-return]
+        return DERIVED[name](backend, func, **options, **extra)  # type: ignore[no-any-return]
     return native(func, **options)  # type: ignore[no-any-return]
+
+
+def _resolve_compiled(
+    name: str, func: Callable[..., Any], options: dict[str, Any], extra: dict[str, Any]
+) -> Callable[..., Any]:
+    """The same while torch.compile traces."""
+    assert _TRACED is not None
+    if name in _compiled.TRANSFORMS and (any(extra.values()) or name not in _TRACED.natives):
+        return _compiled.TRANSFORMS[name](_TRACED.natives, func, **options, **extra)  # type: ignore[no-any-return]
+    return _resolve(_TRACED, name, func, options, extra)
 
 
 def _is_mistaken(name: str, options: dict[str, Any]) -> bool:
@@ -42,7 +61,7 @@ def _is_mistaken(name: str, options: dict[str, Any]) -> bool:
         dims = options["in_dims"]
         flat = isinstance(dims, tuple) and all(dim is None or isinstance(dim, int) for dim in dims)
         return not (isinstance(dims, int) or flat) or options["out_dims"] != 0
-    if name in ("jacfwd", "hessian"):
+    if name == "jacfwd":
         argnums = options["argnums"]
         negative = any(isinstance(n, int) and n < 0 for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
         return negative and _facts.has("jacfwd_loses_negative_argnums")
@@ -66,8 +85,9 @@ def transform(
         if kwargs and name in _WITHOUT_KEYWORDS:
             return transform(name, functools.partial(func, **kwargs), options, extra)(*args)
         if _is_compiling():
-            assert _TRACED is not None
-            return _resolve(_TRACED, name, func, options, extra)(*args, **kwargs)
+            if kwargs and name in _compiled.TRANSFORMS and name != "vmap":
+                return _resolve_compiled(name, functools.partial(func, **kwargs), options, extra)(*args)
+            return _resolve_compiled(name, func, options, extra)(*args, **kwargs)
         return answer(record, name, func, on, args, kwargs)
 
     if _is_compiling():  # torch.compile (2.6) does not trace the assignment of attributes
@@ -79,6 +99,7 @@ def transform(
     wrapper.__doc__ = getattr(func, "__doc__", None)
     wrapper.__module__ = getattr(func, "__module__", __name__)
     wrapper.answered_by = record  # type: ignore[attr-defined]
+    wrapper.made_by = made  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -87,9 +108,11 @@ def call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any
 
     def on(backend: Backend) -> Callable[..., Any]:
         native = backend.natives.get(name)
-        return functools.partial(getattr(_operators, name), backend) if native is None else native
+        return functools.partial(DERIVED[name], backend) if native is None else native
 
     if _is_compiling():
         assert _TRACED is not None
+        if name in _compiled.TRANSFORMS:
+            return _compiled.TRANSFORMS[name](_TRACED.natives, func, *args, **options)
         return on(_TRACED)(func, *args, **options)
     return answer(Answer(), name, func, on, (func, *args), options)

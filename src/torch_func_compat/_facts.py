@@ -152,6 +152,14 @@ FACTS: dict[str, Fact] = {
         None,
         "https://github.com/pytorch/pytorch/pull/56017 (1.9, without reference cycles); measured on 1.8-2.15",
     ),
+    "dispatch_mode": Fact(
+        "a TorchDispatchMode sees every operation, those of a backward pass and of functorch's levels, too",
+        # not probed: torch 1.12 has a class of that name that is used in another way
+        _between((1, 13), None),
+        (1, 13),
+        None,
+        "https://github.com/pytorch/pytorch/blob/v1.13.0/torch/utils/_python_dispatch.py",
+    ),
     "inference_mode": Fact(
         "torch.inference_mode exists",
         _has("is_inference_mode_enabled"),

@@ -118,6 +118,13 @@ def explain(transformed: Callable[..., Any]) -> str:
     if record.backend is None:
         return "It was not called yet."
     last = f"The backend that answered last is {record.backend}."
+    made = getattr(transformed, "made_by", {}).get(record.backend)
+    choice = getattr(made, "choice", None)
+    if choice is not None and choice.explanation:
+        last += f" It took {choice.explanation}."
+    chunk = getattr(made, "chunk", None)
+    if chunk is not None:
+        last += f" It took chunks of {chunk}."
     if record.refused is None:
         return last
     return f"{last} The native backend refused, because {record.refused.meaning}. Instead, {record.refused.advice}."

@@ -8,7 +8,7 @@ here takes the backend first and returns what the public function of the same na
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,40 +22,51 @@ from ._arguments import (
     check_out_dims,
     check_randomness,
     movedim,
-    positions,
+    name_of,
     require_real,
     require_tensors,
 )
 from ._backends.protocol import Backend, LinearMap, Pullback
+from ._chunks import AT_ONCE, Chunks, in_chunks
 from ._randomness import RandomState
 
 Function = Callable[..., Any]
 
 
 def vmap(
-    backend: Backend, func: Function, in_dims: Any, out_dims: Any, randomness: str, *, chunk_size: int | None
+    backend: Backend, func: Function, in_dims: Any, out_dims: Any, randomness: str, *, chunks: Chunks | None = None
 ) -> Function:
     """See `torch_func_compat.vmap`."""
     check_randomness(randomness)
+    chunks = chunks or AT_ONCE
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, out_dims)
         call = BatchedCall(func, in_dims, out_dims, args, kwargs)
         # without a library there is a loop, whose chunks are samples
-        if chunk_size is None or call.batch_size <= chunk_size or backend.library is None:
+        if chunks.trivial or (backend.library is None and not chunks.progress):
             return call.result(*backend.vmap(call, call.tensors, randomness))
         state = RandomState(call.generators()) if randomness == "same" else None
-        parts: list[list[Tensor]] = []
         shared: list[Any] = []
-        for start in range(0, call.batch_size, chunk_size):
+
+        def run(start: int, rows: int) -> list[Tensor]:
+            nonlocal shared
             if state is not None:
                 state.restore()
-            length = min(chunk_size, call.batch_size - start)
-            chunk = [tensor.narrow(dim, start, length) for tensor, dim in zip(call.tensors, call.dims)]
+            chunk = [tensor.narrow(dim, start, rows) for tensor, dim in zip(call.tensors, call.dims)]
             stacked, shared = backend.vmap(call, chunk, randomness)
-            parts.append(stacked)
-        return call.result([torch.cat(column) for column in zip(*parts)], shared)
+            return stacked
+
+        stacked, wrapped.chunk = in_chunks(  # type: ignore[attr-defined]
+            call.batch_size,
+            chunks,
+            run,
+            label=f"vmap({call.name})",
+            device=call.tensors[0].device,
+            in_place=backend.innermost() is None,
+        )
+        return call.result(stacked, shared)
 
     return wrapped
 
@@ -86,17 +97,30 @@ def vjp(backend: Backend, func: Function, *primals: Any, has_aux: bool) -> Any:
     call = Call("vjp(f, *primals)", func, primals, {}, ALL, has_aux)
     require_tensors(call.primals)
     outputs, pullback, aux = backend.vjp(call, call.primals)
-    _require_differentiable(outputs)
+    require_differentiable(outputs)
     result = (call.output(outputs), VjpFunction(call, pullback))
     return (*result, call.aux(aux)) if has_aux else result
 
 
 def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, strict: bool, has_aux: bool) -> Any:
     """See `torch_func_compat.jvp`."""
-    api = "jvp(f, primals, tangents)"
+    call = directional_call("jvp(f, primals, tangents)", func, primals, has_aux)
+    flat_tangents = check_tangents(call, tangents)
+    outputs, output_tangents, aux = backend.jvp(call, call.primals, flat_tangents, strict)
+    result = (call.output(outputs), call.output(output_tangents))
+    return (*result, call.aux(aux)) if has_aux else result
+
+
+def directional_call(api: str, func: Function, primals: Any, has_aux: bool) -> Call:
+    """The call of a function at a tuple of primals, all of which are differentiated."""
     if not isinstance(primals, tuple):
         raise RuntimeError(f"{api}: Expected primals to be a tuple. E.g. it should be valid to call f(*primals).")
-    call = Call(api, func, primals, {}, ALL, has_aux)
+    return Call(api, func, primals, {}, ALL, has_aux)
+
+
+def check_tangents(call: Call, tangents: Any) -> list[Tensor]:
+    """The tangents as a flat list, which must match the primals."""
+    api = call.api
     flat_tangents, spec = _tree.flatten(tangents)
     if spec != call.primals_spec:
         raise RuntimeError(
@@ -110,8 +134,8 @@ def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, strict
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise RuntimeError(f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}")
-    _require_floating("primal", call.primals)
-    _require_floating("tangent", flat_tangents)
+    require_floating("primal", call.primals)
+    require_floating("tangent", flat_tangents)
     for primal, tangent in zip(call.primals, flat_tangents):
         if primal.is_complex() != tangent.is_complex():
             raise RuntimeError(
@@ -123,9 +147,7 @@ def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, strict
                 f"{api}: Expected tangent to have the same shape as its primal, got {tuple(tangent.shape)} for a "
                 f"primal of shape {tuple(primal.shape)}"
             )
-    outputs, output_tangents, aux = backend.jvp(call, call.primals, flat_tangents, strict)
-    result = (call.output(outputs), call.output(output_tangents))
-    return (*result, call.aux(aux)) if has_aux else result
+    return flat_tangents
 
 
 def grad_and_value(backend: Backend, func: Function, argnums: Argnums, has_aux: bool) -> Function:
@@ -144,7 +166,7 @@ def grad_and_value(backend: Backend, func: Function, argnums: Argnums, has_aux: 
     return wrapped
 
 
-def _require_floating(role: str, tensors: Sequence[Tensor]) -> None:
+def require_floating(role: str, tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise ValueError(f"Expected {role} to be floating point or complex, but got: {tensor.dtype}")
@@ -166,7 +188,7 @@ class ScalarCall(Call):
             raise RuntimeError(f"grad can be implicitly created only for real scalar outputs but got {output.dtype}")
 
 
-def _require_differentiable(outputs: Sequence[Tensor]) -> None:
+def require_differentiable(outputs: Sequence[Tensor]) -> None:
     for output in outputs:
         if not (output.is_floating_point() or output.is_complex()):
             raise RuntimeError(
@@ -187,7 +209,9 @@ def grad(backend: Backend, func: Function, argnums: Argnums, has_aux: bool) -> F
     return wrapped
 
 
-def jacrev(backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: int | None) -> Function:
+def jacrev(
+    backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunks: Chunks | None = None
+) -> Function:
     """See `torch_func_compat.jacrev`."""
 
     @functools.wraps(func)
@@ -197,15 +221,23 @@ def jacrev(backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool,
         require_tensors(call.primals)
         outputs, pullback, aux = backend.vjp(call, call.primals)
         require_real("jacrev", outputs, "outputs")
-        _require_differentiable(outputs)
-        sizes = [output.numel() for output in outputs]
-        jacobians = [
-            [block.reshape(output.shape + primal.shape) for block, output in zip(rows.split(sizes), outputs)]
-            for rows, primal in zip(map_basis(pullback, outputs, chunk_size), call.primals)
-        ]
-        return call.with_aux(call.output([call.select(row) for row in zip(*jacobians)]), aux)
+        require_differentiable(outputs)
+        rows, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
+            backend, pullback, outputs, chunks, f"jacrev({name_of(func)})"
+        )
+        return call.with_aux(jacobian_of_rows(call, outputs, rows), aux)
 
     return wrapped
+
+
+def jacobian_of_rows(call: Call, outputs: Sequence[Tensor], rows: Sequence[Tensor]) -> Any:
+    """Rows of each primal (the elements of all outputs one after another) in the structure of a Jacobian."""
+    sizes = [output.numel() for output in outputs]
+    jacobians = [
+        [block.reshape(output.shape + primal.shape) for block, output in zip(part.split(sizes), outputs)]
+        for part, primal in zip(rows, call.primals)
+    ]
+    return call.output([call.select(row) for row in zip(*jacobians)])
 
 
 def jacfwd(
@@ -215,7 +247,7 @@ def jacfwd(
     has_aux: bool,
     *,
     randomness: str,
-    chunk_size: int | None,
+    chunks: Chunks | None = None,
 ) -> Function:
     """See `torch_func_compat.jacfwd`."""
     check_randomness(randomness)
@@ -225,9 +257,11 @@ def jacfwd(
         require_real("jacfwd", _tree.flatten(args)[0], "inputs")
         call = Call("jvp(f, primals, tangents)", func, args, kwargs, argnums, has_aux)
         require_tensors(call.primals)
-        _require_floating("primal", call.primals)
+        require_floating("primal", call.primals)
         push, aux = backend.pushforward(call, call.primals, randomness)
-        columns = map_basis(push, call.primals, chunk_size)
+        columns, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
+            backend, push, call.primals, chunks, f"jacfwd({name_of(func)})"
+        )
         require_real("jacfwd", columns, "outputs")
         sizes = [primal.numel() for primal in call.primals]
         jacobians = []
@@ -242,50 +276,61 @@ def jacfwd(
     return wrapped
 
 
-def hessian(backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunk_size: int | None) -> Function:
-    """See `torch_func_compat.hessian`."""
-    inner = jacrev(backend, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
-    if backend.has_forward_mode:
-        return jacfwd(backend, inner, argnums, has_aux, randomness="error", chunk_size=chunk_size)
-    outer = jacrev(backend, inner, argnums, has_aux=has_aux, chunk_size=chunk_size)
+def linearize(backend: Backend, func: Function, *primals: Any) -> Any:
+    """See `torch_func_compat.linearize`."""
+    api = "linearize(f, *primals)"
+    call = Call(api, func, primals, {}, ALL, False)
+    require_tensors(call.primals)
+    require_floating("primal", call.primals)
+    outputs, push, _ = backend.linearize(call, call.primals)
 
-    @functools.wraps(func)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        # as the outer one of torch.func's, which is in forward mode, has it
-        chosen = [args[i] for i in positions(argnums, len(args))]
-        _require_floating("primal", [leaf for leaf in _tree.flatten(chosen)[0] if isinstance(leaf, Tensor)])
-        return outer(*args, **kwargs)
+    def jvp_fn(*tangents: Any) -> Any:
+        flat, spec = _tree.flatten(tangents)
+        if spec != call.primals_spec:
+            raise RuntimeError(
+                f"Expected the tangents {spec} to have the same argspec as the primals {call.primals_spec}"
+            )
+        for index, (tangent, primal) in enumerate(zip(flat, call.primals)):
+            for what in ("shape", "device", "dtype"):
+                if getattr(tangent, what) != getattr(primal, what):
+                    raise RuntimeError(
+                        f"tangent:{index} with {what} {getattr(tangent, what)} in flattened pytree doesn't match the "
+                        f"{what} {getattr(primal, what)} of the corresponding primal."
+                    )
+        return call.output(push(*flat))
 
-    return wrapped
+    return call.output(outputs), jvp_fn
 
 
-def map_basis(linear: LinearMap, space: Sequence[Tensor], chunk_size: int | None) -> list[Tensor]:
-    """Apply `linear` to the standard basis of the space that `space` is a vector of, stacked."""
+def map_basis(
+    backend: Backend, linear: LinearMap, space: Sequence[Tensor], chunks: Chunks | None, label: str
+) -> tuple[list[Tensor], int]:
+    """Apply `linear` to the standard basis of the space that `space` is a vector of, stacked; and the chunks' size."""
+    chunks = chunks or AT_ONCE
     total = sum(tensor.numel() for tensor in space)
-    step = max(total, 1) if chunk_size is None else chunk_size
-    parts = []
-    for vectors in _basis_chunks(space, total, step):
-        if step == 1 and total > 0:
+
+    def run(start: int, rows: int) -> list[Tensor]:
+        vectors = basis(space, start, rows)
+        if rows == 1 and (chunks.size is not None or total == 1):
             # as in torch.func: a plain loop, for functions that cannot be batched
-            parts.append([row.unsqueeze(0) for row in linear(*(vector.squeeze(0) for vector in vectors))])
-        else:
-            parts.append(linear.batched(*vectors))
-    return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts)]
+            return [row.unsqueeze(0) for row in linear(*(vector.squeeze(0) for vector in vectors))]
+        return linear.batched(*vectors)
+
+    in_place = backend.innermost() is None
+    return in_chunks(total, chunks, run, label=label, device=space[0].device, in_place=in_place)
 
 
-def _basis_chunks(space: Sequence[Tensor], total: int, step: int) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of the identity matrix, `step` at a time, cut into the tensors of `space`."""
-    for start in range(0, max(total, 1), step):
-        rows = min(step, total - start)
-        vectors, offset = [], 0
-        for tensor in space:
-            size = tensor.numel()
-            block = torch.zeros(rows, size, dtype=tensor.dtype, device=tensor.device)
-            # row r of the chunk is basis vector start + r, whose one is in column start + r - offset
-            first, last = max(offset - start, 0), min(offset + size - start, rows)
-            if first < last:
-                column = start + first - offset
-                block[first:last, column : column + last - first].fill_diagonal_(1)
-            vectors.append(block.view(rows, *tensor.shape))
-            offset += size
-        yield tuple(vectors)
+def basis(space: Sequence[Tensor], start: int, rows: int) -> list[Tensor]:
+    """Rows of the identity matrix from `start` on, cut into the tensors of `space`."""
+    vectors, offset = [], 0
+    for tensor in space:
+        size = tensor.numel()
+        block = torch.zeros(rows, size, dtype=tensor.dtype, device=tensor.device)
+        # row r of the chunk is basis vector start + r, whose one is in column start + r - offset
+        first, last = max(offset - start, 0), min(offset + size - start, rows)
+        if first < last:
+            column = start + first - offset
+            block[first:last, column : column + last - first].fill_diagonal_(1)
+        vectors.append(block.view(rows, *tensor.shape))
+        offset += size
+    return vectors

@@ -12,10 +12,10 @@ from typing import Any, Callable, Iterator, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from . import _facts, _operators, _tree
+from . import _curvature, _facts, _jacobians, _operators, _tree
 from ._backends.autograd import _loop
 from ._backends.autograd._rows import Rows
-from .autograd import internals, use_backend, use_fallback
+from .autograd import derivatives, internals, use_backend, use_fallback
 
 # What an operator gave, and what it should have given: pytrees of the same structure
 Case = Tuple[Any, Any]
@@ -132,6 +132,50 @@ def _hessian(p: Point) -> Iterator[Case]:
     yield internals.hessian(energy, argnums=(0, 1), chunk_size=2)(p.x, p.a), blocks
 
 
+def _second(p: Point) -> Tensor:
+    """The Hessian of the energy by x."""
+    return torch.ger(p.a, p.a) * energy(p.x, p.a)
+
+
+def _jacobian(p: Point) -> Iterator[Case]:
+    expected = internals.jacrev(field)(p.x, p.a)
+    for mode in ("auto", "forward", "reverse"):
+        yield derivatives.jacobian(field, mode=mode)(p.x, p.a), expected
+
+
+def _value_and_jacobian(p: Point) -> Iterator[Case]:
+    e = energy(p.x, p.a)
+    yield derivatives.value_and_jacobian(energy)(p.x, p.a), (e, p.a * e)
+
+
+def _value_grad_and_hessian(p: Point) -> Iterator[Case]:
+    e = energy(p.x, p.a)
+    yield derivatives.value_grad_and_hessian(energy)(p.x, p.a), (e, p.a * e, _second(p))
+
+
+def _hvp(p: Point) -> Iterator[Case]:
+    product = derivatives.hvp(lambda x: energy(x, p.a), (p.x,), (p.a,))
+    yield product, (energy(p.x, p.a), (_second(p) @ p.a,))
+
+
+def _vhp(p: Point) -> Iterator[Case]:
+    product = derivatives.vhp(lambda x: energy(x, p.a), (p.x,), (p.a,))
+    yield product, (energy(p.x, p.a), (_second(p) @ p.a,))
+
+
+def _hessian_diagonal(p: Point) -> Iterator[Case]:
+    yield derivatives.hessian_diagonal(energy)(p.x, p.a), _second(p).diagonal()
+
+
+def _laplacian(p: Point) -> Iterator[Case]:
+    yield derivatives.laplacian(energy)(p.x, p.a), _second(p).diagonal().sum()
+
+
+def _linearize(p: Point) -> Iterator[Case]:
+    output, jvp_fn = internals.linearize(lambda x: energy(x, p.a), p.x)
+    yield (output, jvp_fn(p.a)), (energy(p.x, p.a), (p.a * energy(p.x, p.a)) @ p.a)
+
+
 # The first case of each is the plain call, which `answered_by` looks at.
 CHECKS: dict[str, Callable[[Point], Iterator[Case]]] = {
     "vmap": _vmap,
@@ -142,6 +186,14 @@ CHECKS: dict[str, Callable[[Point], Iterator[Case]]] = {
     "jacrev": _jacrev,
     "jacfwd": _jacfwd,
     "hessian": _hessian,
+    "linearize": _linearize,
+    "jacobian": _jacobian,
+    "value_and_jacobian": _value_and_jacobian,
+    "value_grad_and_hessian": _value_grad_and_hessian,
+    "hvp": _hvp,
+    "vhp": _vhp,
+    "hessian_diagonal": _hessian_diagonal,
+    "laplacian": _laplacian,
 }
 
 
@@ -172,6 +224,9 @@ def largest_error(operator: str, backend: str, device: str) -> float:
     return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
+_DERIVED = tuple(module.__name__ for module in (_operators, _jacobians, _curvature))
+
+
 class _Watch:
     """A profile function (``sys.setprofile``) that sees which of this package's routes a call takes."""
 
@@ -181,7 +236,7 @@ class _Watch:
         self.rows: set[bool | None] = set()
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_globals.get("__name__") == _operators.__name__:
+        if event == "call" and frame.f_globals.get("__name__") in _DERIVED:
             self.derived = True
         elif event == "call" and frame.f_code is _loop.loop.__code__:
             self.looped = True

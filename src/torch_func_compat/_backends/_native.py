@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, ContextManager, Mapping, Sequence
+from typing import Any, Callable, ContextManager, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from .. import _tree
 from .._arguments import BatchedCall
@@ -22,8 +23,8 @@ FORWARD_MODE = threading.RLock()
 _MISTAKEN = ("CdistBackward",)
 
 
-def mistaken(output: Any) -> list[MistakenRule]:
-    """The error to raise, where the library would not, if rows through the graph of `output` are batched."""
+def _nodes(output: Any) -> Iterator[Any]:
+    """The nodes of the graph of a pytree of outputs."""
     leaves = [output] if isinstance(output, Tensor) else _tree.flatten(output)[0]
     roots = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
     seen = set()
@@ -32,12 +33,26 @@ def mistaken(output: Any) -> list[MistakenRule]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        yield node
+        for child, _ in node.next_functions:
+            roots.append(child)
+
+
+def mistaken(output: Any) -> list[MistakenRule]:
+    """The error to raise, where the library would not, if rows through the graph of `output` are batched."""
+    for node in _nodes(output):
         name = type(node).__name__
         if name.startswith(_MISTAKEN):
             return [MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0]))]
-        for child, _ in node.next_functions:
-            roots.append(child)
     return []
+
+
+def _transposable(outputs: Sequence[Tensor]) -> bool:
+    """Whether the pullback can be differentiated on: the backward of a Function can be anything."""
+    return all(output.is_floating_point() or output.is_complex() for output in outputs) and not any(
+        isinstance(node, BackwardCFunction) or type(node).__name__.startswith((*_MISTAKEN, "CppFunction"))
+        for node in _nodes(outputs)
+    )
 
 
 def checked(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,3 +216,24 @@ class NativeBackend:
                 return results[: counts[0]]
 
         return Push(self.library.vmap, push, randomness), lambda: collected
+
+    def linearize(
+        self, func: Differentiable, primals: Sequence[Tensor]
+    ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
+        transposable = [True]
+
+        def noted(*primals: Tensor) -> Any:
+            outputs, aux = func(*primals)
+            transposable[0] = _transposable(outputs)
+            return tuple(outputs), tuple(aux)
+
+        outputs, vjp_fn, aux = self.library.vjp(self.guard(noted, forward=False), *primals, has_aux=True)
+        if transposable[0]:
+            # the double-backward trick: the function is not evaluated again, and any mix of levels can call the result
+            _, push = self.library.vjp(lambda *ct: vjp_fn(ct), *(torch.zeros_like(output) for output in outputs))
+            return list(outputs), NativeMap(self.library.vmap, lambda *tangents: push(tangents), "error"), list(aux)
+
+        def again(*tangents: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.jvp(func, primals, tangents, False)[1])
+
+        return list(outputs), NativeMap(self.library.vmap, again, "error"), list(aux)

@@ -86,3 +86,8 @@ class Backend(Protocol):
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         """The pushforward of tangents, and a function that gives aux once it was applied."""
+
+    def linearize(
+        self, func: Differentiable, primals: Sequence[Tensor]
+    ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
+        """Outputs, the pushforward of tangents from this one evaluation, and aux."""

@@ -96,7 +96,7 @@ class TracedBackend(NativeBackend):
     """`torch.func` as it is: what torch.compile knows to trace."""
 
     name = "torch.func"
-    transforms = ("vmap", "vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian")
+    transforms = ("vmap", "vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd")
 
     def __init__(self) -> None:
         super().__init__(torch.func, torch._C._functorch, is_active)
@@ -118,7 +118,6 @@ class TorchFuncBackend(TracedBackend):
             "grad_and_value": _guarded(torch.func.grad_and_value),
             "jacrev": _guarded(torch.func.jacrev, first=True),
             "jacfwd": _one_thread_at_a_time(_guarded(torch.func.jacfwd, rows=False, forward=True)),
-            "hessian": _one_thread_at_a_time(_guarded(torch.func.hessian, first=True, forward=True)),
         }
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from .._fallback import FallbackWarning
+from .derivatives import (
+    hessian_diagonal,
+    hvp,
+    jacobian,
+    laplacian,
+    value_and_jacobian,
+    value_grad_and_hessian,
+    vhp,
+)
 from .internals import (
     available_backends,
     explain,
@@ -14,6 +23,7 @@ from .internals import (
     jacfwd,
     jacrev,
     jvp,
+    linearize,
     set_backend,
     set_fallback,
     unavailable_backends,
@@ -32,14 +42,22 @@ __all__ = [
     "grad",
     "grad_and_value",
     "hessian",
+    "hessian_diagonal",
+    "hvp",
     "jacfwd",
+    "jacobian",
     "jacrev",
     "jvp",
+    "laplacian",
+    "linearize",
     "set_backend",
     "set_fallback",
     "unavailable_backends",
     "use_backend",
     "use_fallback",
+    "value_and_jacobian",
+    "value_grad_and_hessian",
+    "vhp",
     "vjp",
     "vmap",
 ]

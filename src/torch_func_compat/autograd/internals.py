@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import Any, Callable, Tuple, Union
 
 from .. import _policy
-from .._arguments import Argnums, check_chunk_size, check_randomness
+from .._arguments import Argnums, check_randomness
+from .._chunks import Chunks, ChunkSize, Memory
 from .._dispatch import call, transform
 from .._fallback import explain, get_fallback, set_fallback, use_fallback
+from .._jacobians import HESSIAN_MODES, check_mode
 from .._policy import available_backends, get_backend, set_backend, unavailable_backends, use_backend
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "jacfwd",
     "jacrev",
     "jvp",
+    "linearize",
     "set_backend",
     "set_fallback",
     "unavailable_backends",
@@ -48,7 +51,9 @@ def vmap(
     out_dims: OutDims = 0,
     randomness: str = "error",
     *,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Map a function of single samples over a batch.
 
@@ -63,8 +68,14 @@ def vmap(
         Where the batch dimension goes in each output; None for an output that is the same for all samples.
     randomness : {'error', 'different', 'same'}
         What random operations in `func` do: raise, draw for each sample, or draw once for all.
-    chunk_size : int, optional
-        Samples at a time; None is all at once. Less memory for more passes.
+    chunk_size : int, 'auto' or None
+        Samples at a time; None is all at once. Less memory for more passes. With 'auto', as many as fit into
+        `memory`, judged by what the first two needed.
+    memory : int or str, optional
+        Bytes that a chunk of ``chunk_size='auto'`` may need beside the result, as a number or as in ``'2GB'``; by
+        default a quarter of what is free on the tensors' device.
+    progress : bool
+        Show how many samples are done: a tqdm bar where tqdm is installed, else a line on stderr.
 
     Returns
     -------
@@ -91,10 +102,14 @@ def vmap(
     tensor([3., 3.])
     """
     check_randomness(randomness)
-    check_chunk_size("vmap", chunk_size)
-    return transform(
-        "vmap", func, dict(in_dims=in_dims, out_dims=out_dims, randomness=randomness), dict(chunk_size=chunk_size)
-    )
+    chunks = _chunks("vmap", chunk_size, memory, progress)
+    return transform("vmap", func, dict(in_dims=in_dims, out_dims=out_dims, randomness=randomness), chunks)
+
+
+def _chunks(api: str, chunk_size: ChunkSize, memory: Memory, progress: bool) -> dict[str, Any]:
+    """The parameters about chunks, as an option that torch.func does not have."""
+    chunks = Chunks.checked(api, chunk_size, memory, progress)
+    return {"chunks": None if chunks.trivial else chunks}
 
 
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
@@ -245,8 +260,10 @@ def jacrev(
     argnums: Argnums = 0,
     *,
     has_aux: bool = False,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     _preallocate_and_copy: bool = False,
+    memory: Memory = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Jacobian by reverse mode, row by row of the outputs.
 
@@ -258,10 +275,13 @@ def jacrev(
         Positional arguments to differentiate.
     has_aux : bool
         Whether `func` returns tensors beside its output that are not differentiated.
-    chunk_size : int, optional
-        Rows at a time; None is all at once, 1 is a plain loop that needs no batching rules.
+    chunk_size : int, 'auto' or None
+        Rows at a time; None is all at once, 1 is a plain loop that needs no batching rules. With 'auto', as many
+        as fit into `memory`. Chunks are written to where they belong: the result is never held twice.
     _preallocate_and_copy : bool
         Accepted, as torch.func does, for calls that name it; the result does not depend on it.
+    memory, progress
+        See `vmap`.
 
     Returns
     -------
@@ -289,8 +309,8 @@ def jacrev(
     tensor([[2., 0.],
             [0., 4.]])
     """
-    check_chunk_size("jacrev", chunk_size)
-    return transform("jacrev", func, dict(argnums=argnums, has_aux=has_aux, chunk_size=chunk_size))
+    chunks = _chunks("jacrev", chunk_size, memory, progress)
+    return transform("jacrev", func, dict(argnums=argnums, has_aux=has_aux), chunks)
 
 
 def jacfwd(
@@ -299,7 +319,9 @@ def jacfwd(
     has_aux: bool = False,
     *,
     randomness: str = "error",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Jacobian by forward mode, column by column of the inputs.
 
@@ -309,7 +331,7 @@ def jacfwd(
     ----------
     randomness : {'error', 'different', 'same'}
         What random operations in `func` do; see `vmap`.
-    chunk_size : int, optional
+    chunk_size : int, 'auto' or None
         Columns at a time.
 
     Raises
@@ -334,18 +356,30 @@ def jacfwd(
             [0., 4.]])
     """
     check_randomness(randomness)
-    check_chunk_size("jacfwd", chunk_size)
-    return transform(
-        "jacfwd", func, dict(argnums=argnums, has_aux=has_aux, randomness=randomness), dict(chunk_size=chunk_size)
-    )
+    chunks = _chunks("jacfwd", chunk_size, memory, progress)
+    return transform("jacfwd", func, dict(argnums=argnums, has_aux=has_aux, randomness=randomness), chunks)
 
 
 def hessian(
-    func: Callable[..., Any], argnums: Argnums = 0, *, has_aux: bool = False, chunk_size: int | None = None
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    mode: str = "auto",
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Second derivatives: the Jacobian of the Jacobian.
 
-    Parameters are those of `jacrev`.
+    Parameters
+    ----------
+    func, argnums, has_aux, chunk_size, memory, progress
+        See `jacrev`.
+    mode : {'auto', 'reverse-reverse', 'forward-reverse', 'reverse-forward', 'forward-forward'}
+        Modes of the outer and the inner Jacobian. 'auto' is 'reverse-reverse' for a function with one output,
+        which is up to three times as fast there, and 'forward-reverse', as in torch.func, for one with more; on
+        the autograd backend always the former. `explain` tells which it was.
 
     Returns
     -------
@@ -356,14 +390,15 @@ def hessian(
     Raises
     ------
     ValueError
-        `chunk_size` is not positive.
+        `chunk_size` is not positive, or there is no such mode.
     RuntimeError
         As for `jacrev`.
 
     Notes
     -----
-    Forward over reverse mode, as in torch.func; reverse over reverse on the autograd backend.
-    Cost: as many passes through the gradient as the arguments have elements, for each element of the output.
+    Cost: as many passes through the gradient as the arguments have elements, for each element of the output. The
+    number of outputs is found by evaluating `func` in the course of the first call for arguments of new shapes; if
+    there are several, that evaluation is thrown away.
 
     Examples
     --------
@@ -373,8 +408,50 @@ def hessian(
     tensor([[ 6.,  0.],
             [ 0., 12.]])
     """
-    check_chunk_size("hessian", chunk_size)
-    return transform("hessian", func, dict(argnums=argnums), dict(has_aux=has_aux, chunk_size=chunk_size))
+    check_mode("hessian", mode, HESSIAN_MODES)
+    chunks = _chunks("hessian", chunk_size, memory, progress)
+    return transform("hessian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), chunks)
+
+
+def linearize(func: Callable[..., Any], *primals: Any) -> Any:
+    """Value of a function and its Jacobian-vector product as a function of the tangents.
+
+    Parameters
+    ----------
+    func : callable
+        Returns a pytree of tensors.
+    *primals : pytrees of tensors
+        Where to linearize.
+
+    Returns
+    -------
+    output : pytree
+    jvp_fn : callable
+        ``jvp_fn(*tangents)``, in the structure, shapes, dtypes and devices of the primals, returns the tangents of
+        the output. It can be called many times, differentiated and mapped over.
+
+    Raises
+    ------
+    ValueError
+        A primal is no tensor or not floating-point or complex.
+    RuntimeError
+        Tangents that do not match the primals.
+
+    Notes
+    -----
+    Cost: one forward and one backward pass, and one pass back through both per call of `jvp_fn` (the double-backward
+    trick, https://j-towns.github.io/2017/06/12/A-new-trick.html). The function is evaluated once, unless it
+    contains a custom autograd.Function: natively, `jvp_fn` evaluates it in forward mode then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import linearize
+    >>> output, jvp_fn = linearize(torch.square, torch.tensor([1.0, 2.0]))
+    >>> jvp_fn(torch.tensor([1.0, 1.0]))
+    tensor([2., 4.])
+    """
+    return call("linearize", func, *primals)
 
 
 def __getattr__(name: str) -> Any:

@@ -54,3 +54,8 @@ class AutogradBackend:
         if state is not None:
             state.forbid_draws()
         return push, lambda: aux
+
+    def linearize(
+        self, func: Differentiable, primals: Sequence[Tensor]
+    ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
+        return _linear.linearize(func, primals)

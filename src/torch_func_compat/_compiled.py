@@ -1,0 +1,160 @@
+"""What the libraries lack while torch.compile traces: compositions of the transforms that it knows to trace.
+
+Nothing is looked up, remembered, measured or restored here, and chunks other than a number are all at once.
+Where a choice depends on the size of the output, the function is evaluated once more to see it: dead
+code, which the compiler removes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping
+
+from torch import Tensor
+
+from . import _tree
+from ._arguments import Argnums, positions
+from ._chunks import Chunks
+
+Function = Callable[..., Any]
+Natives = Mapping[str, Callable[..., Any]]
+
+
+def _elements(tree: Any) -> int:
+    return sum(leaf.numel() for leaf in _tree.flatten(tree)[0] if isinstance(leaf, Tensor))
+
+
+def _jac(natives: Natives, mode: str, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None) -> Any:
+    if mode == "forward":
+        return natives["jacfwd"](func, argnums, has_aux)
+    size = chunks.size if chunks is not None and isinstance(chunks.size, int) else None
+    return natives["jacrev"](func, argnums, has_aux=has_aux, chunk_size=size)
+
+
+def vmap(natives: Natives, func: Function, *, chunks: Chunks | None = None, **options: Any) -> Function:
+    """vmap in chunks."""
+    size = chunks.size if chunks is not None and isinstance(chunks.size, int) else None
+    return natives["vmap"](func, **options, chunk_size=size)  # type: ignore[no-any-return]
+
+
+def jacrev(natives: Natives, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None = None) -> Function:
+    """jacrev in chunks."""
+    return _jac(natives, "reverse", func, argnums, has_aux, chunks)  # type: ignore[no-any-return]
+
+
+def jacfwd(natives: Natives, func: Function, *, chunks: Chunks | None = None, **options: Any) -> Function:
+    """jacfwd, which torch has without chunks."""
+    return natives["jacfwd"](func, **options)  # type: ignore[no-any-return]
+
+
+def jacobian(
+    natives: Natives, func: Function, argnums: Argnums, has_aux: bool, mode: str = "auto", chunks: Chunks | None = None
+) -> Function:
+    """The Jacobian by the cheaper mode."""
+
+    def wrapped(*args: Any) -> Any:
+        chosen = mode
+        if mode == "auto":
+            result = func(*args)
+            outputs = _elements(result[0] if has_aux else result)
+            inputs = _elements([args[i] for i in positions(argnums, len(args))])
+            chosen = "forward" if outputs > 1.5 * inputs else "reverse"
+        return _jac(natives, chosen, func, argnums, has_aux, chunks)(*args)
+
+    return wrapped
+
+
+def hessian(
+    natives: Natives,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool = False,
+    mode: str = "auto",
+    chunks: Chunks | None = None,
+) -> Function:
+    """The Hessian in reverse over reverse mode unless told otherwise.
+
+    A vmap over forward over reverse mode fails to compile on several releases
+    (https://github.com/pytorch/pytorch/issues/183015, 160508, 154284).
+    """
+    outer, inner = ("reverse-reverse" if mode == "auto" else mode).split("-")
+    first = _jac(natives, inner, func, argnums, has_aux, chunks)
+    return _jac(natives, outer, first, argnums, has_aux, chunks)  # type: ignore[no-any-return]
+
+
+def value_and_jacobian(natives: Natives, func: Function, argnums: Argnums, has_aux: bool, **options: Any) -> Function:
+    """The value comes as aux of the Jacobian."""
+
+    def both(*args: Any) -> Any:
+        result = func(*args)
+        return (result[0], result) if has_aux else (result, result)
+
+    def wrapped(*args: Any) -> Any:
+        found, value = jacobian(natives, both, argnums, True, **options)(*args)
+        return value, found
+
+    return wrapped
+
+
+def value_grad_and_hessian(
+    natives: Natives,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    mode: str = "auto",
+    chunks: Chunks | None = None,
+) -> Function:
+    """Value and gradient come as aux of the Hessian."""
+    outer, inner = ("reverse-reverse" if mode == "auto" else mode).split("-")
+
+    def gradient(*args: Any) -> Any:
+        def both(*args: Any) -> Any:
+            result = func(*args)
+            return (result[0], result) if has_aux else (result, result)
+
+        found, value = _jac(natives, inner, both, argnums, True, chunks)(*args)
+        return found, (value, found)
+
+    def wrapped(*args: Any) -> Any:
+        second, (value, first) = _jac(natives, outer, gradient, argnums, True, chunks)(*args)
+        return value, first, second
+
+    return wrapped
+
+
+def hvp(natives: Natives, func: Function, primals: Any, tangents: Any, *, has_aux: bool = False) -> Any:
+    """The pullback of the gradient: a real Hessian is symmetric."""
+    return vhp(natives, func, primals, tangents, has_aux=has_aux)
+
+
+def vhp(natives: Natives, func: Function, primals: Any, cotangents: Any, *, has_aux: bool = False) -> Any:
+    """The pullback of the gradient."""
+    gradient = natives["grad_and_value"](func, tuple(range(len(primals))), has_aux)
+    _, pullback, value = natives["vjp"](gradient, *primals, has_aux=True)
+    product = pullback(cotangents)
+    return (value[0], product, value[1]) if has_aux else (value, product)
+
+
+def linearize(natives: Natives, func: Function, *primals: Any) -> Any:
+    """The double-backward trick on the library's vjp."""
+    output, pullback = natives["vjp"](func, *primals)
+    zeros = _tree.unflatten([leaf.new_zeros(leaf.shape) for leaf in _tree.flatten(output)[0]], _tree.flatten(output)[1])
+    _, push = natives["vjp"](lambda cotangents: pullback(cotangents), zeros)
+    return output, lambda *tangents: push(tangents)[0]
+
+
+# Others are derived as in eager mode.
+TRANSFORMS: Mapping[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        vmap,
+        jacrev,
+        jacfwd,
+        jacobian,
+        hessian,
+        value_and_jacobian,
+        value_grad_and_hessian,
+        hvp,
+        vhp,
+        linearize,
+    )
+}

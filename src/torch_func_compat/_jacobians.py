@@ -1,0 +1,268 @@
+"""Jacobians and Hessians by the cheaper mode, on the two Jacobians of ``_operators``.
+
+The mode follows from sizes, and those of the outputs are known only after an evaluation: reverse mode goes
+first, and where it turns out to be the dearer one, the other mode starts again. What was found is
+kept by the shapes of the arguments, so that later calls go straight.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+from torch import Tensor
+
+from . import _tree
+from ._arguments import Argnums, name_of, positions
+from ._backends.protocol import Backend
+from ._chunks import Chunks
+from ._operators import Function, jacfwd, jacrev, require_floating
+from ._randomness import RandomState
+
+JACOBIAN_MODES = ("auto", "forward", "reverse")
+HESSIAN_MODES = ("auto", "reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward")
+
+
+def check_mode(api: str, mode: str, modes: tuple[str, ...]) -> None:
+    """Raise ValueError unless `mode` is one of the modes."""
+    if mode not in modes:
+        raise ValueError(f"{api}: unknown mode {mode!r}, expected one of {', '.join(map(repr, modes))}")
+
+
+def jacobian_mode(backend: Backend, outputs: int, inputs: int) -> tuple[str, str]:
+    """The cheaper mode for so many elements of outputs and inputs, and why."""
+    # A column costs more than a row: about 1.5 times where there is forward mode (median over networks, convolutions
+    # and linear algebra on CPU), and one more backward pass where it is the transpose of reverse mode.
+    ratio = 1.5 if backend.has_forward_mode else 3.0
+    mode = "forward" if outputs > ratio * inputs else "reverse"
+    sign = ">" if mode == "forward" else "<="
+    return mode, f"{mode} mode, since {outputs} outputs {sign} {ratio} x {inputs} inputs"
+
+
+def hessian_mode(backend: Backend, outputs: int, inputs: int) -> tuple[str, str]:
+    """The cheaper order of modes for a function with so many outputs, and why."""
+    if outputs <= 1:
+        return "reverse-reverse", "reverse over reverse mode, since the function has one output"
+    if not backend.has_forward_mode:
+        return "reverse-reverse", "reverse over reverse mode, since this backend has no forward mode of its own"
+    return "forward-reverse", f"forward over reverse mode, since the function has {outputs} outputs"
+
+
+class Choice:
+    """Modes that were found for the shapes of arguments, and the sentence that explains the last one."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, tuple[str, str]] = {}
+        self.explanation = ""
+
+    def known(self, args: tuple[Any, ...]) -> str | None:
+        """The mode for arguments of these shapes, once one was found."""
+        found = self._found.get(_shapes(args))
+        if found is None:
+            return None
+        self.explanation = found[1]
+        return found[0]
+
+    def found(self, args: tuple[Any, ...], mode: tuple[str, str]) -> str:
+        """Remember a mode."""
+        self._found[_shapes(args)] = mode
+        self.explanation = mode[1]
+        return mode[0]
+
+
+def _shapes(args: tuple[Any, ...]) -> Any:
+    return tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in _tree.flatten(args)[0])
+
+
+def elements(tree: Any) -> int:
+    """How many elements the tensors of a pytree have."""
+    return sum(leaf.numel() for leaf in _tree.flatten(tree)[0] if isinstance(leaf, Tensor))
+
+
+class _Dearer(Exception):
+    """The outputs turned out to be such that another mode is cheaper: leave the one that was begun."""
+
+
+def automatic(
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    first: str,
+    rule: Callable[[int, int], tuple[str, str]],
+    make: Callable[[str, Function], Function],
+) -> Function:
+    """``make(mode, func)`` with the mode that ``rule(outputs, inputs)`` names; `first` is tried until that is known."""
+    choice = Choice()
+    made: dict[str, Function] = {}
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        mode = choice.known(args)
+        if mode is None:
+            inputs = elements([args[i] for i in positions(argnums, len(args))])
+
+            def sized(*inner: Any, **options: Any) -> Any:
+                result = func(*inner, **options)
+                output = result[0] if has_aux and isinstance(result, tuple) and result else result
+                if choice.found(args, rule(elements(output), inputs)) != first:
+                    raise _Dearer
+                return result
+
+            state = RandomState()
+            try:
+                return make(first, functools.wraps(func)(sized))(*args, **kwargs)
+            except _Dearer:
+                state.restore()
+            mode = choice.known(args)
+            assert mode is not None
+        if mode not in made:
+            made[mode] = make(mode, func)
+        return made[mode](*args, **kwargs)
+
+    wrapped.choice = choice  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _by(
+    backend: Backend, mode: str, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None
+) -> Function:
+    """The Jacobian by the mode of that name."""
+    if mode == "reverse":
+        return jacrev(backend, func, argnums, has_aux=has_aux, chunks=chunks)
+    return jacfwd(backend, func, argnums, has_aux, randomness="error", chunks=chunks)
+
+
+def jacobian(
+    backend: Backend,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    *,
+    mode: str = "auto",
+    chunks: Chunks | None = None,
+) -> Function:
+    """See `torch_func_compat.jacobian`."""
+
+    def make(mode: str, function: Function) -> Function:
+        return _by(backend, mode, function, argnums, has_aux, chunks)
+
+    if mode != "auto":
+        return make(mode, func)
+    return automatic(func, argnums, has_aux, "reverse", functools.partial(jacobian_mode, backend), make)
+
+
+def hessian(
+    backend: Backend,
+    func: Function,
+    argnums: Argnums,
+    *,
+    has_aux: bool = False,
+    mode: str = "auto",
+    chunks: Chunks | None = None,
+) -> Function:
+    """See `torch_func_compat.hessian`."""
+
+    def make(mode: str, function: Function) -> Function:
+        outer, inner = mode.split("-")
+        first = _by(backend, inner, function, argnums, has_aux, chunks)
+        return _by(backend, outer, first, argnums, has_aux, chunks)
+
+    return _checked(func, argnums, _hessian(backend, func, argnums, has_aux, mode, make))
+
+
+def _hessian(
+    backend: Backend,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    mode: str,
+    make: Callable[[str, Function], Function],
+) -> Function:
+    if mode != "auto":
+        return make(mode, func)
+    return automatic(func, argnums, has_aux, "reverse-reverse", functools.partial(hessian_mode, backend), make)
+
+
+def _checked(func: Function, argnums: Argnums, hess: Function) -> Function:
+    """`hess`, which takes what torch.func's, in forward mode on the outside, takes."""
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        chosen = [args[i] for i in positions(argnums, len(args))]
+        require_floating("primal", [leaf for leaf in _tree.flatten(chosen)[0] if isinstance(leaf, Tensor)])
+        return hess(*args, **kwargs)
+
+    wrapped.choice = getattr(hess, "choice", None)  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _with_value(func: Function, has_aux: bool) -> Function:
+    """`func` with its output in its aux, too."""
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        if not has_aux:
+            return result, result
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise RuntimeError(
+                f"{name_of(func)}: output of function f should be a tuple: (output, aux) if has_aux is True"
+            )
+        return result[0], result
+
+    return wrapped
+
+
+def value_and_jacobian(
+    backend: Backend,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    *,
+    mode: str = "auto",
+    chunks: Chunks | None = None,
+) -> Function:
+    """See `torch_func_compat.value_and_jacobian`."""
+    both = jacobian(backend, _with_value(func, has_aux), argnums, True, mode=mode, chunks=chunks)
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        found, value = both(*args, **kwargs)
+        return value, found
+
+    wrapped.choice = getattr(both, "choice", None)  # type: ignore[attr-defined]
+    return wrapped
+
+
+def value_grad_and_hessian(
+    backend: Backend,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    *,
+    mode: str = "auto",
+    chunks: Chunks | None = None,
+) -> Function:
+    """See `torch_func_compat.value_grad_and_hessian`."""
+    valued = _with_value(func, has_aux)
+
+    def make(mode: str, function: Function) -> Function:
+        outer, inner = mode.split("-")
+        first = _by(backend, inner, function, argnums, True, chunks)
+
+        @functools.wraps(func)
+        def gradient(*args: Any, **kwargs: Any) -> Any:
+            found, value = first(*args, **kwargs)
+            return found, (value, found)
+
+        return _by(backend, outer, gradient, argnums, True, chunks)
+
+    all_three = _checked(func, argnums, _hessian(backend, valued, argnums, True, mode, make))
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        second, (value, first) = all_three(*args, **kwargs)
+        return value, first, second
+
+    wrapped.choice = getattr(all_three, "choice", None)  # type: ignore[attr-defined]
+    return wrapped

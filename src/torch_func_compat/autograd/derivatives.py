@@ -1,0 +1,314 @@
+"""Beyond torch.func: Jacobians by the cheaper mode, products with Hessians, diagonals and traces of them."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from .._arguments import Argnums
+from .._chunks import Chunks, ChunkSize, Memory
+from .._dispatch import call, transform
+from .._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+
+__all__ = [
+    "hessian_diagonal",
+    "hvp",
+    "jacobian",
+    "laplacian",
+    "value_and_jacobian",
+    "value_grad_and_hessian",
+    "vhp",
+]
+
+
+def jacobian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    mode: str = "auto",
+    has_aux: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """Jacobian by the cheaper of reverse and forward mode.
+
+    Parameters
+    ----------
+    func : callable
+        Returns a pytree of real tensors, or ``(output, aux)`` with `has_aux`.
+    argnums : int or tuple of int
+        Positional arguments to differentiate.
+    mode : {'auto', 'forward', 'reverse'}
+        'reverse' is `jacrev`, 'forward' is `jacfwd`; 'auto' is the latter where the outputs have more than 1.5
+        times as many elements as the arguments (3 times on the autograd backend). `explain` tells which it was.
+    has_aux : bool
+        Whether `func` returns tensors beside its output that are not differentiated.
+    chunk_size : int, 'auto' or None
+        Rows or columns at a time; see `vmap`.
+    memory : int or str, optional
+        Bytes that a chunk of ``chunk_size='auto'`` may need beside the result; see `vmap`.
+    progress : bool
+        Show how many rows or columns are done.
+
+    Returns
+    -------
+    callable
+        Returns the structure of the output, in it that of the arguments, in it tensors of shape
+        ``output.shape + argument.shape``; and aux.
+
+    Raises
+    ------
+    ValueError
+        `chunk_size` is not positive, or there is no such mode.
+    RuntimeError
+        Complex or non-tensor outputs, `argnums` that do not fit.
+
+    Notes
+    -----
+    Cost: that of `jacrev` or `jacfwd`. The size of the output is found in the first call for arguments of new
+    shapes; if forward mode is taken then, that evaluation of `func` is thrown away.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch_func_compat as tfc
+    >>> jacobian = tfc.jacobian(lambda x: x.repeat(4))
+    >>> jacobian(torch.ones(1)).shape
+    torch.Size([4, 1])
+    >>> "It took forward mode, since 4 outputs > " in tfc.explain(jacobian)
+    True
+    """
+    check_mode("jacobian", mode, JACOBIAN_MODES)
+    chunks = Chunks.checked("jacobian", chunk_size, memory, progress)
+    return transform("jacobian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), dict(chunks=chunks))
+
+
+def value_and_jacobian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    mode: str = "auto",
+    has_aux: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """`jacobian` that also returns the function's value, from the same forward pass.
+
+    Returns
+    -------
+    callable
+        Returns ``(value, jacobian)``, or ``((value, aux), jacobian)`` with `has_aux`.
+
+    See Also
+    --------
+    jacobian : parameters, errors and cost.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import value_and_jacobian
+    >>> value_and_jacobian(torch.square)(torch.tensor([3.0]))
+    (tensor([9.]), tensor([[6.]]))
+    """
+    check_mode("value_and_jacobian", mode, JACOBIAN_MODES)
+    chunks = Chunks.checked("value_and_jacobian", chunk_size, memory, progress)
+    return transform("value_and_jacobian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), dict(chunks=chunks))
+
+
+def value_grad_and_hessian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    mode: str = "auto",
+    has_aux: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """All that Newton's method asks for: `hessian` with the gradient and the value on the way to it.
+
+    Parameters are those of `hessian`.
+
+    Returns
+    -------
+    callable
+        Returns ``(value, gradient, hessian)``, or ``((value, aux), gradient, hessian)`` with `has_aux`. The gradient
+        is the Jacobian, should the function have several outputs.
+
+    See Also
+    --------
+    hessian : parameters, errors and cost.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import value_grad_and_hessian
+    >>> value_grad_and_hessian(lambda x: x**3)(torch.tensor(2.0))
+    (tensor(8.), tensor(12.), tensor(12.))
+    """
+    check_mode("value_grad_and_hessian", mode, HESSIAN_MODES)
+    chunks = Chunks.checked("value_grad_and_hessian", chunk_size, memory, progress)
+    return transform(
+        "value_grad_and_hessian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), dict(chunks=chunks)
+    )
+
+
+def hvp(func: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = False) -> Any:
+    """Value of a function and the product of its Hessian with a vector.
+
+    Parameters
+    ----------
+    func : callable
+        Returns a tensor of no dimensions, or ``(that, aux)`` with `has_aux`.
+    primals : tuple of pytrees of tensors
+        Where to evaluate.
+    tangents : tuple of pytrees of tensors
+        The vector, in the structure and shapes of `primals`.
+    has_aux : bool
+        Whether `func` returns tensors beside its output that are not differentiated.
+
+    Returns
+    -------
+    value : Tensor
+    product : tuple of pytrees
+        In the structure of `primals`; and aux, with `has_aux`.
+
+    Raises
+    ------
+    RuntimeError
+        Primals are no tuple, tangents have another structure or shape, the output is no number.
+
+    Notes
+    -----
+    Forward over reverse mode where there is forward mode, else reverse over reverse.
+    Cost: a few forward passes, whatever the number of elements.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import hvp
+    >>> hvp(lambda x: x.pow(3).sum(), (torch.tensor([1.0, 2.0]),), (torch.tensor([1.0, 0.0]),))
+    (tensor(9.), (tensor([6., 0.]),))
+    """
+    return call("hvp", func, primals, tangents, has_aux=has_aux)
+
+
+def vhp(func: Callable[..., Any], primals: Any, cotangents: Any, *, has_aux: bool = False) -> Any:
+    """Value of a function and the product of a vector with its Hessian.
+
+    The same as `hvp` wherever the Hessian is symmetric, in reverse over reverse mode.
+
+    Parameters
+    ----------
+    func, primals, has_aux
+        See `hvp`.
+    cotangents : tuple of pytrees of tensors
+        The vector, in the structure and shapes of `primals`.
+
+    Returns
+    -------
+    value : Tensor
+    product : tuple of pytrees
+        In the structure of `primals`; and aux, with `has_aux`.
+
+    Raises
+    ------
+    RuntimeError
+        As for `hvp`.
+
+    Notes
+    -----
+    Cost: one forward and two backward passes, the second one through the first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import vhp
+    >>> vhp(lambda x: x.pow(3).sum(), (torch.tensor([1.0, 2.0]),), (torch.tensor([1.0, 0.0]),))
+    (tensor(9.), (tensor([6., 0.]),))
+    """
+    return call("vhp", func, primals, cotangents, has_aux=has_aux)
+
+
+def hessian_diagonal(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """Second derivatives of each output by each element of the arguments: the diagonal of `hessian`.
+
+    Parameters are those of `jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns the structure of the output, in it that of the arguments, in it tensors of shape
+        ``output.shape + argument.shape``; and aux.
+
+    Raises
+    ------
+    ValueError
+        `chunk_size` is not positive.
+    RuntimeError
+        As for `jacobian`.
+
+    Notes
+    -----
+    Cost: as many passes through the gradient as the arguments have elements, as for the Hessian; but only the
+    diagonal is kept, so that the memory is that of a chunk. A function with several outputs is differentiated twice
+    along each element in forward mode, where there is forward mode.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import hessian_diagonal
+    >>> hessian_diagonal(lambda x: x.pow(3).sum())(torch.tensor([1.0, 2.0]))
+    tensor([ 6., 12.])
+    """
+    chunks = Chunks.checked("hessian_diagonal", chunk_size, memory, progress)
+    return transform("hessian_diagonal", func, dict(argnums=argnums, has_aux=has_aux), dict(chunks=chunks))
+
+
+def laplacian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """Sum of the second derivatives of each output by every element of the arguments: the trace of `hessian`.
+
+    Parameters are those of `jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns the structure and the shapes of the output; and aux.
+
+    Raises
+    ------
+    ValueError
+        `chunk_size` is not positive.
+    RuntimeError
+        As for `jacobian`.
+
+    See Also
+    --------
+    hessian_diagonal : the cost.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import laplacian
+    >>> laplacian(lambda x: x.pow(3).sum())(torch.tensor([1.0, 2.0]))
+    tensor(18.)
+    """
+    chunks = Chunks.checked("laplacian", chunk_size, memory, progress)
+    return transform("laplacian", func, dict(argnums=argnums, has_aux=has_aux), dict(chunks=chunks))

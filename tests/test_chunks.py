@@ -1,0 +1,128 @@
+"""How large chunks get, where their results go, and who is told."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+import torch_func_compat as tfc
+from torch_func_compat import _memory
+from torch_func_compat._chunks import Chunks, Gathered
+
+W = [torch.full((50, 50), 0.02), torch.full((50, 50), -0.01)]
+
+
+def network(x):
+    for w in W:
+        x = (x @ w).tanh()
+    return x
+
+
+def test_memory_is_measured():
+    x = torch.ones(400, 50, requires_grad=True)
+
+    def run():
+        y = network(x)
+        return list(torch.autograd.grad(y, x, torch.ones_like(y)))
+
+    results, needed = _memory.measured(run)
+    unit = x.numel() * x.element_size()
+    # two products and two tanh on the way there, and about as much on the way back
+    assert 4 * unit <= needed <= 14 * unit
+    assert torch.equal(results[0], run()[0])
+
+
+def test_automatic_chunks_keep_to_the_budget(backend):
+    x = torch.ones(400, 50)
+    sizes = []
+    for memory in ("16MB", "64MB"):
+        jacobian = tfc.jacrev(lambda x: network(x).sum(1), chunk_size="auto", memory=memory)
+        found = jacobian(x)
+        sizes.append(int(tfc.explain(jacobian).rpartition("chunks of ")[2].rstrip(".")))
+        assert torch.allclose(found, tfc.jacrev(lambda x: network(x).sum(1))(x))
+    row = 400 * 50 * 4
+    assert 1 <= sizes[0] < sizes[1]
+    assert sizes[1] * row <= 64e6  # a row of the result alone needs as much
+
+
+def test_a_profile_of_the_user_does_not_matter(backend):
+    with torch.autograd.profiler.profile(profile_memory=True):
+        found = tfc.jacrev(network, chunk_size="auto")(torch.ones(50))
+    assert torch.allclose(found, tfc.jacrev(network)(torch.ones(50)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), (("2GB", 2 * 10**9), ("1.5 MiB", 3 * 2**19), ("100", 100), (7, 7), ("3kb", 3000))
+)
+def test_bytes(text, expected):
+    assert Chunks.checked("f", "auto", text).memory == expected
+
+
+def test_results_are_written_where_they_belong():
+    gathered = Gathered(5, in_place=True)
+    first = torch.arange(2.0)
+    gathered.add([first])
+    gathered.add([torch.arange(2.0, 5.0)])
+    (whole,) = gathered.results()
+    assert whole.tolist() == [0, 1, 2, 3, 4]
+    assert gathered._parts == []  # nothing was concatenated
+
+
+@pytest.mark.parametrize("late", (torch.arange(2.0, 5.0, requires_grad=True), torch.arange(2, 5)))
+def test_what_does_not_fit_is_concatenated(late):
+    gathered = Gathered(5, in_place=True)
+    gathered.add([torch.arange(2.0)])
+    gathered.add([late])
+    (whole,) = gathered.results()
+    assert whole.tolist() == [0, 1, 2, 3, 4]
+    assert whole.requires_grad == late.requires_grad
+
+
+def test_chunks_are_differentiable(backend):
+    x = torch.linspace(0.1, 0.5, 50, dtype=torch.float64).requires_grad_()
+    w = [v.double() for v in W]
+
+    def f(x):
+        for v in w:
+            x = (x @ v).tanh()
+        return x
+
+    (expected,) = torch.autograd.grad(tfc.jacrev(f)(x).pow(2).sum(), x)
+    for chunk_size in (7, "auto"):
+        (found,) = torch.autograd.grad(tfc.jacrev(f, chunk_size=chunk_size)(x).pow(2).sum(), x)
+        assert torch.allclose(found, expected)
+    nested = tfc.grad(lambda x: tfc.jacrev(f, chunk_size=7)(x).pow(2).sum())(x.detach())
+    assert torch.allclose(nested, expected)
+
+
+def test_progress_on_stderr(backend, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # import tqdm raises
+    assert torch.equal(tfc.vmap(torch.neg, chunk_size=2, progress=True)(torch.arange(5.0)), -torch.arange(5.0))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "2 of 5" in captured.err
+    assert captured.err.endswith("5 of 5\n")
+
+
+def test_progress_by_tqdm(backend, monkeypatch):
+    told = []
+
+    class Bar:
+        def __init__(self, total, desc):
+            told.append((total, desc))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            told.append("closed")
+
+        def update(self, n):
+            told.append(n)
+
+    module = types.ModuleType("tqdm")
+    module.tqdm = Bar
+    monkeypatch.setitem(sys.modules, "tqdm", module)
+    tfc.jacrev(network, chunk_size=20, progress=True)(torch.ones(50))
+    assert told == [(50, "jacrev(network)"), 20, 20, 10, "closed"]
