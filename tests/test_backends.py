@@ -334,3 +334,27 @@ def test_compile(name, where):
     except Exception as error:  # noqa: BLE001 - of many types
         pytest.skip(f"torch {_facts.VERSION} does not compile its own: {type(error).__name__}")
     assert_close(compiled(tfc), getattr(tfc, name)(COMPILED[name])(x))
+
+
+REPLACED = """
+import torch, torch_func_compat as tfc
+
+for name in ("vmap", "vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian"):
+    if hasattr(torch, "func"):
+        setattr(torch.func, name, getattr(tfc, name))
+torch.vmap = tfc.vmap
+
+x = torch.rand(4, 3, dtype=torch.float64)
+cubes = lambda x: (x**3).sum()
+for backend in tfc.available_backends():
+    with tfc.use_backend(backend):
+        for hessian in (tfc.hessian(cubes), tfc.jacrev(tfc.jacrev(cubes)), tfc.jacfwd(tfc.grad(cubes), argnums=-1)):
+            assert torch.allclose(tfc.vmap(hessian)(x), torch.diag_embed(6 * x)), backend
+        assert torch.allclose(tfc.jvp(cubes, (x,), (x,))[1], (3 * x**3).sum()), backend
+"""
+
+
+def test_in_the_place_of_torch_func():
+    """As a test suite may put it: it must not come to call itself."""
+    process = run_python("-c", REPLACED)
+    assert process.returncode == 0, process.stderr

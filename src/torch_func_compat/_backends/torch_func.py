@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import types
 from typing import Any, Callable
 
 import torch
@@ -14,6 +15,10 @@ from ._fragile import watched
 from ._native import FORWARD_MODE, NativeBackend, checked, mistaken
 
 Transform = Callable[..., Callable[..., Any]]
+
+# As it was found: a test suite may put this library into the place of torch.func.
+_library = types.ModuleType(torch.func.__name__)
+vars(_library).update(vars(torch.func))
 
 _peek = torch._C._functorch.peek_interpreter_stack
 
@@ -74,7 +79,7 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         flaw.extend(mistaken(output))
         return output
 
-    result = torch.func.vjp(watched(noted, forward=False), *primals, has_aux=has_aux)
+    result = _library.vjp(watched(noted, forward=False), *primals, has_aux=has_aux)
     if not flaw:
         return result
     vjp_fn = result[1]
@@ -89,7 +94,7 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 
 def _jvp(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
     with FORWARD_MODE:
-        return torch.func.jvp(watched(func, forward=True), *args, **options)
+        return _library.jvp(watched(func, forward=True), *args, **options)
 
 
 class TracedBackend(NativeBackend):
@@ -99,8 +104,8 @@ class TracedBackend(NativeBackend):
     transforms = ("vmap", "vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd")
 
     def __init__(self) -> None:
-        super().__init__(torch.func, torch._C._functorch, is_active)
-        self.natives = {name: getattr(torch.func, name) for name in self.transforms}
+        super().__init__(_library, torch._C._functorch, is_active)
+        self.natives = {name: getattr(_library, name) for name in self.transforms}
 
 
 class TorchFuncBackend(TracedBackend):
@@ -111,13 +116,13 @@ class TorchFuncBackend(TracedBackend):
         if _facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
         self.natives = {
-            "vmap": torch.func.vmap,
+            "vmap": _library.vmap,
             "vjp": _vjp,
             "jvp": _jvp,
-            "grad": _guarded(torch.func.grad),
-            "grad_and_value": _guarded(torch.func.grad_and_value),
-            "jacrev": _guarded(torch.func.jacrev, first=True),
-            "jacfwd": _one_thread_at_a_time(_guarded(torch.func.jacfwd, rows=False, forward=True)),
+            "grad": _guarded(_library.grad),
+            "grad_and_value": _guarded(_library.grad_and_value),
+            "jacrev": _guarded(_library.jacrev, first=True),
+            "jacfwd": _one_thread_at_a_time(_guarded(_library.jacfwd, rows=False, forward=True)),
         }
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:

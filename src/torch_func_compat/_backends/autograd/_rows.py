@@ -12,6 +12,9 @@ from ... import _facts
 # Vectors -> results; None where a result does not depend on them. The flag is create_graph.
 Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
 
+# As it was found: a test suite may put this library's into its place.
+_vmap: Any = getattr(torch, "vmap", None)
+
 
 class Rows:
     """How a linear map is applied to stacked vectors; it remembers where torch refused to batch."""
@@ -50,7 +53,7 @@ def _at_once(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> lis
 
     batch: Any
     if _facts.has("vmap_over_autograd_grad"):
-        batch = torch.vmap
+        batch = _vmap
     else:
         # what is_grads_batched=True uses, without its warnings, and on torch < 1.11, too
         from torch._vmap_internals import _vmap as batch
