@@ -142,7 +142,54 @@ def linearize(natives: Natives, func: Function, *primals: Any) -> Any:
     return output, lambda *tangents: push(tangents)[0]
 
 
-# Others are derived as in eager mode.
+def hessian_diagonal(
+    natives: Natives, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None = None
+) -> Function:
+    """Cut out of the whole Hessian."""
+
+    def wrapped(*args: Any) -> Any:
+        whole = hessian(natives, func, argnums, has_aux, chunks=chunks)(*args)
+        first = _jac(natives, "reverse", func, argnums, has_aux, chunks)(*args)
+        blocks = _tree.flatten(whole[0] if has_aux else whole)[0]
+        likes, spec = _tree.flatten(first[0] if has_aux else first)
+        primals = _tree.flatten([args[i] for i in positions(argnums, len(args))])[0]
+        count = len(primals)
+        diagonals = []
+        for k, like in enumerate(likes):
+            block, primal = blocks[k * count + k % count], primals[k % count]
+            around = block.shape[: block.dim() - 2 * primal.dim()]
+            square = block.reshape(*around, primal.numel(), primal.numel())
+            diagonals.append(square.diagonal(0, -2, -1).reshape(like.shape))
+        result = _tree.unflatten(diagonals, spec)
+        return (result, first[1]) if has_aux else result
+
+    return wrapped
+
+
+def laplacian(
+    natives: Natives, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None = None
+) -> Function:
+    """The sum of the diagonal."""
+
+    def wrapped(*args: Any) -> Any:
+        result = func(*args)
+        outputs, spec = _tree.flatten(result[0] if has_aux else result)
+        found = hessian_diagonal(natives, func, argnums, has_aux, chunks)(*args)
+        blocks = _tree.flatten(found[0] if has_aux else found)[0]
+        each = len(blocks) // len(outputs)
+        traces = []
+        for k, output in enumerate(outputs):
+            trace = output.new_zeros(output.shape)
+            for block in blocks[k * each : (k + 1) * each]:
+                trace = trace + block.reshape(*output.shape, -1).sum(-1)
+            traces.append(trace)
+        total = _tree.unflatten(traces, spec)
+        return (total, found[1]) if has_aux else total
+
+    return wrapped
+
+
+# By the names of the transforms.
 TRANSFORMS: Mapping[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -156,5 +203,7 @@ TRANSFORMS: Mapping[str, Callable[..., Any]] = {
         hvp,
         vhp,
         linearize,
+        hessian_diagonal,
+        laplacian,
     )
 }

@@ -1,0 +1,59 @@
+"""torch.compile(fullgraph=True) over the transforms that torch.func does not have."""
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch, "func") or not hasattr(torch, "compiler"), reason="torch.compile traces torch.func from 2.1 on"
+)
+
+W = torch.linspace(-1.0, 1.0, 16, dtype=torch.float64).reshape(4, 4)
+X = torch.linspace(0.2, 0.8, 4, dtype=torch.float64)
+XS = torch.stack([X, X.flip(0), -X])
+
+
+def scalar(x):
+    return (x @ W).tanh().sum()
+
+
+def vector(x):
+    return (x @ W).tanh()
+
+
+def wide(x):
+    return x[:1].repeat(9) * x.sum()
+
+
+def pair(a, b):
+    return {"u": (a * b).sin(), "v": (a @ b) ** 2}
+
+
+CASES = {
+    "jacobian": lambda x: tfc.jacobian(vector)(x),
+    "jacobian forward": lambda x: tfc.jacobian(wide)(x),
+    "jacobian aux": lambda x: tfc.jacobian(lambda x: (vector(x), x), has_aux=True)(x),
+    "jacrev chunks": lambda x: tfc.jacrev(vector, chunk_size=2)(x),
+    "hessian": lambda x: tfc.hessian(scalar)(x),
+    "hessian vector": lambda x: tfc.hessian(vector)(x),
+    "hessian keywords": lambda x: tfc.hessian(lambda x, *, s: s * scalar(x))(x, s=2.0),
+    "vmap hessian": lambda x: tfc.vmap(tfc.hessian(scalar))(XS * x),
+    "vmap hessian vector": lambda x: tfc.vmap(tfc.hessian(vector))(XS * x),
+    "vmap chunks": lambda x: tfc.vmap(scalar, chunk_size=2)(XS * x),
+    "value_and_jacobian": lambda x: tfc.value_and_jacobian(vector)(x),
+    "value_grad_and_hessian": lambda x: tfc.value_grad_and_hessian(scalar)(x),
+    "hvp": lambda x: tfc.hvp(scalar, (x,), (X,)),
+    "vhp": lambda x: tfc.vhp(scalar, (x,), (X,)),
+    "linearize": lambda x: tfc.linearize(vector, x)[1](X),
+    "hessian_diagonal": lambda x: tfc.hessian_diagonal(pair, argnums=1)(x, X),
+    "laplacian": lambda x: tfc.laplacian(lambda x: (pair(x, X), x), has_aux=True)(x),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_is_eager(case):
+    torch._dynamo.reset()
+    function = CASES[case]
+    assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(X), function(X))
