@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import torch
 from packaging.version import Version
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+import torch_func_compat as tfc
 
 TORCH = Version(str(torch.__version__)).release
 
@@ -36,6 +39,24 @@ class NumpySine(torch.autograd.Function):
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return torch.from_numpy(_numpy(grad)) * torch.from_numpy(_numpy(x)).cos()
+
+
+class Once(tfc.Function):
+    """Forward mode has neither a rule nor a transpose to go by."""
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * x.cos()
 
 
 def _numpy(x):

@@ -14,6 +14,7 @@ from processes import PACKAGE, run_python
 LAYERS = [
     ("_facts", "_tree", "_settings", "_randomness", "_captured"),
     ("_arguments", "_capabilities", "_memory"),
+    ("_functions",),
     ("_backends.protocol", "_chunks"),
     ("_backends._native", "_backends._fragile", "_backends.autograd"),
     ("_backends.torch_func", "_backends.functorch"),
@@ -33,6 +34,7 @@ LAYERS = [
 # Narrower than the layers
 GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_capabilities", "_chunks", "_backends.protocol"}
 ONLY = {
+    "_functions": GROUND - {"_backends.protocol", "_chunks"},
     "_operators": GROUND,
     "_compiled": GROUND,
     "_jacobians": GROUND | {"_operators"},
@@ -43,9 +45,12 @@ ONLY = {
     "_backends._fragile": GROUND,
     "_backends.functorch": GROUND | {"_backends._native"},
 }
-TORCH_FUNC = {"_facts", "_backends.torch_func"}
+TORCH_FUNC = {"_facts", "_backends.torch_func", "_functions._transpose"}
 FUNCTORCH = {"_facts", "_backends.functorch"}
-PRIVATE = {"_backends._native", "_backends._fragile", "_backends.torch_func", "_backends.functorch", "autograd.checks"}
+PRIVATE = {
+    *("_backends._native", "_backends._fragile", "_backends.torch_func", "_backends.functorch", "autograd.checks"),
+    *("_functions._levels", "_functions._vmapped", "_functions._transpose"),
+}
 
 
 def name_of(path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from .autograd import (
     FallbackWarning,
+    Function,
     available_backends,
     explain,
     get_backend,
@@ -46,6 +47,7 @@ __all__ = [
     "__api_version__",
     "__version__",
     "FallbackWarning",
+    "Function",
     "available_backends",
     "explain",
     "get_backend",

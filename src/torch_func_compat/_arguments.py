@@ -8,7 +8,7 @@ and error types are those of the newest torch.func; so are the texts, as far as 
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Sequence, Tuple, Union
+from typing import Any, Callable, Iterator, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -343,3 +343,21 @@ def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
     order = [d for d in range(tensor.dim()) if d != source % tensor.dim()]
     order.insert(destination % tensor.dim(), source % tensor.dim())
     return tensor.permute(order)
+
+
+# Above this many samples, slices are taken in two steps. The backward of select() makes a tensor as
+# large as what it selects from, so slices of one tensor would cost the square of the batch size.
+# (unbind() has a linear backward, but its results refuse in-place operations.)
+BLOCK = 32
+
+
+def slices(tensor: Tensor, dim: int) -> Iterator[Tensor]:
+    """Views of each sample, made when they are needed; in-place operations on them reach `tensor`."""
+    size = tensor.size(dim)
+    if size <= BLOCK or not tensor.requires_grad:
+        return (tensor.select(dim, i) for i in range(size))
+    step = BLOCK
+    while step * BLOCK < size:
+        step *= BLOCK
+    blocks = (tensor.narrow(dim, start, min(step, size - start)) for start in range(0, size, step))
+    return (view for block in blocks for view in slices(block, dim))

@@ -26,6 +26,8 @@ class Capability(NamedTuple):
 # What a MistakenRule says of an operation whose backward torch batches wrongly.
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
+# What it says of a Function without a jvp rule whose backward cannot be transposed.
+NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -52,6 +54,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         "function_without_jvp",
         r"You must implement the jvp function for custom autograd\.Function",
         "it uses an autograd.Function without a jvp rule in forward mode",
+        "give the Function a jvp() staticmethod, or use reverse mode",
+    ),
+    Capability(
+        "function_without_transpose",
+        NOT_TRANSPOSED.format(r"\w+"),
+        "it uses a Function in forward mode that has no jvp rule, and a backward that is not differentiable",
         "give the Function a jvp() staticmethod, or use reverse mode",
     ),
     Capability(

@@ -94,6 +94,31 @@ def _loses_negative_argnums() -> bool:
     return not bool(jacfwd(torch.mul, argnums=-1)(one, one))
 
 
+def _jvp_rules_lose_terms() -> bool:
+    """Is the second derivative of x**2, by forward mode twice through a jvp rule, zero?"""
+    try:
+        from torch.func import jvp
+    except ImportError:
+        return False
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(x: Any) -> Any:
+            return x * x
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Any) -> Any:
+            return 2 * ctx.saved_tensors[0] * tangent
+
+    one = torch.ones(())
+    second = jvp(lambda x: jvp(Square.apply, (x,), (one,))[1], (one,), (one,))[1]
+    return bool(second != 2)
+
+
 def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until: tuple[int, int] | None) -> bool:
     return (since is None or torch_release >= since) and (until is None or torch_release < until)
 
@@ -137,6 +162,13 @@ FACTS: dict[str, Fact] = {
         (2, 0),
         None,
         "measured: jacrev(torch.cdist) differs from its rows; no upstream issue found",
+    ),
+    "jvp_rules_lose_terms": Fact(
+        "torch.func evaluates the jvp rule of an autograd.Function with forward mode off: jvp(jvp(f)) lacks terms",
+        _jvp_rules_lose_terms,
+        (2, 0),
+        None,
+        "https://github.com/pytorch/pytorch/issues/197867",
     ),
     "nested_tensors_draw_at_import": Fact(
         "torch.nested draws random numbers while torch._dynamo imports it, which a running vmap forbids",

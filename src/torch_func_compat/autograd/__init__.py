@@ -12,6 +12,7 @@ from .derivatives import (
     value_grad_and_hessian,
     vhp,
 )
+from .function import Function
 from .internals import (
     available_backends,
     explain,
@@ -35,6 +36,7 @@ from .internals import (
 
 __all__ = [
     "FallbackWarning",
+    "Function",
     "available_backends",
     "explain",
     "get_backend",

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
 from ... import _facts
-from ..._arguments import BatchedCall, version
+from ..._arguments import BatchedCall, slices, version
 from ..._randomness import RandomState
-
-# Above this many samples, slices are taken in two steps. The backward of select() makes a tensor as
-# large as what it selects from, so slices of one tensor would cost the square of the batch size.
-# (unbind() has a linear backward, but its results refuse in-place operations.)
-BLOCK = 32
-
-
-def slices(tensor: Tensor, dim: int) -> Iterator[Tensor]:
-    """Views of each sample, made when they are needed; in-place operations on them reach `tensor`."""
-    size = tensor.size(dim)
-    if size <= BLOCK or not tensor.requires_grad:
-        return (tensor.select(dim, i) for i in range(size))
-    step = BLOCK
-    while step * BLOCK < size:
-        step *= BLOCK
-    blocks = (tensor.narrow(dim, start, min(step, size - start)) for start in range(0, size, step))
-    return (view for block in blocks for view in slices(block, dim))
 
 
 def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:

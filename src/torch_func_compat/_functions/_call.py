@@ -1,0 +1,43 @@
+"""Evaluate a definition where the call happens: on plain autograd or on a level of torch.func."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+
+from .. import _facts
+from . import _plain
+
+if _facts.has("torch_func"):
+    from ._levels import evaluate
+    from ._levels import unwrap_dead as unwrap_dead
+
+    is_level: Callable[[], bool] = torch._C._are_functorch_transforms_active
+else:
+    # functorch on torch < 2.0 has no way in: autograd's engine raises there what every transform of this library
+    # knows to fall back from
+    def unwrap_dead(args: Sequence[Any]) -> Sequence[Any]:
+        return args
+
+    def is_level() -> bool:
+        return False
+
+
+_PLAIN = "_plain_apply"
+
+
+def plain(definition: Any) -> Callable[..., Any]:
+    """The definition on plain autograd."""
+    found = definition.__dict__.get(_PLAIN)
+    if found is None:
+        found = _plain.make(definition, call)
+        setattr(definition, _PLAIN, found)
+    return found  # type: ignore[no-any-return]
+
+
+def call(definition: Any, args: Sequence[Any]) -> Any:
+    """Apply a definition to arguments."""
+    if is_level():
+        return evaluate(definition, args, call)
+    return plain(definition)(*unwrap_dead(args))

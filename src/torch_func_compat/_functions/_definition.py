@@ -1,0 +1,39 @@
+"""What can be asked of the class that defines a Function."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+
+_BASE: Any = torch.autograd.Function
+META: Any = type(_BASE)
+# every function that the decorator returns has the same code
+_ONCE = once_differentiable(lambda ctx: None).__code__
+
+
+def has(definition: Any, rule: str) -> bool:
+    """Whether the definition overrides one of torch's optional rules."""
+    found = getattr(definition, rule, None)
+    return found is not None and found is not getattr(_BASE, rule, None)
+
+
+def backward_of(definition: Any) -> Callable[..., Any]:
+    """The reverse rule, under the name of backward or of vjp."""
+    if not has(definition, "vjp"):
+        backward: Callable[..., Any] = definition.backward
+    elif has(definition, "backward"):
+        raise RuntimeError(
+            f"{definition.__name__} implements both backward() and vjp(), which are two names of one rule: keep one"
+        )
+    else:
+        backward = definition.vjp
+    if getattr(definition, "boxed_grads_call", False):
+        return lambda ctx, *grads: backward(ctx, list(grads))
+    return backward
+
+
+def is_once_differentiable(backward: Any) -> bool:
+    """Whether the rule is marked by torch's decorator."""
+    return getattr(backward, "__code__", None) is _ONCE

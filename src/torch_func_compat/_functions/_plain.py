@@ -1,0 +1,109 @@
+"""A Function on plain autograd, on every torch."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .._arguments import version
+from ._context import KEPT, Context, attributes, is_differentiable, same, tensors_in
+from ._definition import META, backward_of, has, is_once_differentiable
+from ._seal import NOT_REPEATED, ONCE, seal
+
+Call = Callable[..., Any]
+# whether torch knows setup_context(), and calls it itself
+_SPLIT = hasattr(torch.autograd.Function, "setup_context")
+
+
+class Kept:
+    """The inputs of one evaluation, for the second derivative of what was saved of it."""
+
+    def __init__(self, inputs: Sequence[Any], repeatable: bool) -> None:
+        self.inputs = inputs
+        self.repeatable = repeatable
+        self.versions = [version(x) for x in inputs if isinstance(x, Tensor)]
+
+    def unchanged(self) -> bool:
+        return self.repeatable and self.versions == [version(x) for x in self.inputs if isinstance(x, Tensor)]
+
+
+def _keep(ctx: Any, inputs: Sequence[Any], output: Any, once: bool) -> None:
+    """Keep the inputs if a second derivative will need them.
+
+    What is saved beside inputs and outputs (a factorisation, say) was computed without recording, so that plain
+    torch would take it for constant in a second derivative and return a wrong one without an error.
+    """
+    if not any(ctx.needs_input_grad):
+        return
+    if not once:
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        known = {id(x) for x in inputs}.union(map(id, outputs))
+        saved = ctx.to_save or ()
+        if not any(is_differentiable(x) and id(x) not in known for x in saved):
+            own = ctx.__dict__
+            if not own or not any(is_differentiable(x) and id(x) not in known for x in tensors_in(own)):
+                return
+    setattr(ctx, KEPT, Kept(inputs, not ctx.dirty_tensors))
+
+
+def _again(definition: Any, call: Call, ctx: Any, kept: Kept) -> Context | None:
+    """The context made once more, of inputs and outputs that are part of the graph; None if it differs."""
+    if not kept.unchanged():
+        return None
+    with torch.enable_grad():
+        output = call(definition, kept.inputs)
+        context = Context(ctx.needs_input_grad)
+        definition.setup_context(context, tuple(kept.inputs), output)
+    before = [*ctx.saved_tensors, *tensors_in(attributes(ctx))]
+    now = [*context.saved_tensors, *tensors_in(attributes(context))]
+    return context if len(before) == len(now) and all(map(same, before, now)) else None
+
+
+def make(definition: Any, call: Call) -> Call:
+    """The ``apply`` of a torch.autograd.Function with the rules of `definition`.
+
+    ``call(definition, args)`` evaluates it at the level of that moment.
+    """
+    backward = backward_of(definition)
+    once = is_once_differentiable(backward)
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        definition.setup_context(ctx, inputs, output)
+        _keep(ctx, inputs, output, once)
+
+    def forward(ctx: Any, *args: Any) -> Any:  # of torch < 2.0
+        output = definition.forward(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    def differentiate(ctx: Any, *grads: Any) -> Any:
+        kept = ctx.__dict__.get(KEPT)
+        if kept is None or not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        anchors = [x for x in (*kept.inputs, *grads) if isinstance(x, Tensor) and x.requires_grad]
+        if once:
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            return seal(results, anchors, ONCE, call)
+        context = _again(definition, call, ctx, kept)
+        if context is None:
+            return seal(backward(ctx, *grads), anchors, NOT_REPEATED, call)
+        return backward(context, *grads)
+
+    rules: dict[str, Any] = {"backward": staticmethod(differentiate), "__module__": definition.__module__}
+    if _SPLIT:
+        rules.update(forward=staticmethod(definition.forward), setup_context=staticmethod(setup_context))
+    else:
+        rules.update(forward=staticmethod(forward))
+    if has(definition, "jvp"):
+        rules.update(jvp=staticmethod(definition.jvp))
+    if getattr(definition, "clear_saved_tensors_on_access", False):
+        rules.update(clear_saved_tensors_on_access=True)
+    function: Any = META(definition.__name__, (torch.autograd.Function,), rules)
+    if not hasattr(torch.autograd.Function, "save_for_forward"):
+        function._backward_cls.save_for_forward = lambda ctx, *tensors: None  # those torches call no jvp rule
+    # past torch's own apply(), which looks at the signature and for levels once more
+    apply: Call = super(torch.autograd.Function, function).apply
+    return apply

@@ -1,0 +1,47 @@
+"""Results that must not be differentiated again: doing so raises."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+from torch import Tensor
+
+from ._context import is_differentiable
+
+ONCE = "its backward is marked with once_differentiable"
+NOT_REPEATED = (
+    "its setup_context() saved a tensor that is neither an input nor an output, and does not give the same tensor when "
+    "it is called again: return such intermediates from forward() as further outputs"
+)
+
+
+class Sealed:
+    """The identity of a value, as a Function of everything that the value depends on; its derivative raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(reason: str, value: Tensor, *anchors: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.reason = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"this derivative cannot be differentiated again: {ctx.reason}")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(f"this derivative cannot be differentiated again: {ctx.reason}")
+
+
+def seal(results: Any, anchors: Sequence[Tensor], reason: str, call: Callable[..., Any]) -> Any:
+    """Make differentiating `results` by anything that the anchors depend on raise."""
+    several = isinstance(results, (tuple, list))
+    sealed = [
+        call(Sealed, (reason, value.detach(), *anchors)) if is_differentiable(value) else value
+        for value in (results if several else [results])
+    ]
+    return tuple(sealed) if several else sealed[0]

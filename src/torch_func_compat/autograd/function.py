@@ -1,0 +1,125 @@
+"""Function: a custom autograd.Function that is written once, for every torch and every transform."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Callable
+
+import torch
+
+from .._functions._call import call, is_level, plain, unwrap_dead
+from .._functions._definition import has
+
+__all__ = ["Function"]
+
+_is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
+
+
+class Function(torch.autograd.Function):
+    """A function with a derivative of your own.
+
+    Subclass it and give it the static methods below, as for `torch.autograd.Function` of torch >= 2.0; then call
+    ``Mine.apply(*args)``. It works on every torch from 1.8 on: under ``backward()``, `torch.autograd.grad`,
+    ``gradcheck`` and every transform of this library on every backend, to any order and nested in any way.
+
+    ==================================  ================================================================
+    ``forward(*args)``                  the value: a tensor or a tuple of tensors, by any means
+    ``setup_context(ctx, inputs,        keep what the rules need, by ``ctx.save_for_backward(...)``,
+    output)``                           ``ctx.save_for_forward(...)`` or as attributes of ctx
+    ``backward(ctx, *grad_outputs)``    the gradient of each input; None for what has none
+    ``jvp(ctx, *tangents)``             optional: the tangent of each output. Without it, forward mode
+                                        is the transpose of ``backward``
+    ``vmap(info, in_dims, *args)``      optional: ``(output, out_dims)`` of a batch
+    ``generate_vmap_rule = True``       instead of ``vmap``, where the rules are made of torch operations:
+                                        batch them. With neither, `vmap` runs ``forward`` per sample
+    ==================================  ================================================================
+
+    Raises
+    ------
+    TypeError
+        On the first ``apply``: a rule is missing, or ``forward`` takes ctx (see `from_legacy`).
+    RuntimeError
+        "this derivative cannot be differentiated again": a derivative of higher order would be wrong, since
+        ``backward`` is marked with ``once_differentiable``, or uses a tensor saved by ``setup_context`` that is not
+        determined by inputs and outputs.
+
+    Notes
+    -----
+    Cost: that of the rules; on plain autograd no more than torch's own. Forward mode without a ``jvp`` costs one
+    evaluation more, two of ``backward`` and one back through it. What ``setup_context`` saves beside inputs and
+    outputs is computed once more, with ``forward``, where a second derivative is taken on plain autograd: return
+    expensive intermediates from ``forward`` as further outputs.
+
+    A second derivative is that of ``backward``: values which that takes out of autograd's sight (``detach()``, numpy)
+    are constants there, as in torch. For ``functorch`` on torch < 2.0 nothing of this exists; the outermost
+    transform falls back to the autograd backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch_func_compat as tfc
+    >>> class Cube(tfc.Function):
+    ...     @staticmethod
+    ...     def forward(x):
+    ...         return x**3
+    ...
+    ...     @staticmethod
+    ...     def setup_context(ctx, inputs, output):
+    ...         ctx.save_for_backward(*inputs)
+    ...
+    ...     @staticmethod
+    ...     def backward(ctx, grad):
+    ...         (x,) = ctx.saved_tensors
+    ...         return 3 * x**2 * grad
+    >>> with tfc.use_fallback("silent"):
+    ...     tfc.hessian(lambda x: Cube.apply(x).sum())(torch.tensor([1.0, 2.0]))
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    """
+
+    generate_vmap_rule = False
+    _signature: Any = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._signature = None
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        """The value; to be overridden."""
+        raise NotImplementedError("a Function needs a forward(*args) staticmethod")
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the Function. Keyword arguments and defaults are those of ``forward``."""
+        if _is_compiling():  # torch.compile knows autograd.Functions by themselves
+            return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        required = cls._signature
+        if required is None:
+            required = _prepare(cls)
+        if kwargs or len(args) < required:
+            args = _bind(cls, args, kwargs)
+        if is_level():
+            return call(cls, args)
+        return plain(cls)(*unwrap_dead(args))
+
+
+def _prepare(cls: Any) -> int:
+    """How many positional arguments make binding unnecessary; and whether the rules are all there."""
+    if not has(cls, "setup_context") and cls.forward is not Function.forward:
+        raise TypeError(
+            f"{cls.__name__} has no setup_context(ctx, inputs, output) staticmethod. A Function separates it from "
+            f"forward(*args), which takes no ctx; for the old style, forward(ctx, *args), decorate a "
+            f"torch.autograd.Function with Function.from_legacy"
+        )
+    parameters = inspect.signature(cls.forward).parameters.values()
+    if any(p.kind is p.KEYWORD_ONLY for p in parameters):
+        raise TypeError(f"{cls.__name__}.forward has keyword-only parameters, which autograd cannot pass on")
+    cls._signature = sum(p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.POSITIONAL_ONLY for p in parameters)
+    return cls._signature  # type: ignore[no-any-return]
+
+
+def _bind(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    bound = inspect.signature(cls.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args
