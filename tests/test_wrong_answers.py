@@ -139,3 +139,42 @@ def test_a_sparse_input_can_be_differentiated():
         func = lambda a: torch.sparse.mm(a, torch.ones(3, 1, dtype=a.dtype)).pow(2).sum()
         gradient = tfc.grad(func)(matrix.to_sparse())
     assert_close(torch.diag(gradient.to_dense() if gradient.is_sparse else gradient), torch.full((3,), 2.0).double())
+
+
+class Cube(torch.autograd.Function):
+    """In torch's own words, with the rule that torch.func evaluates with forward mode off."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 3 * ctx.saved_tensors[0] ** 2 * tangent
+
+
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="torch < 2.0 knows no setup_context")
+def test_jvp_rules_of_torchs_functions_nest(backend):
+    def cube(x):
+        return Cube.apply(x)
+
+    expected = torch.diag_embed(torch.diag(6 * X))
+    with tfc.use_fallback("silent"):
+        for mode in ("reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward"):
+            assert_close(tfc.hessian(cube, mode=mode)(X), expected)
+        assert_close(tfc.jacfwd(tfc.jacfwd(cube))(X), expected)
+        assert_close(tfc.vmap(tfc.jacfwd(tfc.jacfwd(cube)))(X[None])[0], expected)
+        assert_close(tfc.jacfwd(tfc.jacfwd(tfc.jacfwd(lambda x: cube(x).sum())))(X).sum(), torch.full_like(X[0], 18.0))
+    with tfc.use_fallback("error"):  # one level is torch's own
+        assert_close(tfc.jacfwd(cube)(X), torch.diag(3 * X**2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
 
 from .. import _facts
@@ -53,6 +54,8 @@ def _find(names: tuple[str, ...]) -> set[Any]:
 
 _THIRD = _find(_NORMALISATIONS)
 _FORWARD = _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if _facts.TORCH < (2, 15) else ()))
+# The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
+_FORWARD_TWICE = _FORWARD | {custom_function_call}
 
 
 class _Watch(TorchFunctionMode):
@@ -66,19 +69,28 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def derivatives_around() -> int:
-    """How many derivatives are being taken around here (on torch 2.0: how many transforms are running)."""
+def derivatives_around() -> list[Any]:
+    """The kinds of the derivatives that are being taken around here."""
     private: Any = torch._C._functorch
-    if not hasattr(private, "get_interpreter_stack"):
-        return 0 if private.peek_interpreter_stack() is None else int(private.current_level())
-    kinds = (private.TransformType.Grad, private.TransformType.Jvp)
-    return sum(level.key() in kinds for level in private.get_interpreter_stack() or ())
+    forward = private.TransformType.Jvp
+    if not hasattr(private, "get_interpreter_stack"):  # torch 2.0 has only the number of transforms
+        return [] if private.peek_interpreter_stack() is None else [forward] * int(private.current_level())
+    kinds = (private.TransformType.Grad, forward)
+    return [level.key() for level in private.get_interpreter_stack() or () if level.key() in kinds]
+
+
+def _fragile(forward: bool) -> set[Any] | None:
+    around = derivatives_around()
+    if not around:
+        return None
+    if not forward:
+        return _THIRD if len(around) >= 2 else None
+    return _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD
 
 
 def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not)."""
-    around = derivatives_around()
-    fragile = _FORWARD if forward and around >= 1 else _THIRD if around >= 2 else None
+    fragile = _fragile(forward)
     if fragile is None:
         return func
 
