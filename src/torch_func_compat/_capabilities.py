@@ -185,7 +185,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         "mistaken_nesting",
         MISTAKEN_NESTING.format(r"\w+"),
         "it nests derivatives of an operation whose fused derivative is wrong in torch, without an error, in forward "
-        "mode within another derivative (layer_norm, batch_norm, det, solve, a torch.autograd.Function with a jvp rule)",
+        "mode within another derivative (layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
         "use hessian() or reverse mode within (jacrev, vjp), and this library's Function",
     ),
     Capability(
