@@ -215,6 +215,27 @@ def test_linearize(backend):
         jvp_fn(T.float())
 
 
+def test_linearize_a_custom_function(backend):
+    class Cube(tfc.Function):
+        @staticmethod
+        def forward(x):
+            return torch.from_numpy(x.detach().numpy() ** 3)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return torch.from_numpy(3 * x.detach().numpy() ** 2 * grad.detach().numpy())
+
+    output, jvp_fn = tfc.linearize(Cube.apply, X)
+    assert_close(output, X**3)
+    assert_close(jvp_fn(T), 3 * X**2 * T)
+    assert_close(tfc.vmap(jvp_fn)(torch.stack([T, X])), torch.stack([3 * X**2 * T, 3 * X**3]))
+
+
 def test_linearize_where_upstream_is_wrong(backend):
     def inplace(x):
         y = x.clone()
