@@ -16,6 +16,8 @@ LAYERS = [
     ("_arguments", "_capabilities", "_memory"),
     ("_functions",),
     ("_backends.protocol", "_chunks"),
+    ("_shares",),
+    ("_collectives",),
     ("_backends._native", "_backends._fragile", "_backends.autograd"),
     ("_backends.torch_func", "_backends.functorch"),
     ("_backends.", "_operators", "_compiled"),
@@ -28,11 +30,11 @@ LAYERS = [
     ("autograd",),
     ("autograd.",),
     (".",),
-    ("tad_mctc", "_selfcheck"),
+    ("tad_mctc", "_selfcheck", "distributed"),
     ("__main__",),
 ]
 # Narrower than the layers
-GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_capabilities", "_chunks", "_backends.protocol"}
+GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_capabilities", "_chunks", "_backends.protocol", "_shares"}
 ONLY = {
     "_functions": GROUND - {"_backends.protocol", "_chunks"},
     "_operators": GROUND,

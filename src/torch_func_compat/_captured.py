@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 
-def captured(root: Any, limit: int = 200) -> list[Any]:
+def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]:
     """Tensors and random generators that a function can reach, as far as one can see from outside.
 
     Closures, default arguments, partials, bound methods, buffers of modules, attributes of other objects, the
-    globals that the function names, and built-in containers of those; `limit` objects at most.
+    globals that the function names, and built-in containers of those; `limit` objects at most. Of modules also the
+    `parameters`, where asked for.
     """
     found: list[Any] = []
     seen: dict[int, Any] = {}
@@ -29,6 +30,8 @@ def captured(root: Any, limit: int = 200) -> list[Any]:
             found.append(value)
         elif isinstance(value, torch.nn.Module):
             queue.extend(value.buffers())
+            if parameters:
+                queue.extend(value.parameters())
         elif isinstance(value, functools.partial):
             queue.extend((value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, types.MethodType):

@@ -16,8 +16,9 @@ from . import _tree
 from ._arguments import Argnums, name_of, positions
 from ._backends.protocol import Backend
 from ._chunks import Chunks
-from ._operators import Function, jacfwd, jacrev, require_floating
+from ._operators import Function, elements, jacfwd, jacrev, require_floating
 from ._randomness import RandomState
+from ._shares import Part
 
 JACOBIAN_MODES = ("auto", "forward", "reverse")
 HESSIAN_MODES = ("auto", "reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward")
@@ -29,21 +30,21 @@ def check_mode(api: str, mode: str, modes: tuple[str, ...]) -> None:
         raise ValueError(f"{api}: unknown mode {mode!r}, expected one of {', '.join(map(repr, modes))}")
 
 
-def jacobian_mode(backend: Backend, outputs: int, inputs: int) -> tuple[str, str]:
+def jacobian_mode(has_forward_mode: bool, outputs: int, inputs: int) -> tuple[str, str]:
     """The cheaper mode for so many elements of outputs and inputs, and why."""
     # A column costs more than a row: about 1.5 times where there is forward mode (median over networks, convolutions
     # and linear algebra on CPU), and one more backward pass where it is the transpose of reverse mode.
-    ratio = 1.5 if backend.has_forward_mode else 3.0
+    ratio = 1.5 if has_forward_mode else 3.0
     mode = "forward" if outputs > ratio * inputs else "reverse"
     sign = ">" if mode == "forward" else "<="
     return mode, f"{mode} mode, since {outputs} outputs {sign} {ratio} x {inputs} inputs"
 
 
-def hessian_mode(backend: Backend, outputs: int, inputs: int) -> tuple[str, str]:
+def hessian_mode(has_forward_mode: bool, outputs: int, inputs: int) -> tuple[str, str]:
     """The cheaper order of modes for a function with so many outputs, and why."""
     if outputs <= 1:
         return "reverse-reverse", "reverse over reverse mode, since the function has one output"
-    if not backend.has_forward_mode:
+    if not has_forward_mode:
         return "reverse-reverse", "reverse over reverse mode, since this backend has no forward mode of its own"
     return "forward-reverse", f"forward over reverse mode, since the function has {outputs} outputs"
 
@@ -72,11 +73,6 @@ class Choice:
 
 def _shapes(args: tuple[Any, ...]) -> Any:
     return tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in _tree.flatten(args)[0])
-
-
-def elements(tree: Any) -> int:
-    """How many elements the tensors of a pytree have."""
-    return sum(leaf.numel() for leaf in _tree.flatten(tree)[0] if isinstance(leaf, Tensor))
 
 
 class _Dearer(Exception):
@@ -124,12 +120,22 @@ def automatic(
 
 
 def _by(
-    backend: Backend, mode: str, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None
+    backend: Backend,
+    mode: str,
+    func: Function,
+    argnums: Argnums,
+    has_aux: bool,
+    chunks: Chunks | None,
+    part: Part | None = None,
 ) -> Function:
     """The Jacobian by the mode of that name."""
     if mode == "reverse":
-        return jacrev(backend, func, argnums, has_aux=has_aux, chunks=chunks)
-    return jacfwd(backend, func, argnums, has_aux, randomness="error", chunks=chunks)
+        return jacrev(backend, func, argnums, has_aux=has_aux, chunks=chunks, part=part)
+    return jacfwd(backend, func, argnums, has_aux, randomness="error", chunks=chunks, part=part)
+
+
+def _forward_mode(backend: Backend, part: Part | None) -> bool:
+    return backend.has_forward_mode if part is None else part.has_forward_mode(backend)
 
 
 def jacobian(
@@ -140,15 +146,19 @@ def jacobian(
     *,
     mode: str = "auto",
     chunks: Chunks | None = None,
+    part: Part | None = None,
 ) -> Function:
-    """See `torch_func_compat.jacobian`."""
+    """See `torch_func_compat.jacobian`; with `part`, a `Share` of its rows or columns."""
 
     def make(mode: str, function: Function) -> Function:
-        return _by(backend, mode, function, argnums, has_aux, chunks)
+        return _by(backend, mode, function, argnums, has_aux, chunks, part)
+
+    def rule(outputs: int, inputs: int) -> tuple[str, str]:
+        return jacobian_mode(_forward_mode(backend, part), outputs, inputs)
 
     if mode != "auto":
         return make(mode, func)
-    return automatic(func, argnums, has_aux, "reverse", functools.partial(jacobian_mode, backend), make)
+    return automatic(func, argnums, has_aux, "reverse", rule, make)
 
 
 def hessian(
@@ -159,15 +169,16 @@ def hessian(
     has_aux: bool = False,
     mode: str = "auto",
     chunks: Chunks | None = None,
+    part: Part | None = None,
 ) -> Function:
-    """See `torch_func_compat.hessian`."""
+    """See `torch_func_compat.hessian`; with `part`, a `Share` of the rows or columns of the outer Jacobian."""
 
     def make(mode: str, function: Function) -> Function:
         outer, inner = mode.split("-")
         first = _by(backend, inner, function, argnums, has_aux, chunks)
-        return _by(backend, outer, first, argnums, has_aux, chunks)
+        return _by(backend, outer, first, argnums, has_aux, chunks, part)
 
-    return _checked(func, argnums, _hessian(backend, func, argnums, has_aux, mode, make))
+    return _checked(func, argnums, _hessian(backend, func, argnums, has_aux, mode, make, part))
 
 
 def _hessian(
@@ -177,10 +188,14 @@ def _hessian(
     has_aux: bool,
     mode: str,
     make: Callable[[str, Function], Function],
+    part: Part | None = None,
 ) -> Function:
+    def rule(outputs: int, inputs: int) -> tuple[str, str]:
+        return hessian_mode(_forward_mode(backend, part), outputs, inputs)
+
     if mode != "auto":
         return make(mode, func)
-    return automatic(func, argnums, has_aux, "reverse-reverse", functools.partial(hessian_mode, backend), make)
+    return automatic(func, argnums, has_aux, "reverse-reverse", rule, make)
 
 
 def _checked(func: Function, argnums: Argnums, hess: Function) -> Function:

@@ -29,6 +29,7 @@ from ._arguments import (
 from ._backends.protocol import Backend, LinearMap, Pullback
 from ._chunks import AT_ONCE, Chunks, in_chunks
 from ._randomness import RandomState
+from ._shares import Part, Share
 
 Function = Callable[..., Any]
 
@@ -210,9 +211,15 @@ def grad(backend: Backend, func: Function, argnums: Argnums, has_aux: bool) -> F
 
 
 def jacrev(
-    backend: Backend, func: Function, argnums: Argnums, *, has_aux: bool, chunks: Chunks | None = None
+    backend: Backend,
+    func: Function,
+    argnums: Argnums,
+    *,
+    has_aux: bool,
+    chunks: Chunks | None = None,
+    part: Part | None = None,
 ) -> Function:
-    """See `torch_func_compat.jacrev`."""
+    """See `torch_func_compat.jacrev`; with `part`, a `Share` of the rows."""
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -222,10 +229,14 @@ def jacrev(
         outputs, pullback, aux = backend.vjp(call, call.primals)
         require_real("jacrev", outputs, "outputs")
         require_differentiable(outputs)
+        which = (0, elements(outputs)) if part is None else part.bounds(elements(outputs))
         rows, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
-            backend, pullback, outputs, chunks, f"jacrev({name_of(func)})"
+            backend, pullback, outputs, which, chunks, f"jacrev({name_of(func)})"
         )
-        return call.with_aux(jacobian_of_rows(call, outputs, rows), aux)
+        whole = functools.partial(jacobian_of_rows, call, outputs)
+        if part is None:
+            return call.with_aux(whole(rows), aux)
+        return call.with_aux(Share("rows", *which, elements(outputs), rows, call.select, whole), aux)
 
     return wrapped
 
@@ -248,8 +259,9 @@ def jacfwd(
     *,
     randomness: str,
     chunks: Chunks | None = None,
+    part: Part | None = None,
 ) -> Function:
-    """See `torch_func_compat.jacfwd`."""
+    """See `torch_func_compat.jacfwd`; with `part`, a `Share` of the columns."""
     check_randomness(randomness)
 
     @functools.wraps(func)
@@ -259,21 +271,30 @@ def jacfwd(
         require_tensors(call.primals)
         require_floating("primal", call.primals)
         push, aux = backend.pushforward(call, call.primals, randomness)
+        which = (0, elements(call.primals)) if part is None else part.bounds(elements(call.primals))
         columns, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
-            backend, push, call.primals, chunks, f"jacfwd({name_of(func)})"
+            backend, push, call.primals, which, chunks, f"jacfwd({name_of(func)})"
         )
         require_real("jacfwd", columns, "outputs")
-        sizes = [primal.numel() for primal in call.primals]
-        jacobians = []
-        for column in columns:
-            shape = column.shape[1:]
-            blocks = movedim(column, 0, -1).split(sizes, -1)
-            jacobians.append(
-                call.select([block.reshape(shape + primal.shape) for block, primal in zip(blocks, call.primals)])
-            )
-        return call.with_aux(call.output(jacobians), aux())
+        whole = functools.partial(jacobian_of_columns, call)
+        if part is None:
+            return call.with_aux(whole(columns), aux())
+        return call.with_aux(Share("columns", *which, elements(call.primals), columns, call.output, whole), aux())
 
     return wrapped
+
+
+def jacobian_of_columns(call: Call, columns: Sequence[Tensor]) -> Any:
+    """Columns of each output (the elements of all primals one after another) in the structure of a Jacobian."""
+    sizes = [primal.numel() for primal in call.primals]
+    jacobians = []
+    for column in columns:
+        shape = column.shape[1:]
+        blocks = movedim(column, 0, -1).split(sizes, -1)
+        jacobians.append(
+            call.select([block.reshape(shape + primal.shape) for block, primal in zip(blocks, call.primals)])
+        )
+    return call.output(jacobians)
 
 
 def linearize(backend: Backend, func: Function, *primals: Any) -> Any:
@@ -302,22 +323,39 @@ def linearize(backend: Backend, func: Function, *primals: Any) -> Any:
     return call.output(outputs), jvp_fn
 
 
+def elements(tree: Any) -> int:
+    """How many elements the tensors of a pytree have."""
+    return sum(leaf.numel() for leaf in _tree.flatten(tree)[0] if isinstance(leaf, Tensor))
+
+
 def map_basis(
-    backend: Backend, linear: LinearMap, space: Sequence[Tensor], chunks: Chunks | None, label: str
+    backend: Backend,
+    linear: LinearMap,
+    space: Sequence[Tensor],
+    which: tuple[int, int],
+    chunks: Chunks | None,
+    label: str,
 ) -> tuple[list[Tensor], int]:
-    """Apply `linear` to the standard basis of the space that `space` is a vector of, stacked; and the chunks' size."""
+    """Apply `linear` to vectors of the standard basis of the space that `space` is a vector of.
+
+    Returns the results of those from ``which[0]`` to ``which[1]``, stacked, and the size of the chunks.
+    """
     chunks = chunks or AT_ONCE
-    total = sum(tensor.numel() for tensor in space)
+    first, last = which
+    if first == last and elements(space):
+        # None of many: of one, so that shapes, aux, what depends on what and what is refused are as for the others.
+        found, size = map_basis(backend, linear, space, (0, 1), chunks, label)
+        return [part[:0] for part in found], size
 
     def run(start: int, rows: int) -> list[Tensor]:
-        vectors = basis(space, start, rows)
-        if rows == 1 and (chunks.size is not None or total == 1):
+        vectors = basis(space, first + start, rows)
+        if rows == 1 and (chunks.size is not None or elements(space) == 1):
             # as in torch.func: a plain loop, for functions that cannot be batched
             return [row.unsqueeze(0) for row in linear(*(vector.squeeze(0) for vector in vectors))]
         return linear.batched(*vectors)
 
     in_place = backend.innermost() is None
-    return in_chunks(total, chunks, run, label=label, device=space[0].device, in_place=in_place)
+    return in_chunks(last - first, chunks, run, label=label, device=space[0].device, in_place=in_place)
 
 
 def basis(space: Sequence[Tensor], start: int, rows: int) -> list[Tensor]:
