@@ -148,9 +148,10 @@ def coverage(session):
 @nox.session(python=NEWEST["python"])
 @disposable
 def docs(session):
-    """Build the documentation; a warning is an error."""
+    """Build the documentation and check its links; a warning is an error."""
     install_project(session, *requirements(NEWEST, "docs"))
-    session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build/html", *session.posargs)
+    session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build/html", *session.posargs)
+    session.run("python", "docs/check_html.py", "docs/_build/html")
 
 
 @nox.session(python=NEWEST["python"])

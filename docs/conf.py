@@ -1,9 +1,13 @@
 """Configuration of Sphinx."""
 
+import sys
 from pathlib import Path
 
 import torch_func_compat
-from torch_func_compat._capabilities import CAPABILITIES
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generate
 
 project = "torch-func-compat"
 author = "The torch-func-compat developers"
@@ -14,12 +18,12 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = project
+html_copy_source = False
+
+myst_enable_extensions = ["attrs_block", "colon_fence"]
+myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures are upstream's; the docstrings say what the arguments are
 
-# The table of refusals is written from the table in the code.
-rows = [f"| {row.meaning} | {row.advice} |" for row in CAPABILITIES]
-generated = Path(__file__).with_name("_generated")
-generated.mkdir(exist_ok=True)
-(generated / "refusals.md").write_text("\n".join(["| the function ... | to stay native |", "| --- | --- |", *rows, ""]))
+generate.write_all()

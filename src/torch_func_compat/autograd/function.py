@@ -22,17 +22,17 @@ class Function(torch.autograd.Function):
     ``Mine.apply(*args)``. It works on every torch from 1.8 on: under ``backward()``, `torch.autograd.grad`,
     ``gradcheck`` and every transform of this library on every backend, to any order and nested in any way.
 
-    ==================================  ================================================================
-    ``forward(*args)``                  the value: a tensor or a tuple of tensors, by any means
-    ``setup_context(ctx, inputs,        keep what the rules need, by ``ctx.save_for_backward(...)``,
-    output)``                           ``ctx.save_for_forward(...)`` or as attributes of ctx
-    ``backward(ctx, *grad_outputs)``    the gradient of each input; None for what has none
-    ``jvp(ctx, *tangents)``             optional: the tangent of each output. Without it, forward mode
-                                        is the transpose of ``backward``
-    ``vmap(info, in_dims, *args)``      optional: ``(output, out_dims)`` of a batch
-    ``generate_vmap_rule = True``       instead of ``vmap``, where the rules are made of torch operations:
-                                        batch them. With neither, `vmap` runs ``forward`` per sample
-    ==================================  ================================================================
+    ======================================  ==================================================================
+    ``forward(*args)``                      the value: a tensor or a tuple of tensors, by any means
+    ``setup_context(ctx, inputs, output)``  keep what the rules need, by ``ctx.save_for_backward(...)``,
+                                            ``ctx.save_for_forward(...)`` or as attributes of ctx
+    ``backward(ctx, *grad_outputs)``        the gradient of each input; None for what has none
+    ``jvp(ctx, *tangents)``                 optional: the tangent of each output. Without it, forward mode
+                                            is the transpose of ``backward``
+    ``vmap(info, in_dims, *args)``          optional: ``(output, out_dims)`` of a batch
+    ``generate_vmap_rule = True``           instead of ``vmap``, where the rules are made of torch operations:
+                                            batch them. With neither, `vmap` runs ``forward`` per sample
+    ======================================  ==================================================================
 
     Raises
     ------
