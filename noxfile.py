@@ -24,7 +24,9 @@ nox.options.tags = ["pr"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-ENVIRONMENTS = {row["name"]: row for row in nox.project.load_toml("matrix.toml")["environments"]}
+MATRIX = nox.project.load_toml("matrix.toml")
+ENVIRONMENTS = {row["name"]: row for row in MATRIX["environments"]}
+DOWNSTREAM = {row["name"]: (ENVIRONMENTS[row["environment"]], row) for row in MATRIX["downstream"]}
 NEWEST = list(ENVIRONMENTS.values())[-1]
 
 
@@ -116,6 +118,24 @@ def tests_cuda(session, environment):
     suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
     if all(suite.get("tests") == suite.get("skipped") for suite in suites):
         session.error("every test was skipped")
+
+
+@nox.session
+@nox.parametrize(
+    "python, environment, row", [nox.param(env["python"], env, row, id=name) for name, (env, row) in DOWNSTREAM.items()]
+)
+@disposable
+def downstream(session, environment, row):
+    """Real packages plain and with the library in torch.func's place; -- --own-tests DIR runs a checkout's own."""
+    install_project(session, *requirements(environment, "test"), *row["needs"])
+    session.install("--no-deps", *row["packages"])
+    compare = ["python", "tests/downstream/compare.py", "--swap", row["swap"]]
+    env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if session.posargs:
+        session.run(*compare, "--name", row["name"], *session.posargs, env=env)
+        return
+    for suite in row["suites"]:
+        session.run(*compare, "--name", suite, f"accept_{suite}.py", env=env)
 
 
 @nox.session(python=NEWEST["python"])

@@ -51,7 +51,7 @@ TORCH_FUNC = {"_facts", "_backends.torch_func", "_functions._transpose"}
 FUNCTORCH = {"_facts", "_backends.functorch"}
 PRIVATE = {
     *("_backends._native", "_backends._fragile", "_backends.torch_func", "_backends.functorch", "autograd.checks"),
-    *("_functions._levels", "_functions._vmapped", "_functions._transpose"),
+    *("_functions._levels", "_functions._vmapped", "_functions._transpose", "autograd.nested"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from tolerances import assert_close
@@ -17,6 +18,8 @@ F64 = torch.float64
 
 # name: what a call of it looked like in 0.8 and in 0.11
 SIGNATURES = {
+    "attach_gradient": ["function", "x", "gradient"],
+    "nested_jvp": ["rule"],
     "bjacrev": ["func", "argnums=0"],
     "dgradcheck": ["func", "diffvars"],
     "dgradgradcheck": ["func", "diffvars"],
@@ -41,6 +44,8 @@ SIGNATURES = {
     "vmap_matches_loop": ["f", "batch"],
 }
 SUBMODULES = {
+    "attach": ["attach_gradient"],
+    "nested": ["nested_jvp"],
     "internals": ["jacrev", "fjacrev", "vmap", "fvmap"],
     "compat": ["jacrev_compat", "vmap_compat"],
     "checks": ["is_gradtracking", "is_batched", "is_vmapped", "is_functorch_tensor", "is_compiling"],
@@ -327,3 +332,111 @@ def coordination_jacobian(numbers, x):
     diagonal = torch.arange(len(x))
     jacobian[diagonal, diagonal] = pairs.sum(1)
     return jacobian
+
+
+def log_sum_exp(x, by_numpy=True):
+    """Of the last dimension, where no transform of torch's can follow."""
+
+    def function(x):
+        if by_numpy:
+            return torch.from_numpy(np.asarray(np.logaddexp.reduce(x.detach().numpy(), axis=-1)))
+        return torch.logsumexp(x, -1)
+
+    return tad_mctc.attach_gradient(function, x, torch.softmax(x, -1))
+
+
+def soft(x):
+    """Its gradient."""
+    return torch.softmax(x, -1)
+
+
+def soft_jacobian(x):
+    return torch.diag(soft(x)) - torch.ger(soft(x), soft(x))
+
+
+def third(x):
+    """By hand: the derivative of `soft_jacobian`."""
+    p = soft(x)
+    eye = torch.eye(len(p), dtype=p.dtype)
+    first = soft_jacobian(x)
+    return first[:, None, :] * eye[:, :, None] - first[:, None, :] * p[None, :, None] - p[:, None, None] * first[None]
+
+
+@pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
+@pytest.mark.parametrize("by_numpy", [False, True])
+def test_attach_gradient(backend, by_numpy):
+    def value(x):
+        return log_sum_exp(x, by_numpy)
+
+    x = torch.tensor([0.3, -0.5, 1.2], dtype=F64)
+    batch = torch.stack([x, 2 * x])
+    assert_close(value(x), torch.logsumexp(x, 0))
+    assert_close(tfc.grad(value)(x), soft(x))
+    assert_close(tfc.jvp(value, (x,), (batch[1],))[1], (soft(x) * batch[1]).sum())
+    for second in (tfc.jacrev(tfc.jacrev(value)), tfc.jacfwd(tfc.jacrev(value)), tfc.jacfwd(tfc.jacfwd(value))):
+        assert_close(second(x), soft_jacobian(x))
+    assert_close(tfc.jacrev(tfc.jacrev(tfc.jacrev(value)))(x), third(x))
+    assert_close(tfc.vmap(value)(batch), torch.logsumexp(batch, 1))
+    assert_close(tfc.vmap(tfc.grad(value))(batch), soft(batch))
+    assert_close(tfc.vmap(tfc.jacrev(tfc.jacrev(value)))(batch), torch.stack([soft_jacobian(x) for x in batch]))
+    assert_close(tfc.grad(lambda x: value(x).sum())(batch), soft(batch))
+
+
+def test_attach_gradient_of_what_has_no_event():
+    x = torch.tensor([0.3, -0.5], dtype=F64, requires_grad=True)
+    value = lambda x: tad_mctc.attach_gradient(torch.sin, x, torch.cos(x))
+    assert torch.autograd.gradcheck(value, x)
+    assert torch.autograd.gradgradcheck(value, x)
+    with pytest.raises(ValueError, match="shape"):
+        tad_mctc.attach_gradient(torch.sin, x, x.sum())
+
+
+class Cube(torch.autograd.Function):
+    """One of torch's own, with a rule that it hides from other forward modes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.three = torch.full_like(inputs[0], 3.0)
+        ctx.save_for_forward(inputs[0])
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+    @staticmethod
+    @tad_mctc.nested_jvp
+    def jvp(ctx, tangent):
+        return ctx.three * ctx.saved_tensors[0] ** 2 * tangent
+
+
+@pytest.mark.skipif(not _facts.has("torch_func"), reason="forward mode does not nest")
+def test_nested_jvp():
+    jacfwd, jacrev, vmap = torch.func.jacfwd, torch.func.jacrev, torch.func.vmap
+    x = torch.tensor(2.0, dtype=F64)
+    value = Cube.apply
+    assert_close(jacfwd(value)(x), 3 * x**2)
+    assert_close(jacfwd(jacfwd(value))(x), 6 * x)
+    try:  # right or refused
+        assert_close(jacfwd(jacfwd(jacfwd(value)))(x), torch.tensor(6.0, dtype=F64))
+    except NotImplementedError as error:
+        assert "vmap rule" in str(error)
+    assert_close(jacrev(jacfwd(value))(x), 6 * x)
+    assert_close(jacfwd(jacrev(value))(x), 6 * x)
+    assert_close(vmap(jacfwd(value))(X[0]), 3 * X[0] ** 2)
+    assert_close(tfc.jacfwd(tfc.jacfwd(value))(x), 6 * x)
+
+
+def test_nested_jvp_of_one_level():
+    @tad_mctc.nested_jvp
+    def rule(ctx, tangent):
+        """What it says."""
+        return 2 * tangent
+
+    assert rule(None, 3) == 6 and rule.__doc__ == "What it says."

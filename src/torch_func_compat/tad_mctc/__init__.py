@@ -11,6 +11,7 @@ checks work everywhere; new code had better use that.
 
 from __future__ import annotations
 
+from .attach import attach_gradient
 from .batched import bjacrev
 from .checks import is_batched, is_functorch_tensor, is_gradtracking, is_vmapped
 from .compat import jacrev_compat, vmap_compat
@@ -27,10 +28,12 @@ from .gradcheck import (
 )
 from .hessian import hess_fn_rev, hessian
 from .internals import jacrev, vmap
+from .nested import nested_jvp
 from .nonfunctorch import jac
 from .unwrap import unwrap_gradtracking
 
 __all__ = [
+    "attach_gradient",
     "bjacrev",
     "dgradcheck",
     "dgradgradcheck",
@@ -48,6 +51,7 @@ __all__ = [
     "jacrev",
     "jacrev_compat",
     "jacrev_matches_finite_diff",
+    "nested_jvp",
     "no_vmap_fallback",
     "numgrad",
     "positions_gradchecker",
