@@ -3,7 +3,11 @@ map a vector of four numbers to one or more, by operations that torch 1.8 has un
 
 from __future__ import annotations
 
+import ctypes
+import warnings
+
 import torch
+import torch.utils.dlpack
 from packaging.version import Version
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -123,6 +127,27 @@ def numpy(x):
     return torch.from_numpy(_numpy(x)) * x
 
 
+def tolist(x):
+    return torch.tensor([[value] for value in x.tolist()], dtype=x.dtype)[:, 0] * x
+
+
+def dlpack(x):
+    return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(x.detach().clone())) * x
+
+
+def c_function(x):
+    """Through compiled code, which is given addresses."""
+    copy, source = torch.empty(4, dtype=torch.float64), x.detach().contiguous()
+    ctypes.memmove(copy.data_ptr(), address(source), 4 * 8)
+    return copy * x
+
+
+def address(tensor):
+    if not tensor.data_ptr():  # what torch < 2.1 says of a batched tensor
+        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
+    return tensor.data_ptr()
+
+
 def data(x):
     return x.data * x
 
@@ -130,6 +155,21 @@ def data(x):
 def autograd_inside(x):
     y = x.detach().requires_grad_()
     return torch.autograd.grad(y.sin().sum(), y)[0] + x
+
+
+def functional_inside(x):
+    return torch.autograd.functional.jacobian(torch.sin, x.detach()).sum(0) + x
+
+
+def requires_grad_inside(x):
+    y = x.clone().requires_grad_()
+    return torch.autograd.grad(y.sin().sum(), y, create_graph=True)[0]
+
+
+def backward_inside(x):
+    y = x.detach().requires_grad_()
+    y.sin().sum().backward()
+    return y.grad * x
 
 
 def inplace(x):
@@ -165,12 +205,55 @@ def sparse(x):
     return torch.sparse.mm(torch.eye(4, dtype=x.dtype).to_sparse(), x.reshape(4, 1)).reshape(4)
 
 
-_gru = torch.nn.GRU(4, 3, batch_first=True).double().requires_grad_(False)
+def unique(x):
+    return torch.unique(x.detach()).sum() * x
+
+
+def reentrant_checkpoint(x):
+    return torch_checkpoint(torch.sin, x, use_reentrant=True) if TORCH >= (1, 11) else torch_checkpoint(torch.sin, x)
+
+
+def recurrent(kind):
+    torch.manual_seed(0)
+    module = kind(4, 3, batch_first=True).double().requires_grad_(False)
+    return lambda x: module(x.reshape(1, 1, 4))[0].reshape(3)
+
+
+_gru, _lstm, _rnn = map(recurrent, (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN))
+_hooked = torch.nn.Linear(4, 4).double().requires_grad_(False)
+_hooked.register_full_backward_hook(lambda module, grad_input, grad_output: None)
 _batch_norm = torch.nn.BatchNorm1d(4).double().requires_grad_(False)
 
 
 def gru(x):
-    return _gru(x.reshape(1, 1, 4))[0]
+    return _gru(x)
+
+
+def lstm(x):
+    return _lstm(x)
+
+
+def rnn(x):
+    return _rnn(x)
+
+
+def module_with_hook(x):
+    return _hooked(x).sin()
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated on the newest pythons
+
+    @torch.jit.script
+    def _scripted(x):
+        # type: (torch.Tensor) -> torch.Tensor
+        if bool(x.sum() > 1):
+            return x.sin()
+        return x.cos()
+
+
+def torchscript(x):
+    return _scripted(x)
 
 
 def batch_norm(x):
@@ -194,6 +277,23 @@ FUNCTIONS = [
     gru,
     batch_norm,
 ]
+FUNCTIONS += [functional_inside, requires_grad_inside, backward_inside, tolist, dlpack, c_function, unique]
+FUNCTIONS += [lstm, rnn, module_with_hook, torchscript]
+if TORCH >= (2, 4):
+
+    @torch.library.custom_op("torch_func_compat_tests::sine", mutates_args=())
+    def custom_op(x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(_numpy(x)).sin()
+
+    custom_op.register_autograd(
+        lambda ctx, grad: grad * ctx.saved_tensors[0].cos(),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+
+    def library_operator(x):
+        return custom_op(x)
+
+    FUNCTIONS.append(library_operator)
 if TORCH >= (2, 0):
     FUNCTIONS += [new_function, ruled_function]
 if TORCH >= (1, 10):

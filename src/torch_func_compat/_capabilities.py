@@ -25,6 +25,7 @@ class Capability(NamedTuple):
 
 # What a MistakenRule says of an operation whose backward torch batches wrongly.
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
+MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
 # What it says of a Function without a jvp rule whose backward cannot be transposed.
 NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
@@ -52,7 +53,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "function_without_jvp",
-        r"You must implement the jvp function for custom autograd\.Function",
+        r"You must implement the jvp function for custom autograd\.Function"
+        r"|jvp is not implemented for the c\+\+ API of custom Function",
         "it uses an autograd.Function without a jvp rule in forward mode",
         "give the Function a jvp() staticmethod, or use reverse mode",
     ),
@@ -187,6 +189,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         "it nests derivatives of an operation whose fused derivative is wrong in torch, without an error, in forward "
         "mode within another derivative (layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
         "use hessian() or reverse mode within (jacrev, vjp), and this library's Function",
+    ),
+    Capability(
+        "mistaken_tangent",
+        MISTAKEN_TANGENT.format(r"\S+"),
+        "it uses a custom operator with register_autograd, which torch takes for constant in forward mode",
+        "use reverse mode (jacrev, vjp) for this function",
     ),
     Capability(
         "empty_input",

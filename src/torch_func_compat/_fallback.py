@@ -167,14 +167,16 @@ def answer(
         if active is not None:
             return getattr(call, "within", call)(*args, **kwargs)
         call = getattr(call, "first", call)
+        lock = backend.lock or contextlib.nullcontext()
         if backend.library is None or get_fallback() == "error":
-            return call(*args, **kwargs)
+            with lock:
+                return call(*args, **kwargs)
         if record.refused is not None:
             refused, text = record.refused, ""
         else:
             before, state = _versions(args), RandomState()
             try:
-                with backend.lock or contextlib.nullcontext():
+                with lock:
                     result = call(*args, **kwargs)
                 if backend.lock is None:
                     record.proven = backend

@@ -1,8 +1,9 @@
 """Operations whose higher derivatives torch.func gets wrong without an error, and how they are caught.
 
 Forward mode within another derivative (``jacrev(jacfwd(f))``, ``jvp(jvp(f))``) takes what these saved for
-constant, and third derivatives of normalisations do so in any mode. No graph shows it in time; so where
-torch.func is about to do one of these, the function runs under a mode that sees its operations.
+constant, and third derivatives of normalisations do so in any mode; forward mode drops what a custom operator
+does. No graph shows it in time; so where torch.func is about to do one of these, the function runs under a mode
+that sees its operations.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any, Callable
 
 import torch
 from torch._functorch.autograd_function import custom_function_call
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from .. import _facts
-from .._capabilities import MISTAKEN_NESTING, MistakenRule
+from .._capabilities import MISTAKEN_NESTING, MISTAKEN_TANGENT, MistakenRule
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
 _NORMALISATIONS = (
@@ -58,14 +60,43 @@ _FORWARD = _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if _facts.TORCH < (2, 15) else 
 _FORWARD_TWICE = _FORWARD | {custom_function_call}
 
 
+# Namespaces of torch's own operators with such a kernel, as far as no user's function consists of them: with others
+# present, jvp and jacfwd look at each operation, which costs microseconds.
+_OWN = set(
+    "prims nvprims rngprims quantized_decomposed flex_lib flex_gemm debug_mode_ops export onnx onnx_symbolic streams "
+    "inductor mempool _dtensor".split()
+)
+_lossy: dict[int, set[str]] = {}  # the last answer, by how many kernels were registered then
+
+
+def without_tangents() -> set[str]:
+    """Operators with an autograd kernel of Python's (``register_autograd``), which forward mode passes by.
+
+    Their tangents are dropped without an error: jvp and jacfwd are zero (measured on torch 2.6 to 2.15).
+    """
+    kernels = getattr(torch.library, "_impls", ())
+    known = _lossy.get(len(kernels))
+    if known is None:
+        split = [kernel.split("/") for kernel in kernels]
+        known = {f"{key[0]}::{key[1].split('.')[0]}" for key in split if key[-1] == "Autograd" and key[0] not in _OWN}
+        _lossy.clear()
+        _lossy[len(kernels)] = known
+    return known
+
+
 class _Watch(TorchFunctionMode):
-    def __init__(self, fragile: set[Any]) -> None:
+    def __init__(self, fragile: set[Any], lossy: set[str]) -> None:
         super().__init__()
         self._fragile = fragile
+        self._lossy = lossy
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._fragile:
             raise MistakenRule(MISTAKEN_NESTING.format(getattr(func, "__name__", func)))
+        if self._lossy and isinstance(func, (OpOverload, OpOverloadPacket)):
+            packet: Any = func.overloadpacket if isinstance(func, OpOverload) else func
+            if packet._qualified_op_name in self._lossy:
+                raise MistakenRule(MISTAKEN_TANGENT.format(packet._qualified_op_name))
         return func(*args, **(kwargs or {}))
 
 
@@ -79,23 +110,24 @@ def derivatives_around() -> list[Any]:
     return [level.key() for level in private.get_interpreter_stack() or () if level.key() in kinds]
 
 
-def _fragile(forward: bool) -> set[Any] | None:
+def _fragile(forward: bool) -> set[Any]:
     around = derivatives_around()
     if not around:
-        return None
+        return set()
     if not forward:
-        return _THIRD if len(around) >= 2 else None
+        return _THIRD if len(around) >= 2 else set()
     return _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD
 
 
 def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not)."""
     fragile = _fragile(forward)
-    if fragile is None:
+    lossy = without_tangents() if forward else set()
+    if not fragile and not lossy:
         return func
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with _Watch(fragile):
+        with _Watch(fragile, lossy):
             return func(*args, **kwargs)
 
     return wrapper

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import types
 from typing import Any, Callable
@@ -11,7 +12,7 @@ import torch.func
 
 from .. import _facts
 from .._capabilities import MistakenRule
-from ._fragile import watched
+from ._fragile import watched, without_tangents
 from ._native import FORWARD_MODE, NativeBackend, checked, mistaken
 
 Transform = Callable[..., Callable[..., Any]]
@@ -43,12 +44,18 @@ def _guarded(transform: Transform, *, first: bool = False, rows: bool = True, fo
             return transform(inner, **options)(*args, **kwargs)
 
         plain: Any = transform(func, **options)
+        if forward:
+            plain = functools.partial(_where_tangents_are_kept, plain, within)
         plain.within = within
         if first:
             plain.first = lambda *args, **kwargs: transform(checked(func), **options)(*args, **kwargs)
         return plain  # type: ignore[no-any-return]
 
     return native
+
+
+def _where_tangents_are_kept(plain: Transform, watched: Transform, *args: Any, **kwargs: Any) -> Any:
+    return (watched if without_tangents() else plain)(*args, **kwargs)
 
 
 def _one_thread_at_a_time(transform: Transform) -> Transform:
