@@ -271,8 +271,15 @@ def test_the_mode_comes_from_the_environment():
         assert expected in process.stdout
 
 
-def test_inner_transforms_never_decide():
-    """An inner refusal reaches the outermost transform, which computes everything on one backend."""
+# --- only what must be slow is slow ------------------------------------------------------------------------------
+
+
+def gradient_of_branch(x):
+    return rows(lambda x: refused.branch(x).sum(), x)
+
+
+@needs_native
+def test_a_loop_over_samples_differentiates_each_natively():
     seen = []
 
     def func(x):
@@ -281,8 +288,107 @@ def test_inner_transforms_never_decide():
 
     with tfc.use_fallback("silent"):
         result = tfc.vmap(tfc.grad(func))(BATCH)
-    assert_close(result, torch.stack([rows(lambda x: refused.branch(x).sum(), x) for x in BATCH]))
-    assert seen[-3:] == ["autograd"] * 3
+    assert_close(result, torch.stack([gradient_of_branch(x) for x in BATCH]))
+    assert seen[-3:] == [tfc.available_backends()[0]] * 3
+
+
+@needs_native
+def test_within_a_derivative_that_fell_back_everything_is_on_autograd():
+    seen = []
+
+    def func(x):
+        seen.append(tfc.get_backend())
+        return refused.old_function(x).sum()
+
+    with tfc.use_fallback("silent"):
+        result = tfc.jacrev(lambda x: tfc.vmap(tfc.grad(func))(x[None])[0])(X)
+    assert_close(result, torch.diag(-X.sin()))
+    assert seen[-1] == "autograd"
+
+
+@needs_native
+@pytest.mark.parametrize("func", [refused.branch, refused.item, refused.mask], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jacfwd", "vjp", "jvp"])
+def test_control_flow_on_values_is_differentiated_natively(func, transform):
+    # torch.func.jacfwd maps over tangents, of which nothing is asked
+    if transform in ("jacfwd", "jvp") and func is refused.mask:
+        pytest.skip("masks have wrong nested derivatives in forward mode")
+    ours, plain = TRANSFORMS[transform]
+    with tfc.use_fallback("error"):
+        result = ours(func)
+    assert_close(result, plain(func))
+
+
+@needs_native
+@pytest.mark.parametrize("made", ["once", "for each sample"])
+def test_within_a_loop_a_function_is_refused_once(made):
+    calls = []
+
+    def func(x):
+        calls.append(None)
+        return refused.inplace_add(x.sin()) + refused.old_function(x)
+
+    inner = tfc.jacrev(func)
+    mapped = tfc.vmap(inner if made == "once" else lambda x: tfc.jacrev(func)(x))
+    with tfc.use_fallback("silent"):
+        assert_close(mapped(BATCH), torch.stack([torch.diag(3 * x.cos()) for x in BATCH]))
+    # by the mapped Jacobian, by the first sample's native one, and by those of the three samples
+    assert len(calls) == 1 + 1 + 3
+
+
+@needs_native
+def test_an_inner_vmap_stays_native_where_the_outer_one_is_a_loop():
+    seen = []
+
+    def inner(x, y):
+        seen.append(tuple(y.shape))
+        return x * y
+
+    def outer(x):
+        return tfc.vmap(inner, in_dims=(None, 0))(x, x) if x.sum() > 0 else x
+
+    with tfc.use_fallback("silent"):
+        result = tfc.vmap(outer)(BATCH)
+    assert_close(result, BATCH[:, None, :] * BATCH[:, :, None])
+    assert len(seen) == 3
+
+
+def test_results_of_a_loop_stay_differentiable():
+    x = BATCH.clone().requires_grad_()
+    weight = X.clone().requires_grad_()
+    with tfc.use_fallback("silent"):
+        result = tfc.vmap(tfc.jacrev(lambda x: refused.branch(weight * x)))(x)
+    expected = torch.stack([torch.diag(w.cos() * weight if w.sum() > 1 else -w.sin() * weight) for w in weight * x])
+    assert_close(result.detach(), expected.detach())
+    cotangent = torch.sin(torch.arange(48.0, dtype=X.dtype)).reshape(3, 4, 4)
+    found = torch.autograd.grad((result * cotangent).sum(), (x, weight))
+    assert_close(found, torch.autograd.grad((expected * cotangent).sum(), (x, weight)))
+
+
+def test_a_loop_within_a_derivative_confuses_no_perturbations():
+    """d/dy of y * d/dx (x + y) at x = y, with a branch on values in between."""
+
+    def func(y):
+        inner = tfc.vmap(tfc.grad(lambda x: (refused.branch(x) * y).sum()))
+        return (y * inner(torch.stack([y, y]))).sum()
+
+    with tfc.use_fallback("silent"):
+        assert X.sum() > 1
+        assert_close(tfc.grad(func)(X), 2 * (2 * X * X.cos() - X**2 * X.sin()))
+
+
+@needs_native
+def test_a_pullback_of_autograd_is_mapped_at_once(backend):
+    V = torch.sin(torch.arange(12.0, dtype=X.dtype)).reshape(3, 4)
+    with tfc.use_fallback("silent"):
+        output, pullback = tfc.vjp(refused.old_function, X)
+        for result in (
+            tfc.vmap(pullback)(V)[0],
+            tfc.vmap(pullback, in_dims=1, out_dims=1)(V.t())[0].t(),
+            tfc.vmap(lambda v: pullback(v)[0])(V),
+        ):
+            assert not result.requires_grad
+            assert_close(result, V * X.cos())
 
 
 @needs_native

@@ -302,6 +302,12 @@ class BatchedCall:
             )
         return dims
 
+    def whole(self, output: Any) -> Any:
+        """The vmapped function's value, from outputs stacked already; None where some should not be."""
+        flat, self.output_spec = _tree.flatten(output)
+        self.flat_out_dims = self._broadcast_out_dims(output)
+        return None if None in self.flat_out_dims else self.result(flat, ())
+
     def result(self, stacked: Sequence[Tensor], shared: Sequence[Any]) -> Any:
         """The vmapped function's value, from outputs stacked along their first dimension."""
         stacked_iter, shared_iter = iter(stacked), iter(shared)

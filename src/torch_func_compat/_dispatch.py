@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from . import _compiled, _curvature, _facts, _jacobians, _operators, _policy
+from ._backends._native import mistaken
 from ._backends.protocol import Backend
 from ._fallback import Answer, answer
 
@@ -115,4 +117,15 @@ def call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any
         if name in _compiled.TRANSFORMS:
             return _compiled.TRANSFORMS[name](_TRACED.natives, func, *args, **options)
         return on(_TRACED)(func, *args, **options)
-    return answer(Answer(), name, func, on, (func, *args), options)
+    record = Answer()
+    result = answer(record, name, func, on, (func, *args), options)
+    if record.backend == "autograd" and name == "vjp":
+        result[1].check = _check_rows
+    return result
+
+
+def _check_rows(outputs: Sequence[Tensor]) -> None:
+    """Raise where a library's vmap is about to batch a backward that it batches wrongly."""
+    if _policy.active_native() is not None:
+        for error in mistaken(outputs):
+            raise error

@@ -1,8 +1,10 @@
 """Ask the native backend first; where it refuses, compute on the autograd backend.
 
-The outermost transform decides, and computes the whole of its call again: half a result from one
-backend and half from another would not fit together. Transforms within one that is running never
-come here.
+The outermost transform decides, and computes the whole of its call again; transforms within a native one that
+is running never come here. Where a derivative fell back, all within it is computed by the autograd backend: its
+levels are the only ones that count the derivatives around a function. Where a vmap did, there is a loop, in
+which nothing is differentiated, and each sample is a call of its own: transforms within ask the native backend
+again, so that only the batching is lost.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import contextlib
 import functools
 import warnings
 import weakref
-from typing import Any, Callable, ContextManager
+from contextvars import ContextVar
+from typing import Any, Callable, ContextManager, Iterator
 
 from torch import Tensor
 
+from . import _backends
 from ._arguments import name_of, version
 from ._backends.protocol import Backend
 from ._capabilities import Capability, refusal
@@ -171,14 +175,16 @@ def answer(
         if backend.library is None or get_fallback() == "error":
             with lock:
                 return call(*args, **kwargs)
-        if record.refused is not None:
-            refused, text = record.refused, ""
+        known = record.refused or _refused_in_this_loop(transform, func)
+        if known is not None:
+            refused, text = known, ""
         else:
             before, state = _versions(args), RandomState()
             try:
                 with lock:
                     result = call(*args, **kwargs)
-                if backend.lock is None:
+                # what draws random numbers keeps the random state in view
+                if backend.lock is None and not state.moved():
                     record.proven = backend
                 return result
             except REFUSALS as error:
@@ -187,10 +193,37 @@ def answer(
     # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
     if record.refused is None:
         record.refused, record.proven = refused, None
+        _remember(transform, func, refused)
         _warn(transform, func, refused, text)
     record.backend = "autograd"
-    with use_backend("autograd"):
-        return on(chosen())(*args, **kwargs)
+    with _loop() if transform == "vmap" else use_backend("autograd"):
+        return on(_backends.load("autograd"))(*args, **kwargs)
+
+
+# What was refused to the samples before: transforms that the mapped function makes are new ones for each sample.
+_refusals: ContextVar[dict[Any, Capability] | None] = ContextVar("refusals", default=None)
+
+
+@contextlib.contextmanager
+def _loop() -> Iterator[None]:
+    """Around a loop over samples; the outermost one remembers for those within."""
+    token = _refusals.set({}) if _refusals.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _refusals.reset(token)
+
+
+def _remember(transform: str, func: Callable[..., Any], refused: Capability) -> None:
+    memory = _refusals.get()
+    if memory is not None:
+        memory[transform, _code(func)] = refused
+
+
+def _refused_in_this_loop(transform: str, func: Callable[..., Any]) -> Capability | None:
+    memory = _refusals.get()
+    return memory.get((transform, _code(func))) if memory else None
 
 
 # What a refusal can come as; see _capabilities.
@@ -219,13 +252,25 @@ def _versions(values: Any) -> list[int]:
     return found
 
 
-# The user's functions that were warned about, by their code: a lambda is a new object each time.
+def _code(func: Callable[..., Any]) -> Any:
+    """What a function is known by: a lambda is a new object each time, its code is not."""
+    func = _innermost(func)
+    code = getattr(func, "__code__", None)
+    return id(func) if code is None else code
+
+
+def _innermost(func: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(func, functools.partial) or hasattr(func, "__wrapped__"):
+        func = func.func if isinstance(func, functools.partial) else func.__wrapped__
+    return func
+
+
+# The user's functions that were warned about, by their code.
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _warn(transform: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
-    while isinstance(func, functools.partial) or hasattr(func, "__wrapped__"):
-        func = func.func if isinstance(func, functools.partial) else func.__wrapped__
+    func = _innermost(func)
     key = getattr(func, "__code__", func)
     try:
         if key in _warned:

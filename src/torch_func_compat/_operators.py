@@ -45,6 +45,10 @@ def vmap(
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, out_dims)
         call = BatchedCall(func, in_dims, out_dims, args, kwargs)
+        if backend.library is None and isinstance(func, VjpFunction):
+            at_once = func.mapped(call)
+            if at_once is not None:
+                return at_once
         # without a library there is a loop, whose chunks are samples
         if chunks.trivial or (backend.library is None and not chunks.progress):
             return call.result(*backend.vmap(call, call.tensors, randomness))
@@ -79,18 +83,34 @@ class VjpFunction:
     the function's output and the result is a tuple with one entry for each primal.
     """
 
-    def __init__(self, call: Call, pullback: Pullback) -> None:
+    def __init__(self, call: Call, pullback: Pullback, outputs: Sequence[Tensor]) -> None:
         self._call = call
         self._pullback = pullback
+        self._outputs = outputs
+        # raises where the graph below the outputs must not be used as it is about to be
+        self.check: Callable[[Sequence[Tensor]], None] | None = None
 
     def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
         flat, spec = _tree.flatten(cotangents)
+        self._require(spec)
+        if self.check is not None:
+            self.check(self._outputs)
+        return self._call.select(self._pullback.pull(flat, retain_graph, create_graph))
+
+    def _require(self, spec: _tree.TreeSpec) -> None:
         if spec != self._call.output_spec:
             raise RuntimeError(
                 f"Expected pytree structure of cotangents to be the same as pytree structure of outputs to the "
                 f"function. cotangents: {spec}, primal output: {self._call.output_spec}"
             )
-        return self._call.select(self._pullback.pull(flat, retain_graph, create_graph))
+
+    def mapped(self, call: BatchedCall) -> Any:
+        """The value of a vmap over this, from all cotangents at once; None where a loop must do it."""
+        if call.kwargs or len(call.spec.children) != 1 or len(call.where) < len(call.leaves) or not call.batch_size:
+            return None
+        self._require(call.spec.children[0])
+        stacked = [movedim(tensor, dim, 0) for tensor, dim in zip(call.tensors, call.dims)]
+        return call.whole(self._call.select(self._pullback.batched(*stacked)))
 
 
 def vjp(backend: Backend, func: Function, *primals: Any, has_aux: bool) -> Any:
@@ -99,7 +119,7 @@ def vjp(backend: Backend, func: Function, *primals: Any, has_aux: bool) -> Any:
     require_tensors(call.primals)
     outputs, pullback, aux = backend.vjp(call, call.primals)
     require_differentiable(outputs)
-    result = (call.output(outputs), VjpFunction(call, pullback))
+    result = (call.output(outputs), VjpFunction(call, pullback, outputs))
     return (*result, call.aux(aux)) if has_aux else result
 
 

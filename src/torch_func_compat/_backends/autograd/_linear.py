@@ -34,7 +34,9 @@ class Pullback:
         """Apply to one vector of cotangents, as torch.func's ``vjp_fn`` with the same two flags."""
         create = torch.is_grad_enabled() if create_graph is None else create_graph
         found = self._apply(cotangents, create, retain_graph or self.attached)
-        return self._finish([torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found)], create)
+        return self._finish(
+            [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found)], cotangents, create
+        )
 
     def __call__(self, *cotangents: Tensor) -> list[Tensor]:
         return self.pull(cotangents, True, None)
@@ -42,10 +44,13 @@ class Pullback:
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
         """One row for each of the stacked cotangents."""
         found = self.rows(self._apply, cotangents) if len(cotangents[0]) else []
-        return self._finish(fill_rows(found, cotangents, self.inputs), torch.is_grad_enabled())
+        return self._finish(fill_rows(found, cotangents, self.inputs), cotangents, torch.is_grad_enabled())
 
-    def _finish(self, found: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
+    def _finish(self, found: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """What the caller gets; where it would be differentiated wrongly again, without an error, trying raises."""
+        if not self.attached and not any(cotangent.requires_grad for cotangent in cotangents):
+            # also where torch.func's vmap has wrapped them, so that nobody could look at their graph
+            return [result.detach() for result in found]
         results = self.level.release(found)
         if create_graph and self.attached:
             if not self._flaw:
