@@ -45,7 +45,7 @@ def vmap(
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, out_dims)
         call = BatchedCall(func, in_dims, out_dims, args, kwargs)
-        if backend.library is None and isinstance(func, VjpFunction):
+        if backend.library is None and isinstance(func, VjpFunction) and func.backend is backend:
             at_once = func.mapped(call)
             if at_once is not None:
                 return at_once
@@ -83,7 +83,8 @@ class VjpFunction:
     the function's output and the result is a tuple with one entry for each primal.
     """
 
-    def __init__(self, call: Call, pullback: Pullback, outputs: Sequence[Tensor]) -> None:
+    def __init__(self, backend: Backend, call: Call, pullback: Pullback, outputs: Sequence[Tensor]) -> None:
+        self.backend = backend
         self._call = call
         self._pullback = pullback
         self._outputs = outputs
@@ -119,7 +120,7 @@ def vjp(backend: Backend, func: Function, *primals: Any, has_aux: bool) -> Any:
     require_tensors(call.primals)
     outputs, pullback, aux = backend.vjp(call, call.primals)
     require_differentiable(outputs)
-    result = (call.output(outputs), VjpFunction(call, pullback, outputs))
+    result = (call.output(outputs), VjpFunction(backend, call, pullback, outputs))
     return (*result, call.aux(aux)) if has_aux else result
 
 
