@@ -40,7 +40,7 @@ XFAILS: tuple[XFail, ...] = (
     _wrong(f"{_SECOND}[*-weight_norm-*", "the backward takes the saved norms for constant", 198017, (1, 12)),
     XFail(
         "test_fallback.py::test_whatever_is_refused_equals_a_plain_loop[functional_inside-vmap]",
-        "functorch 0.1 lets requires_grad_() pass within vmap and forgets it; torch.autograd.functional then gives zeros",
+        "functorch 0.1 forgets requires_grad_() within vmap, and torch.autograd.functional gives zeros there",
         "https://pytorch.org/functorch/stable/ux_limitations.html",
         (AssertionError,),
         lambda: (1, 11) <= TORCH < (1, 12),
