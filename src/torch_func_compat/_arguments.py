@@ -8,6 +8,7 @@ and error types are those of the newest torch.func; so are the texts, as far as 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, Callable, Iterator, Sequence, Tuple, Union
 
 import torch
@@ -268,23 +269,40 @@ class BatchedCall:
             if dim is None:
                 shared.append(leaf)
                 continue
-            if not isinstance(leaf, Tensor):
-                raise ValueError(
-                    f"vmap({self.name}, ...): `{self.name}` must only return Tensors, got type {type(leaf)}. "
-                    f"Did you mean to set out_dims= to None for output?"
-                )
+            self.require_tensor(leaf)
             stacked.append(leaf)
         return stacked, shared
 
+    def require_tensor(self, leaf: Any) -> None:
+        """Raise torch.func's ValueError where an output to be stacked is no tensor."""
+        if not isinstance(leaf, Tensor):
+            raise ValueError(
+                f"vmap({self.name}, ...): `{self.name}` must only return Tensors, got type {type(leaf)}. "
+                f"Did you mean to set out_dims= to None for output?"
+            )
+
+    def direct(self, samples: Sequence[Iterator[Tensor]]) -> tuple[Callable[..., Any], list[Iterator[Any]]]:
+        """The user's function, and for each of its positional arguments the values for all samples."""
+        values: list[Iterator[Any]] = [itertools.repeat(leaf) for leaf in self.leaves]
+        for position, of_all in zip(self.where, samples):
+            values[position] = of_all
+        arguments, start = [], 0
+        for child in self.spec.children:
+            part = values[start : start + child.num_leaves]
+            start += child.num_leaves
+            arguments.append(part[0] if child.type is None else _trees(part, child))
+        return functools.partial(self.func, **self.kwargs) if self.kwargs else self.func, arguments
+
+    def reachable(self) -> tuple[list[Tensor], list[torch.Generator]]:
+        """What the function can reach beside its slices: tensors that all samples share, and random generators."""
+        where = set(self.where)
+        found = captured([self.func, [leaf for i, leaf in enumerate(self.leaves) if i not in where], self.kwargs])
+        generators = [value for value in found if isinstance(value, torch.Generator)]
+        return [value for value in found if isinstance(value, Tensor)], generators
+
     def generators(self) -> list[torch.Generator]:
         """Random generators among the arguments and around the function."""
-        found = captured([self.func, self.leaves, self.kwargs])
-        return [value for value in found if isinstance(value, torch.Generator)]
-
-    def shared(self) -> list[Tensor]:
-        """Tensors that all samples share: unmapped arguments, closures and module buffers."""
-        found = captured([self.func, self.unbatched, self.kwargs])
-        return [value for value in found if isinstance(value, Tensor)]
+        return self.reachable()[1]
 
     def _broadcast_out_dims(self, output: Any) -> list[int | None]:
         dims: list[Any] | None
@@ -324,6 +342,12 @@ class BatchedCall:
                 )
             flat.append(leaf if dim == 0 else movedim(leaf, 0, dim))
         return _tree.unflatten(flat, self.output_spec)
+
+
+def _trees(leaves: Sequence[Iterator[Any]], spec: _tree.TreeSpec) -> Iterator[Any]:
+    """A new tree for each sample."""
+    rows: Iterator[Any] = zip(*leaves) if leaves else itertools.repeat(())
+    return (_tree.unflatten(row, spec) for row in rows)
 
 
 def check_out_dims(func: Callable[..., Any], out_dims: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import deque
-from typing import Any
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,31 +23,59 @@ def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]
     queue: deque[Any] = deque([root])
     while queue and len(seen) < limit:
         value = queue.popleft()
-        if id(value) in seen or isinstance(value, (type, types.ModuleType, str, int, float)):
+        if id(value) in seen:
+            continue
+        look = _look(type(value))  # type: ignore[arg-type]  # a class is hashable
+        if look is None:
             continue
         seen[id(value)] = value
-        if isinstance(value, (Tensor, torch.Generator)):
+        if look is _found:
             found.append(value)
-        elif isinstance(value, torch.nn.Module):
-            queue.extend(value.buffers())
-            if parameters:
-                queue.extend(value.parameters())
-        elif isinstance(value, functools.partial):
-            queue.extend((value.func, *value.args, *value.keywords.values()))
-        elif isinstance(value, types.MethodType):
-            queue.extend((value.__func__, value.__self__))
-        elif isinstance(value, types.FunctionType):
-            queue.extend(value.__defaults__ or ())
-            queue.extend(cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
-            names = (value.__globals__.get(name) for name in value.__code__.co_names)
-            queue.extend(x for x in names if not callable(x))
-        elif isinstance(value, (list, tuple, deque)):
-            queue.extend(value)
-        elif isinstance(value, dict):
-            queue.extend(value.values())
         else:
-            queue.extend(getattr(value, "__dict__", {}).values())
+            queue.extend(look(value))
+            if parameters and isinstance(value, torch.nn.Module):
+                queue.extend(value.parameters())
     return found
+
+
+# How to look into a value of some type: at what it holds; None is not at all.
+_Look = Callable[[Any], Iterable[Any]]
+
+
+def _found(value: Any) -> Iterable[Any]:
+    return ()
+
+
+@functools.lru_cache(1024)
+def _look(cls: type) -> _Look | None:
+    """By type, since asking whether a value is a Tensor takes a microsecond."""
+    if issubclass(cls, (type, types.ModuleType, str, int, float, complex, type(None))):
+        return None
+    if issubclass(cls, (Tensor, torch.Generator)):
+        return _found
+    if issubclass(cls, torch.nn.Module):
+        return lambda module: module.buffers()
+    if issubclass(cls, functools.partial):
+        return lambda partial: (partial.func, *partial.args, *partial.keywords.values())
+    if issubclass(cls, types.MethodType):
+        return lambda method: (method.__func__, method.__self__)
+    if issubclass(cls, types.FunctionType):
+        return _in_function
+    if issubclass(cls, (list, tuple, deque)):
+        return lambda values: values
+    if issubclass(cls, dict):
+        return lambda mapping: mapping.values()
+    return lambda value: getattr(value, "__dict__", {}).values()
+
+
+def _in_function(function: Any) -> Iterator[Any]:
+    yield from function.__defaults__ or ()
+    yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
+    around = function.__globals__
+    for name in function.__code__.co_names:
+        value = around.get(name)
+        if value is not None and not callable(value):
+            yield value
 
 
 def _is_filled(cell: Any) -> bool:

@@ -1,8 +1,13 @@
-"""vmap as a loop: slice, evaluate, stack."""
+"""vmap as a loop: slice, evaluate, stack.
+
+The first sample tells what the function returns and whether it writes to what it is given; the others
+then run with as little around them as a loop written by hand has.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+import itertools
+from typing import Any, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,41 +15,85 @@ from torch import Tensor
 from ... import _facts
 from ..._arguments import BatchedCall, slices, version
 from ..._randomness import RandomState
+from ._piles import Pile, columns, require_structure
+
+# How many samples' views exist at a time, and how many results wait to be stacked where they are large
+AHEAD, FEW = 1024, 16
+
+
+def read_only(tensor: Tensor, dim: int) -> Iterator[Tensor]:
+    """`slices` in a fraction of the time, where nothing is written to them: torch may refuse that here."""
+    if tensor.size(dim) <= AHEAD:
+        return iter(tensor.unbind(dim))
+    return itertools.chain.from_iterable(block.unbind(dim) for block in tensor.split(AHEAD, dim))
 
 
 def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
     """Map `call` over the batch dimensions of `tensors`, sample by sample."""
     size = tensors[0].size(call.dims[0])
-    state = RandomState(call.generators()) if randomness != "different" or size == 0 else None
+    shared_tensors, generators = call.reachable()
+    state = RandomState(generators) if randomness != "different" or size == 0 else None
     if size == 0:
         assert state is not None
         return _empty(call, tensors, state)
-    around = [*call.shared(), *tensors]
+    around = [*shared_tensors, *tensors]
     versions = [version(tensor) for tensor in around]
-    results: list[list[Tensor]] = []
-    shared: list[Any] = []
-    spec: Any = None
-    for i, sample in enumerate(zip(*map(slices, tensors, call.dims))):
-        if i and randomness == "same":
-            assert state is not None
+    outputs, shared = call(*(tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)))
+    changed = [tensor for tensor, before in zip(around, versions) if version(tensor) != before]
+    for tensor in changed:
+        _check_mutation(call, tensor, tensors)
+    if state is not None and randomness == "error":
+        state.forbid_draws()
+    piles = [Pile(call, output, size) for output in outputs]
+    if size > 1:
+        views = [slices if any(tensor is x for x in changed) else read_only for tensor in tensors]
+        rest = [view(tensor, dim) for view, tensor, dim in zip(views, tensors, call.dims)]
+        for samples in rest:
+            next(samples)
+        if shared or (state is not None and randomness == "same"):
+            _one_by_one(call, zip(*rest), piles, shared, state if randomness == "same" else None)
+        else:
+            _in_blocks(call, rest, piles)
+    if state is not None and randomness == "error":
+        state.forbid_draws()
+    return [pile.stacked() for pile in piles], shared
+
+
+def _one_by_one(
+    call: BatchedCall,
+    samples: Iterable[tuple[Tensor, ...]],
+    piles: Sequence[Pile],
+    shared: list[Any],
+    state: RandomState | None,
+) -> None:
+    """Where something is to be done in between: `state` restored, what is `shared` compared."""
+    spec = call.output_spec
+    for i, sample in enumerate(samples, 1):
+        if state is not None:
             state.restore()
         outputs, shared_now = call(*sample)
-        if i == 0:
-            spec, shared = call.output_spec, shared_now
-            for tensor, before in zip(around, versions):
-                if version(tensor) != before:
-                    _check_mutation(call, tensor, tensors)
-            if randomness == "error":
-                assert state is not None
-                state.forbid_draws()
+        require_structure(call, spec, i, call.output_spec)
+        _check_shared(call, i, shared, shared_now)
+        for pile, output in zip(piles, outputs):
+            pile.add(i, [output])
+
+
+def _in_blocks(call: BatchedCall, samples: Sequence[Iterator[Tensor]], piles: Sequence[Pile]) -> None:
+    """As a loop written by hand."""
+    func, arguments = call.direct(samples)
+    ahead = FEW if any(pile.is_large for pile in piles) else AHEAD
+    rows = zip(*arguments)
+    done = 1
+    while True:
+        if len(arguments) == 1:
+            block = [func(argument) for argument in itertools.islice(arguments[0], ahead)]
         else:
-            _check_alike(call, i, spec, results[0], outputs)
-            _check_shared(call, i, shared, shared_now)
-        results.append(outputs)
-    if randomness == "error":
-        assert state is not None
-        state.forbid_draws()
-    return [torch.stack(parts) for parts in zip(*results)], shared
+            block = [func(*row) for row in itertools.islice(rows, ahead)]
+        if not block:
+            return
+        for pile, column in zip(piles, columns(call, done, block)):
+            pile.add(done, column)
+        done += len(block)
 
 
 def _memory(tensor: Tensor) -> int:
@@ -79,21 +128,6 @@ def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> 
     finally:
         state.restore()
     return [output.unsqueeze(0)[:0] for output in outputs], shared
-
-
-def _check_alike(call: BatchedCall, i: int, spec: Any, first: list[Tensor], outputs: list[Tensor]) -> None:
-    """torch.stack would promote dtypes silently, and reports shapes without saying whose."""
-    if call.output_spec != spec:
-        raise RuntimeError(
-            f"vmap({call.name}, ...): the structure of the output must be the same for every sample: "
-            f"sample 0 gave {spec}, sample {i} gave {call.output_spec}"
-        )
-    for a, b in zip(first, outputs):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise RuntimeError(
-                f"vmap({call.name}, ...): outputs must have the same shape and dtype for every sample: sample 0 "
-                f"gave {tuple(a.shape)} of {a.dtype}, sample {i} gave {tuple(b.shape)} of {b.dtype}"
-            )
 
 
 def _check_shared(call: BatchedCall, i: int, first: list[Any], now: list[Any]) -> None:

@@ -1,0 +1,161 @@
+"""vmap on the autograd backend: everything that a Python loop can do, and its errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+from torch_func_compat._backends.autograd import _loop, _piles
+from torch_func_compat._backends.autograd._graph import nodes
+
+BATCH = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(3, 4)
+
+
+@pytest.fixture(autouse=True)
+def _autograd():
+    with tfc.use_backend("autograd"):
+        yield
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 33, 70])
+def test_any_structure(size, requires_grad, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(_piles, "LARGE", 0)
+    x = torch.sin(torch.arange(4.0 * size, dtype=torch.float64)).reshape(4, size).requires_grad_(requires_grad)
+    y = {"a": torch.cos(torch.arange(2.0 * size)).reshape(size, 2), "b": 3.0}
+
+    def func(x, y, scale, *, shift):
+        return {"sum": (x.sum() * scale, [y["a"] * y["b"]])}, (x + shift, x[:0])
+
+    result, pair = tfc.vmap(func, in_dims=(1, {"a": 0, "b": None}, None), out_dims=(0, (-1, 0)))(
+        x, y, 2.0, shift=x[0, 0]
+    )
+    assert_close(result["sum"][0], 2 * x.sum(0))
+    assert_close(result["sum"][1][0], 3 * y["a"])
+    assert_close(pair[0], x + x[0, 0])
+    assert pair[1].shape == (size, 0)
+    assert result["sum"][0].requires_grad == requires_grad
+    if requires_grad:
+        assert_close(torch.autograd.grad(result["sum"][0].pow(2).sum(), x)[0], (8 * x.sum(0)).expand(4, -1))
+
+
+def test_results_that_begin_to_require_grad_on_the_way(monkeypatch):
+    monkeypatch.setattr(_piles, "LARGE", 0)
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    x = torch.arange(1.0, 81.0, dtype=torch.float64)
+    result = tfc.vmap(lambda x: x * weight if x > 50 else x * 1)(x)
+    assert_close(result.detach(), x)
+    assert_close(torch.autograd.grad(result.sum(), weight)[0], x[50:].sum())
+
+
+def test_large_results_take_the_memory_of_one(monkeypatch):
+    """What is stacked is not kept: at most a few samples' results exist beside the whole."""
+    import weakref
+
+    monkeypatch.setattr(_piles, "LARGE", 0)
+    alive, most = [], [0]
+
+    def func(x):
+        most[0] = max(most[0], sum(ref() is not None for ref in alive))
+        result = x * 2
+        alive.append(weakref.ref(result))
+        return result
+
+    x = torch.arange(100.0)
+    assert_close(tfc.vmap(func)(x), 2 * x)
+    assert most[0] <= 2 * _loop.FEW
+
+
+@pytest.mark.parametrize(
+    ("func", "error", "text"),
+    [
+        (lambda x: x[: 1 + int(x[0] > 0)], RuntimeError, r"sample 0 gave \(1,\).* sample 2 gave \(2,\)"),
+        (lambda x: (x, x[: 1 + int(x[0] > 0)]), RuntimeError, r"sample 0 gave \(1,\).* sample 2 gave \(2,\)"),
+        (lambda x: x if x[0] < 0 else x.float(), RuntimeError, r"float64, sample 2 gave \(4,\) of torch.float32"),
+        (lambda x: x if x[0] < 0 else (x, x), RuntimeError, "structure .* sample 2"),
+        (lambda x: (x, x) if x[0] < 0 else (x,), RuntimeError, "structure .* sample 2"),
+        (lambda x: (x, x) if x[0] < 0 else (x, [x]), RuntimeError, "structure .* sample 2"),
+        (lambda x: x if x[0] < 0 else 1.0, ValueError, "must only return Tensors, got type <class 'float'>"),
+        (lambda x: (x, 1.0), ValueError, "must only return Tensors, got type <class 'float'>"),
+        (lambda x: (x, x if x[0] < 0 else "a"), ValueError, "must only return Tensors, got type <class 'str'>"),
+        (lambda x: None, ValueError, "must only return Tensors, got type <class 'NoneType'>"),
+    ],
+    ids=[
+        "shape",
+        "shape in a tuple",
+        "dtype",
+        "structure",
+        "length",
+        "nested",
+        "number",
+        "number first",
+        "str",
+        "None",
+    ],
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_results_that_cannot_be_stacked(func, error, text, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(_piles, "LARGE", 0)
+    with pytest.raises(error, match=text):
+        tfc.vmap(func)(BATCH)
+
+
+@pytest.mark.parametrize("error", [StopIteration, ZeroDivisionError])
+def test_an_error_of_a_later_sample_passes_through(error):
+    def func(x):
+        if x[0] > 0:
+            raise error("mine")
+        return x
+
+    with pytest.raises(error, match="mine"):
+        tfc.vmap(func)(BATCH)
+
+
+def test_writing_to_the_slices_reaches_the_batch():
+    x = BATCH.clone()
+    weight = torch.ones(4, dtype=torch.float64, requires_grad=True)
+
+    def func(x, y):
+        return x.mul_(2) + y
+
+    assert_close(tfc.vmap(func)(x, BATCH), 3 * BATCH)
+    assert_close(x, 2 * BATCH)
+    y = BATCH * weight
+    result = tfc.vmap(lambda y: y.mul_(weight).sum())(y)
+    assert_close(torch.autograd.grad(result.sum(), weight)[0], 2 * BATCH.sum(0))
+
+
+def test_a_container_of_the_caller_is_not_shared_between_samples():
+    def func(x, options):
+        return x * options.pop("scale")
+
+    options = {"scale": 2.0}
+    assert_close(tfc.vmap(func, in_dims=(0, None))(BATCH, options), 2 * BATCH)
+    assert options == {"scale": 2.0}
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_the_backward_is_linear_in_the_batch(write):
+    """Whoever is directly below the batch gives a gradient of the size of all: that must not be every sample."""
+    x = torch.ones(4 * _loop.AHEAD, 2, requires_grad=True)
+    batch = x * 1
+    total = tfc.vmap(lambda y: (y.mul_(2) if write else y * 2).sum())(batch).sum()
+    below = [node for node in nodes([total.grad_fn]) if any(child is batch.grad_fn for child, _ in node.next_functions)]
+    assert 0 < len(below) <= 4 * _loop.AHEAD / 16
+    assert_close(torch.autograd.grad(total, x)[0], torch.full_like(x, 2.0))
+
+
+def test_chunks_are_samples():
+    seen = []
+
+    def func(x):
+        seen.append(x.dim())
+        return x.sin()
+
+    assert_close(tfc.vmap(func, chunk_size=2)(BATCH), BATCH.sin())
+    assert seen == [1] * 3
