@@ -5,24 +5,33 @@ from __future__ import annotations
 from typing import Any, Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from .. import _facts
 from . import _plain
 
 if _facts.has("torch_func"):
     from ._levels import evaluate
-    from ._levels import unwrap_dead as unwrap_dead
+    from ._levels import unwrap_if_dead as unwrap_if_dead
 
     is_level: Callable[[], bool] = torch._C._are_functorch_transforms_active
 else:
     # functorch on torch < 2.0 has no way in: autograd's engine raises there what every transform of this library
     # knows to fall back from
-    def unwrap_dead(args: Sequence[Any]) -> Sequence[Any]:
-        return args
-
     def is_level() -> bool:
         return False
 
+    def unwrap_if_dead(tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def is_level_traced() -> bool:
+    """`is_level` for torch.compile, which asks while it traces and not each time."""
+    return is_level()
+
+
+# what torch._dynamo.assume_constant_result does, which takes seconds to import
+is_level_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _PLAIN = "_plain_apply"
 
@@ -40,4 +49,4 @@ def call(definition: Any, args: Sequence[Any]) -> Any:
     """Apply a definition to arguments."""
     if is_level():
         return evaluate(definition, args, call)
-    return plain(definition)(*unwrap_dead(args))
+    return plain(definition)(*[unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args])

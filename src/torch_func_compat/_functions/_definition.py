@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import torch
 from torch.autograd.function import once_differentiable
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _BASE: Any = torch.autograd.Function
 META: Any = type(_BASE)
+
+# Keeps torch.compile out of a function and of what it calls; its eager parts are compiled frame by frame.
+untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", lambda func: func)
 # every function that the decorator returns has the same code
 _ONCE = once_differentiable(lambda ctx: None).__code__
 

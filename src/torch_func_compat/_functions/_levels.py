@@ -27,7 +27,7 @@ from .. import _tree
 from .._arguments import slices
 from .._randomness import RandomState
 from ._context import Context, is_differentiable
-from ._definition import META, backward_of, has, is_once_differentiable
+from ._definition import META, backward_of, has, is_once_differentiable, untraced
 from ._seal import ONCE, seal
 from ._transpose import pushed
 from ._vmapped import make_vmapped, move_to_front, remove_batch
@@ -36,24 +36,23 @@ _private: Any = torch._C._functorch
 _Kind: Any = _private.TransformType
 _Base: Any = torch.autograd.function._SingleLevelFunction
 
+# A tensor out of the layer of a transform that is over, as operations take it.
+unwrap_if_dead: Callable[[Tensor], Tensor] = _private.unwrap_if_dead
+
 Call = Callable[..., Any]
-
-
-def unwrap_dead(args: Sequence[Any]) -> Sequence[Any]:
-    """Arguments out of the layers of transforms that are over, as operations take them."""
-    return [_private.unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args]
 
 
 def _map(func: Callable[[Tensor], Any], tree: Any) -> Any:
     return _tree.map(lambda x: func(x) if isinstance(x, Tensor) else x, tree)
 
 
+@untraced
 def evaluate(definition: Any, args: Sequence[Any], call: Call) -> Any:
     """Apply a definition on the innermost level."""
     interpreter: Any = retrieve_current_functorch_interpreter()
     kind = interpreter.key()
     # a tuple, as torch's own rules have them
-    operands = tuple(_map(_private.unwrap_if_dead, tuple(args)))
+    operands = tuple(_map(unwrap_if_dead, tuple(args)))
     if kind == _Kind.Vmap:
         return _map_over(interpreter, definition, operands, call)
     if kind == _Kind.Functionalize:

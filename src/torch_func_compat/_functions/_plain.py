@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._arguments import version
 from ._context import KEPT, Context, attributes, is_differentiable, same, tensors_in
-from ._definition import META, backward_of, has, is_once_differentiable
+from ._definition import META, backward_of, has, is_once_differentiable, untraced
 from ._seal import NOT_REPEATED, ONCE, seal
 
 Call = Callable[..., Any]
@@ -18,7 +18,11 @@ _SPLIT = hasattr(torch.autograd.Function, "setup_context")
 
 
 class Kept:
-    """The inputs of one evaluation, for the second derivative of what was saved of it."""
+    """The inputs of one evaluation, for the second derivative of what was saved of it.
+
+    What is saved beside inputs and outputs (a factorisation, say) was computed without recording, so that plain
+    torch takes it for constant in a second derivative and returns a wrong one without an error.
+    """
 
     def __init__(self, inputs: Sequence[Any], repeatable: bool) -> None:
         self.inputs = inputs
@@ -29,23 +33,23 @@ class Kept:
         return self.repeatable and self.versions == [version(x) for x in self.inputs if isinstance(x, Tensor)]
 
 
-def _keep(ctx: Any, inputs: Sequence[Any], output: Any, once: bool) -> None:
-    """Keep the inputs if a second derivative will need them.
+def _is_passed_on(saved: Any, inputs: Sequence[Any], output: Any) -> bool:
+    """Whether all that is saved are inputs and outputs: the common case, and the fast way to see it."""
+    for x in saved or ():
+        if x is output:
+            continue
+        for y in inputs:
+            if x is y:
+                break
+        else:
+            return False
+    return True
 
-    What is saved beside inputs and outputs (a factorisation, say) was computed without recording, so that plain
-    torch would take it for constant in a second derivative and return a wrong one without an error.
-    """
-    if not any(ctx.needs_input_grad):
-        return
-    if not once:
-        outputs = output if isinstance(output, (tuple, list)) else (output,)
-        known = {id(x) for x in inputs}.union(map(id, outputs))
-        saved = ctx.to_save or ()
-        if not any(is_differentiable(x) and id(x) not in known for x in saved):
-            own = ctx.__dict__
-            if not own or not any(is_differentiable(x) and id(x) not in known for x in tensors_in(own)):
-                return
-    setattr(ctx, KEPT, Kept(inputs, not ctx.dirty_tensors))
+
+def _has_own(ctx: Any, inputs: Sequence[Any], output: Any) -> bool:
+    """Whether something differentiable is saved or an attribute that is neither an input nor an output."""
+    known = {id(x) for x in (*inputs, *(output if isinstance(output, (tuple, list)) else (output,)))}
+    return any(is_differentiable(x) and id(x) not in known for x in (*(ctx.to_save or ()), *tensors_in(ctx.__dict__)))
 
 
 def _again(definition: Any, call: Call, ctx: Any, kept: Kept) -> Context | None:
@@ -61,6 +65,7 @@ def _again(definition: Any, call: Call, ctx: Any, kept: Kept) -> Context | None:
     return context if len(before) == len(now) and all(map(same, before, now)) else None
 
 
+@untraced
 def make(definition: Any, call: Call) -> Call:
     """The ``apply`` of a torch.autograd.Function with the rules of `definition`.
 
@@ -69,9 +74,13 @@ def make(definition: Any, call: Call) -> Call:
     backward = backward_of(definition)
     once = is_once_differentiable(backward)
 
+    set_up = definition.setup_context
+
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        definition.setup_context(ctx, inputs, output)
-        _keep(ctx, inputs, output, once)
+        set_up(ctx, inputs, output)
+        if once or ctx.__dict__ or not _is_passed_on(ctx.to_save, inputs, output):
+            if any(ctx.needs_input_grad) and (once or _has_own(ctx, inputs, output)):
+                setattr(ctx, KEPT, Kept(inputs, not ctx.dirty_tensors))
 
     def forward(ctx: Any, *args: Any) -> Any:  # of torch < 2.0
         output = definition.forward(*args)
@@ -107,3 +116,11 @@ def make(definition: Any, call: Call) -> Call:
     # past torch's own apply(), which looks at the signature and for levels once more
     apply: Call = super(torch.autograd.Function, function).apply
     return apply
+
+
+def traced(definition: Any) -> Any:
+    """The same as a class that torch.compile takes whole; None on a torch that knows no setup_context()."""
+    if not _SPLIT or not has(definition, "setup_context"):
+        return None
+    rules = {name: staticmethod(getattr(definition, name)) for name in ("forward", "setup_context", "backward")}
+    return META(definition.__name__, (torch.autograd.Function,), {**rules, "__module__": definition.__module__})

@@ -6,16 +6,27 @@ import inspect
 from typing import Any, Callable
 
 import torch
+from torch import Tensor
 
-from .._functions._call import call, is_level, plain, unwrap_dead
-from .._functions._definition import has
+from .._functions._call import call, is_level, is_level_traced, plain, unwrap_if_dead
+from .._functions._definition import META, has, untraced
+from .._functions._plain import traced
 
 __all__ = ["Function"]
 
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 
-class Function(torch.autograd.Function):
+class FunctionMeta(META):  # type: ignore[misc]
+    """A metaclass of its own, for torch.compile.
+
+    Of a class whose metaclass is torch's, torch.compile takes forward() and leaves backward() out where torch.func's
+    transforms are traced, too: the derivative is then that of the operations in forward(), or lacks what backward()
+    takes from saved tensors (torch 2.1-2.15). Of this one it traces apply().
+    """
+
+
+class Function(torch.autograd.Function, metaclass=FunctionMeta):
     """A function with a derivative of your own.
 
     Subclass it and give it the static methods below, as for `torch.autograd.Function` of torch >= 2.0; then call
@@ -78,11 +89,13 @@ class Function(torch.autograd.Function):
     """
 
     generate_vmap_rule = False
-    _signature: Any = None
+    _positional: Any = None
+    _traced: Any = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls._signature = None
+        cls._positional = None
+        cls._traced = traced(cls)  # while torch.compile traces, no class can be made
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -92,16 +105,25 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the Function. Keyword arguments and defaults are those of ``forward``."""
-        if _is_compiling():  # torch.compile knows autograd.Functions by themselves
-            return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        required = cls._signature
-        if required is None:
-            required = _prepare(cls)
-        if kwargs or len(args) < required:
+        if _is_compiling():
+            if kwargs or is_level_traced():
+                return _untraced(cls, args, kwargs)
+            return cls._traced.apply(*args)
+        positional = cls._positional
+        if positional is None:
+            positional = _prepare(cls)
+        if kwargs or len(args) < positional:
             args = _bind(cls, args, kwargs)
         if is_level():
             return call(cls, args)
-        return plain(cls)(*unwrap_dead(args))
+        return plain(cls)(*[unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args])
+
+
+# A break in the graph, or an error with fullgraph=True: see FunctionMeta
+@untraced
+def _untraced(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    _prepare(cls)
+    return call(cls, _bind(cls, args, kwargs))
 
 
 def _prepare(cls: Any) -> int:
@@ -115,8 +137,8 @@ def _prepare(cls: Any) -> int:
     parameters = inspect.signature(cls.forward).parameters.values()
     if any(p.kind is p.KEYWORD_ONLY for p in parameters):
         raise TypeError(f"{cls.__name__}.forward has keyword-only parameters, which autograd cannot pass on")
-    cls._signature = sum(p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.POSITIONAL_ONLY for p in parameters)
-    return cls._signature  # type: ignore[no-any-return]
+    cls._positional = sum(p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.POSITIONAL_ONLY for p in parameters)
+    return cls._positional  # type: ignore[no-any-return]
 
 
 def _bind(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
