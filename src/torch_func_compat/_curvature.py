@@ -54,28 +54,34 @@ def _gradient(backend: Backend, func: Function, primals: tuple[Any, ...], has_au
     return grad_and_value(backend, func, tuple(range(len(primals))), has_aux)
 
 
+def diagonal_mode(backend: Backend, outputs: int, inputs: int) -> tuple[str, str]:
+    """The cheaper way to the diagonal for so many elements of outputs, and why."""
+    if outputs <= 1 or not backend.has_forward_mode:
+        return "reverse", f"rows of the Hessian by reverse mode, since the function has {outputs} output(s)"
+    return "forward", f"forward over forward mode, since the function has {outputs} outputs"
+
+
 def hessian_diagonal(
     backend: Backend, func: Function, argnums: Argnums, has_aux: bool, *, chunks: Chunks | None = None
 ) -> Function:
     """See `torch_func_compat.hessian_diagonal`."""
 
-    def rule(outputs: int, inputs: int) -> tuple[str, str]:
-        if outputs <= 1 or not backend.has_forward_mode:
-            return "reverse", f"rows of the Hessian by reverse mode, since the function has {outputs} output(s)"
-        return "forward", f"forward over forward mode, since the function has {outputs} outputs"
-
     def make(mode: str, function: Function) -> Function:
         diagonal = _by_rows if mode == "reverse" else _by_directions
         return diagonal(backend, function, argnums, has_aux, chunks or AT_ONCE)
 
-    return automatic(func, argnums, has_aux, "reverse", rule, make)
+    return automatic(func, argnums, has_aux, "reverse", functools.partial(diagonal_mode, backend), make)
 
 
 def laplacian(
     backend: Backend, func: Function, argnums: Argnums, has_aux: bool, *, chunks: Chunks | None = None
 ) -> Function:
     """See `torch_func_compat.laplacian`."""
-    diagonal = hessian_diagonal(backend, _with_output(func, has_aux), argnums, True, chunks=chunks)
+    return trace(func, hessian_diagonal(backend, with_output(func, has_aux), argnums, True, chunks=chunks), has_aux)
+
+
+def trace(func: Function, diagonal: Any, has_aux: bool) -> Function:
+    """Sums over what `diagonal` gives for ``with_output(func)``."""
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +90,7 @@ def laplacian(
         blocks = _tree.flatten(found)[0]
         each = len(blocks) // len(outputs)
         traces = [
-            sum(block.reshape(*out.shape, -1).sum(-1) for block in blocks[k * each : (k + 1) * each])
+            sum(_over_inputs(block, out.dim()) for block in blocks[k * each : (k + 1) * each])
             for k, out in enumerate(outputs)
         ]
         result = _tree.unflatten(traces, spec)
@@ -94,7 +100,14 @@ def laplacian(
     return wrapped
 
 
-def _with_output(func: Function, has_aux: bool) -> Function:
+def _over_inputs(block: Tensor, first: int) -> Tensor:
+    """The sum over all dimensions from the first one on."""
+    return block.sum(tuple(range(first, block.dim()))) if block.dim() > first else block
+
+
+def with_output(func: Function, has_aux: bool) -> Function:
+    """`func` with ``(output,)`` or ``(output, aux)`` for its aux."""
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         result = func(*args, **kwargs)

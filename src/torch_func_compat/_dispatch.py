@@ -8,7 +8,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _compiled, _curvature, _facts, _jacobians, _operators, _policy
+from . import _batched, _compiled, _curvature, _facts, _jacobians, _operators, _policy
 from ._backends._native import mistaken
 from ._backends.protocol import Backend
 from ._fallback import Answer, answer
@@ -22,6 +22,10 @@ DERIVED: dict[str, Callable[..., Any]] = {
         (_operators, ("vmap", "vjp", "jvp", "linearize", "grad", "grad_and_value", "jacrev", "jacfwd")),
         (_jacobians, ("jacobian", "hessian", "value_and_jacobian", "value_grad_and_hessian")),
         (_curvature, ("hvp", "vhp", "hessian_diagonal", "laplacian")),
+        (
+            _batched,
+            ("batch_jacobian", "batch_hessian", "batch_hvp", "batch_hessian_diagonal", "batch_laplacian"),
+        ),
     )
     for name in names
 }

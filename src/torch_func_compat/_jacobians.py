@@ -86,8 +86,13 @@ def automatic(
     first: str,
     rule: Callable[[int, int], tuple[str, str]],
     make: Callable[[str, Function], Function],
+    *,
+    samples: Callable[[tuple[Any, ...]], int] = lambda args: 1,
 ) -> Function:
-    """``make(mode, func)`` with the mode that ``rule(outputs, inputs)`` names; `first` is tried until that is known."""
+    """``make(mode, func)`` with the mode that ``rule(outputs, inputs)`` names; `first` is tried until that is known.
+
+    Outputs and inputs are those of one of the `samples` that the arguments have.
+    """
     choice = Choice()
     made: dict[str, Function] = {}
 
@@ -95,25 +100,31 @@ def automatic(
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         mode = choice.known(args)
         if mode is None:
-            inputs = elements([args[i] for i in positions(argnums, len(args))])
+            size = max(samples(args), 1)
+            inputs = elements([args[i] for i in positions(argnums, len(args))]) // size
 
             def sized(*inner: Any, **options: Any) -> Any:
                 result = func(*inner, **options)
                 output = result[0] if has_aux and isinstance(result, tuple) and result else result
-                if choice.found(args, rule(elements(output), inputs)) != first:
+                if choice.found(args, rule(elements(output) // size, inputs)) != first:
                     raise _Dearer
                 return result
 
             state = RandomState()
             try:
-                return make(first, functools.wraps(func)(sized))(*args, **kwargs)
+                begun = make(first, functools.wraps(func)(sized))
+                result = begun(*args, **kwargs)
+                wrapped.chunk = getattr(begun, "chunk", None)  # type: ignore[attr-defined]
+                return result
             except _Dearer:
                 state.restore()
             mode = choice.known(args)
             assert mode is not None
         if mode not in made:
             made[mode] = make(mode, func)
-        return made[mode](*args, **kwargs)
+        result = made[mode](*args, **kwargs)
+        wrapped.chunk = getattr(made[mode], "chunk", None)  # type: ignore[attr-defined]
+        return result
 
     wrapped.choice = choice  # type: ignore[attr-defined]
     return wrapped
@@ -211,7 +222,7 @@ def _checked(func: Function, argnums: Argnums, hess: Function) -> Function:
     return wrapped
 
 
-def _with_value(func: Function, has_aux: bool) -> Function:
+def with_value(func: Function, has_aux: bool) -> Function:
     """`func` with its output in its aux, too."""
 
     @functools.wraps(func)
@@ -238,7 +249,7 @@ def value_and_jacobian(
     chunks: Chunks | None = None,
 ) -> Function:
     """See `torch_func_compat.value_and_jacobian`."""
-    both = jacobian(backend, _with_value(func, has_aux), argnums, True, mode=mode, chunks=chunks)
+    both = jacobian(backend, with_value(func, has_aux), argnums, True, mode=mode, chunks=chunks)
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -259,7 +270,7 @@ def value_grad_and_hessian(
     chunks: Chunks | None = None,
 ) -> Function:
     """See `torch_func_compat.value_grad_and_hessian`."""
-    valued = _with_value(func, has_aux)
+    valued = with_value(func, has_aux)
 
     def make(mode: str, function: Function) -> Function:
         outer, inner = mode.split("-")

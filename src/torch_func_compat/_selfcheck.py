@@ -12,10 +12,10 @@ from typing import Any, Callable, Iterator, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from . import _curvature, _facts, _jacobians, _operators, _tree
+from . import _batched, _curvature, _facts, _jacobians, _operators, _tree
 from ._backends.autograd import _loop
 from ._backends.autograd._rows import Rows
-from .autograd import derivatives, internals, use_backend, use_fallback
+from .autograd import batched, derivatives, internals, use_backend, use_fallback
 
 # What an operator gave, and what it should have given: pytrees of the same structure
 Case = Tuple[Any, Any]
@@ -176,6 +176,43 @@ def _linearize(p: Point) -> Iterator[Case]:
     yield (output, jvp_fn(p.a)), (energy(p.x, p.a), (p.a * energy(p.x, p.a)) @ p.a)
 
 
+def _energies(p: Point) -> Callable[[Tensor], Tensor]:
+    """`energy` of a batch."""
+    return lambda batch: torch.exp((batch * p.a).sum(1))
+
+
+def _batch_jacobian(p: Point) -> Iterator[Case]:
+    e = torch.exp((p.batch * p.a).sum(1))
+    for mode in ("auto", "forward", "reverse"):
+        found = batched.batch_jacobian(_energies(p), mode=mode, check=mode == "auto")(p.batch)
+        yield found, e[:, None] * p.a
+
+
+def _batch_hessian(p: Point) -> Iterator[Case]:
+    e = torch.exp((p.batch * p.a).sum(1))
+    yield batched.batch_hessian(_energies(p))(p.batch), e[:, None, None] * torch.ger(p.a, p.a)
+
+
+def _batch_hvp(p: Point) -> Iterator[Case]:
+    e = torch.exp((p.batch * p.a).sum(1))
+    found = batched.batch_hvp(_energies(p), (p.batch,), (p.batch,))
+    yield found, (e, (e[:, None] * (p.batch @ p.a)[:, None] * p.a,))
+
+
+def _batch_hessian_diagonal(p: Point) -> Iterator[Case]:
+    e = torch.exp((p.batch * p.a).sum(1))
+    yield batched.batch_hessian_diagonal(_energies(p))(p.batch), e[:, None] * p.a**2
+
+
+def _batch_laplacian(p: Point) -> Iterator[Case]:
+    e = torch.exp((p.batch * p.a).sum(1))
+    yield batched.batch_laplacian(_energies(p))(p.batch), e * (p.a**2).sum()
+
+
+def _bjacrev(p: Point) -> Iterator[Case]:
+    yield batched.bjacrev(torch.sin)(p.batch), torch.diag_embed(torch.cos(p.batch))
+
+
 # The first case of each is the plain call, which `answered_by` looks at.
 CHECKS: dict[str, Callable[[Point], Iterator[Case]]] = {
     "vmap": _vmap,
@@ -194,6 +231,12 @@ CHECKS: dict[str, Callable[[Point], Iterator[Case]]] = {
     "vhp": _vhp,
     "hessian_diagonal": _hessian_diagonal,
     "laplacian": _laplacian,
+    "batch_jacobian": _batch_jacobian,
+    "batch_hessian": _batch_hessian,
+    "batch_hvp": _batch_hvp,
+    "batch_hessian_diagonal": _batch_hessian_diagonal,
+    "batch_laplacian": _batch_laplacian,
+    "bjacrev": _bjacrev,
 }
 
 
@@ -224,7 +267,7 @@ def largest_error(operator: str, backend: str, device: str) -> float:
     return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
-_DERIVED = tuple(module.__name__ for module in (_operators, _jacobians, _curvature))
+_DERIVED = tuple(module.__name__ for module in (_operators, _jacobians, _curvature, _batched))
 
 
 class _Watch:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from .._fallback import FallbackWarning
+from .batched import (
+    batch_hessian,
+    batch_hessian_diagonal,
+    batch_hvp,
+    batch_jacobian,
+    batch_laplacian,
+    bjacrev,
+)
 from .derivatives import (
     hessian_diagonal,
     hvp,
@@ -38,6 +46,12 @@ __all__ = [
     "FallbackWarning",
     "Function",
     "available_backends",
+    "batch_hessian",
+    "batch_hessian_diagonal",
+    "batch_hvp",
+    "batch_jacobian",
+    "batch_laplacian",
+    "bjacrev",
     "explain",
     "get_backend",
     "get_fallback",

@@ -1,0 +1,325 @@
+"""Jacobians, Hessians and their like of functions that take a whole batch: (B, M, N), never (B, M, B, N)."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from .._arguments import Argnums
+from .._chunks import Chunks, ChunkSize, Memory
+from .._dispatch import call, transform
+from .._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from .internals import jacrev, vmap
+
+__all__ = [
+    "batch_hessian",
+    "batch_hessian_diagonal",
+    "batch_hvp",
+    "batch_jacobian",
+    "batch_laplacian",
+    "bjacrev",
+]
+
+
+def batch_jacobian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    in_dims: Any = 0,
+    mode: str = "auto",
+    has_aux: bool = False,
+    check: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """Jacobian of each sample, of a function of the whole batch.
+
+    Parameters
+    ----------
+    func : callable
+        Takes a batch of B samples, as an ``nn.Module`` does, and returns a pytree of real tensors with the samples
+        along dimension 0, or ``(output, aux)`` with `has_aux`. What it returns for one sample must not depend on
+        the other samples: `check` looks.
+    argnums : int or tuple of int
+        Positional arguments to differentiate; they have a batch dimension.
+    in_dims : int or nested tuple
+        The batch dimension: of all that is differentiated, as an int; or as in `vmap` for each argument, with None
+        for what all samples share.
+    mode : {'auto', 'forward', 'reverse'}
+        'reverse' is one backward pass over the whole batch for each element of a sample's output, 'forward' one
+        forward-mode pass for each element of a sample's input; 'auto' chooses as `jacobian` does. `explain` tells
+        which it was.
+    has_aux : bool
+        Whether `func` returns tensors beside its output that are not differentiated.
+    check : bool
+        Raise where samples depend on each other at these arguments, for one more forward and two more backward
+        passes.
+    chunk_size, memory, progress
+        Rows or columns at a time; see `jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns the structure of the output, in it that of the arguments, in it tensors of shape ``(B, *output of a
+        sample, *input of a sample)``; and aux. Differentiable.
+
+    Raises
+    ------
+    ValueError
+        `in_dims` do not fit, an output has other than B samples, an argument that is differentiated is shared,
+        `chunk_size` is not positive, or there is no such mode.
+    RuntimeError
+        Complex or non-tensor outputs, `argnums` that do not fit, samples that depend on each other (with `check`).
+
+    See Also
+    --------
+    bjacrev : for functions of single samples.
+
+    Notes
+    -----
+    Without `check`, a function that mixes samples (batch normalisation in train mode, a softmax over the batch)
+    gives sums of the derivatives by several samples.
+
+    Cost: one forward pass, and one backward pass over the batch for each element of a sample's output, all
+    vectorised; or one forward-mode pass for each element of a sample's input. The B x B blocks of the whole Jacobian
+    are never made. No batching rules of the samples are needed: custom Functions and loops within `func` stay as
+    they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import batch_jacobian
+    >>> network = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh())
+    >>> batch_jacobian(network)(torch.ones(4, 3)).shape
+    torch.Size([4, 5, 3])
+    """
+    check_mode("batch_jacobian", mode, JACOBIAN_MODES)
+    chunks = Chunks.checked("batch_jacobian", chunk_size, memory, progress)
+    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
+    return transform("batch_jacobian", func, options, dict(chunks=chunks))
+
+
+def batch_hessian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    in_dims: Any = 0,
+    mode: str = "auto",
+    has_aux: bool = False,
+    check: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """Hessian of each sample, of a function of the whole batch.
+
+    Parameters are those of `batch_jacobian`, and:
+
+    Parameters
+    ----------
+    mode : {'auto', 'reverse-reverse', 'forward-reverse', 'reverse-forward', 'forward-forward'}
+        Modes of the outer and the inner `batch_jacobian`; 'auto' chooses as `hessian` does, by the number of outputs
+        of a sample.
+
+    Returns
+    -------
+    callable
+        Returns the structure of the output, in it twice that of the arguments, in it tensors of shape ``(B, *output
+        of a sample, *input of a sample, *input of a sample)``; and aux. For outputs of shape (B,) and inputs of shape
+        (B, N), that is (B, N, N).
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `batch_jacobian`.
+
+    Notes
+    -----
+    Cost for one output per sample: one forward and one backward pass over the batch, and one more pass back through
+    both for each element of a sample's input, all vectorised (the sum trick: the gradient of the sum over the
+    batch holds the gradient of each sample).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import batch_hessian
+    >>> batch_hessian(lambda x: x.pow(3).sum(1))(torch.ones(4, 2)).shape
+    torch.Size([4, 2, 2])
+    """
+    check_mode("batch_hessian", mode, HESSIAN_MODES)
+    chunks = Chunks.checked("batch_hessian", chunk_size, memory, progress)
+    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
+    return transform("batch_hessian", func, options, dict(chunks=chunks))
+
+
+def batch_hvp(
+    func: Callable[..., Any],
+    primals: Any,
+    tangents: Any,
+    *,
+    in_dims: Any = 0,
+    has_aux: bool = False,
+    check: bool = False,
+) -> Any:
+    """Values of a function of the whole batch, and each sample's Hessian times a vector of its own.
+
+    Parameters
+    ----------
+    func, in_dims, has_aux, check
+        See `batch_jacobian`; all arguments are differentiated.
+    primals : tuple of pytrees of tensors
+        Where to evaluate.
+    tangents : tuple of pytrees of tensors
+        The vectors, in the structure and shapes of `primals`.
+
+    Returns
+    -------
+    value : pytree
+    product : pytree
+        The structure of the output, in it a tuple with that of the primals, in it tensors of shape ``(B, *output
+        of a sample, *input of a sample)``; and aux, with `has_aux`.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `batch_jacobian`; and for tangents that do not match the primals.
+
+    Notes
+    -----
+    Cost: a few passes over the batch for each element of a sample's output.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import batch_hvp
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> batch_hvp(lambda x: x.pow(3).sum(1), (x,), (torch.ones(2, 2),))
+    (tensor([ 9., 91.]), (tensor([[ 6., 12.],
+            [18., 24.]]),))
+    """
+    return call("batch_hvp", func, primals, tangents, in_dims=in_dims, has_aux=has_aux, check=check)
+
+
+def batch_hessian_diagonal(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    in_dims: Any = 0,
+    has_aux: bool = False,
+    check: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """Second derivatives of each sample's outputs by each element of its inputs: u_xx for a whole batch.
+
+    Parameters are those of `batch_jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns the structure of the output, in it that of the arguments, in it tensors of shape ``(B, *output of a
+        sample, *input of a sample)``; and aux. Differentiable.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `batch_jacobian`.
+
+    Notes
+    -----
+    Cost: with one output per sample, one pass through the gradient of the batch for each element of a sample's
+    input; with several, one pass of forward over forward mode for each, where there is forward mode.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import batch_hessian_diagonal
+    >>> batch_hessian_diagonal(lambda x: x.pow(3).sum(1))(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[ 6., 12.],
+            [18., 24.]])
+    """
+    chunks = Chunks.checked("batch_hessian_diagonal", chunk_size, memory, progress)
+    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
+    return transform("batch_hessian_diagonal", func, options, dict(chunks=chunks))
+
+
+def batch_laplacian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    in_dims: Any = 0,
+    has_aux: bool = False,
+    check: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+) -> Callable[..., Any]:
+    """Laplacian of each sample's outputs by its inputs, of a function of the whole batch.
+
+    Parameters are those of `batch_jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns the structure and the shapes of the output; and aux. Differentiable.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `batch_jacobian`.
+
+    See Also
+    --------
+    batch_hessian_diagonal : the cost.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import batch_laplacian
+    >>> batch_laplacian(lambda x: x.pow(3).sum(1))(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([18., 42.])
+    """
+    chunks = Chunks.checked("batch_laplacian", chunk_size, memory, progress)
+    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
+    return transform("batch_laplacian", func, options, dict(chunks=chunks))
+
+
+def bjacrev(
+    func: Callable[..., Any], argnums: Argnums = 0, *, in_dims: Any = 0, out_dims: Any = 0, **options: Any
+) -> Callable[..., Any]:
+    """Jacobian of each sample, of a function of single samples: ``vmap(jacrev(func))``.
+
+    Parameters
+    ----------
+    func, argnums
+        See `jacrev`.
+    in_dims, out_dims
+        See `vmap`.
+    **options
+        Those of `jacrev`.
+
+    Returns
+    -------
+    callable
+        Takes what `func` takes, with a batch dimension more where `in_dims` says so.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `vmap` and `jacrev`.
+
+    Notes
+    -----
+    Cost: that of `jacrev`, batched over the samples; a loop over them on the autograd backend, where
+    `batch_jacobian` of a function of the whole batch is the faster way.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import bjacrev
+    >>> bjacrev(torch.square)(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))[1]
+    tensor([[6., 0.],
+            [0., 8.]])
+    """
+    return vmap(jacrev(func, argnums, **options), in_dims=in_dims, out_dims=out_dims)
