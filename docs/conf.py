@@ -23,6 +23,7 @@ html_copy_source = False
 myst_enable_extensions = ["attrs_block", "colon_fence"]
 myst_heading_anchors = 3
 
+napoleon_use_ivar = True  # attributes that have a docstring of their own are not listed twice
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures are upstream's; the docstrings say what the arguments are
 

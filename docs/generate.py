@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, Iterable
 
+import figures
+
 DOCS = Path(__file__).resolve().parent
 GENERATED = DOCS / "_generated"
 
@@ -26,7 +28,39 @@ def refusals() -> str:
     return table("the function ... | to stay native", (f"{row.meaning} | {row.advice}" for row in CAPABILITIES))
 
 
-FILES: dict[str, Callable[[], str]] = {"refusals.md": refusals}
+def messages() -> str:
+    """Every error and warning, as the sources have it, with its cause and its cure."""
+    from causes import CAUSES
+    from messages import all_messages
+
+    found = [(message, f"{message.kind}: {message.text}") for message in all_messages()]
+    sections = []
+    for topic, causes in CAUSES.items():
+        rows = []
+        for words, cause, cure in causes:
+            # the first cause whose words occur is that of a message
+            texts = {
+                text: None
+                for _, text in found
+                if words in text and next(c.words for row in CAUSES.values() for c in row if c.words in text) == words
+            }
+            rows.append(f"{'<br>'.join(map(code, texts))} | {cause} | {cure}")
+        sections.append(f"## {topic}\n\n" + table("message | cause | cure", rows))
+    return "\n".join(sections)
+
+
+def code(text: str) -> str:
+    """Words of a message as code that a table can hold."""
+    text = text.replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+FILES: dict[str, Callable[[], str]] = {
+    "refusals.md": refusals,
+    "messages.md": messages,
+    "house.svg": figures.house,
+    "vibrations.svg": figures.spectrum,
+}
 
 
 def write_all() -> None:

@@ -1,0 +1,323 @@
+"""What led to each message of the library, and what to do. See ``messages.py``.
+
+A row belongs to the messages in which its words occur; "…" stands for what is known only when it is raised. To add one:
+copy words of the message that no other has, say what the caller did, and what to do instead.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Cause(NamedTuple):
+    """Why a message comes, and its cure."""
+
+    words: str
+    cause: str
+    cure: str
+
+
+CAUSES: dict[str, list[Cause]] = {
+    "Choosing a backend": [
+        Cause("unknown backend", "no backend has that name", "take one of those that the message lists"),
+        Cause(
+            "needs torch >= 2.0", "`torch.func` was asked for on an older torch", "upgrade torch, or ask for another"
+        ),
+        Cause(
+            "the backend 'functorch'",
+            "functorch was asked for on a torch that has none",
+            "use `torch.func` on torch >= 2.0 and `autograd` before 1.11",
+        ),
+        Cause(
+            "functorch cannot be imported",
+            "functorch is missing, or does not fit the installed torch",
+            "install the release that the message names",
+        ),
+        Cause("BackendUnavailableError: …", "any of the three above", "see there"),
+        Cause("unknown fallback", "no such mode of falling back", "'warn', 'silent' or 'error'"),
+        Cause(
+            "expected a function transformed by this library",
+            "`explain` got a function that is not the result of a transform",
+            "give it what `vmap(f)`, `grad(f)`, ... returned",
+        ),
+    ],
+    "Arguments": [
+        Cause(
+            "argnum", "`argnums` do not fit the positional arguments", "ints from -n to n - 1, each once, or one int"
+        ),
+        Cause("Only allowed values for randomness", "no such mode of randomness", "'error', 'different' or 'same'"),
+        Cause("unknown mode", "`mode=` is misspelt", "take one of those that the message lists"),
+        Cause("`chunk_size` should be", "`chunk_size` is zero, negative or no int", "a positive int, None or 'auto'"),
+        Cause(
+            "memory= is the budget",
+            "`memory=` was given without `chunk_size='auto'`",
+            "give both, or `chunk_size` alone",
+        ),
+        Cause("expected memory= to be bytes", "`memory=` is no size", "an int of bytes, or text as in '2GB'"),
+        Cause(
+            "Thing passed to transform API",
+            "an argument to be differentiated is no tensor",
+            "make it a tensor, or leave it out of `argnums`",
+        ),
+        Cause(
+            "to be floating point or complex",
+            "what is differentiated, or its tangent, has an integer dtype",
+            "convert it: `x.double()`",
+        ),
+        Cause(
+            "only Tensors of floating point and complex dtype",
+            "what is differentiated has an integer dtype",
+            "convert it: `x.double()`",
+        ),
+        Cause(
+            "to be real but received complex",
+            "Jacobians of complex functions are ambiguous",
+            "take those of the real and the imaginary part: `torch.view_as_real`",
+        ),
+        Cause(
+            "Expected primals to be a tuple",
+            "`jvp`, `hvp` or `vhp` got a bare tensor",
+            "write `jvp(f, (x,), (t,))`",
+        ),
+        Cause(
+            "primals and tangents to have the same python structure",
+            "tangents are nested in another way than the primals",
+            "as many tangents as primals, in the same containers",
+        ),
+        Cause("to contain at least one Tensor", "primals or tangents hold no tensor", "give one at least"),
+        Cause("to only contain Tensors", "a number or None among primals or tangents", "make it a tensor"),
+        Cause(
+            "both real or both complex", "a complex tangent for a real primal, or the reverse", "convert one of them"
+        ),
+        Cause("tangent to have the same shape", "a tangent of another shape than its primal", "expand or reshape it"),
+        Cause("Expected the tangents", "`jvp_fn` of `linearize` got another structure", "pass one tangent per primal"),
+        Cause(
+            "in flattened pytree doesn't match",
+            "`jvp_fn` of `linearize` got a tangent of another shape, dtype or device",
+            "convert it to that of the primal",
+        ),
+        Cause(
+            "Expected pytree structure of cotangents",
+            "`vjp_fn` got another structure than the function returned",
+            "pass a cotangent for each output, in the same containers",
+        ),
+        Cause(
+            "The output of f is independent",
+            "`strict=True`, and the output does not depend on the input",
+            "leave out `strict`, for zeros",
+        ),
+    ],
+    "Outputs": [
+        Cause(
+            "should be a tuple: (output, aux)",
+            "`has_aux=True`, and the function returned no pair",
+            "return `(output, aux)`",
+        ),
+        Cause(
+            "unsupported type … in aux",
+            "aux holds something other than tensors",
+            "return it in another way, or make it a tensor",
+        ),
+        Cause(
+            "non-empty output",
+            "the function returned None or an empty container",
+            "return what is to be differentiated",
+        ),
+        Cause(
+            "to return only tensors",
+            "an output is a number, or None",
+            "return tensors; other values as aux of the caller's own",
+        ),
+        Cause(
+            "to return a Tensor, got", "`grad` of a function that returns no tensor", "return a tensor of no dimensions"
+        ),
+        Cause("to return a scalar Tensor", "`grad` of a function with several outputs", "sum them, or use `jacrev`"),
+        Cause(
+            "only for real scalar outputs",
+            "`grad` of a function with a complex value",
+            "return its real part, or use `vjp`",
+        ),
+        Cause(
+            "All outputs of f must be floating-point", "an output of integer dtype", "convert it, or return it as aux"
+        ),
+    ],
+    "vmap": [
+        Cause(
+            "expected `in_dims` to be int",
+            "`in_dims` is no int and no tuple",
+            "an int, or a tuple with an entry per argument",
+        ),
+        Cause(
+            "got no inputs",
+            "the mapped function was called without positional arguments",
+            "pass what is mapped by position",
+        ),
+        Cause(
+            "in_dims is not compatible",
+            "`in_dims` is nested in another way than the arguments",
+            "one entry per argument, or an int",
+        ),
+        Cause("at least one Tensor to vmap over", "every entry of `in_dims` is None", "map one argument at least"),
+        Cause(
+            "the same size in the mapped dimension",
+            "batches of different sizes",
+            "make them equal, or None in `in_dims`",
+        ),
+        Cause("but in_dim must be either", "an entry of `in_dims` is no int", "an int or None"),
+        Cause(
+            "over non-Tensor arguments", "an argument that is no tensor has a batch dimension", "None as its `in_dims`"
+        ),
+        Cause("so expected in_dim to satisfy", "an argument has no such dimension", "check its shape"),
+        Cause(
+            "out_dims is not compatible",
+            "`out_dims` is nested in another way than the output",
+            "one entry per output, or an int",
+        ),
+        Cause("`out_dims` must be an int", "`out_dims` is no int", "an int, None or containers of them"),
+        Cause(
+            "must only return Tensors",
+            "the mapped function returned a number",
+            "return a tensor, or None in `out_dims`",
+        ),
+        Cause("Dimension out of range", "`out_dims` names a dimension that the result has not", "check its shape"),
+        Cause(
+            "can not return a BatchedTensor",
+            "`out_dims` is None for an output that differs between samples",
+            "give it a dimension",
+        ),
+        Cause(
+            "in randomness error mode",
+            "the function draws random numbers",
+            "`randomness='different'` or `'same'`, or draw outside",
+        ),
+        Cause(
+            "modifies in place a tensor that all samples share",
+            "the samples of a loop would overwrite each other's values",
+            "work on a `clone()`, or give the tensor a batch dimension",
+        ),
+        Cause(
+            "structure of the output must be the same", "samples returned different containers", "return one structure"
+        ),
+        Cause(
+            "the same shape and dtype for every sample", "samples returned different shapes", "pad, or loop yourself"
+        ),
+    ],
+    "In-place operations and higher derivatives": [
+        Cause(
+            "that would mutate a captured Tensor",
+            "the differentiated function writes into a tensor from outside",
+            "return what is to be changed as aux",
+        ),
+        Cause(
+            "a leaf Variable that requires grad",
+            "the function writes into what it is differentiated by",
+            "work on a `clone()`",
+        ),
+        Cause(
+            "cannot be differentiated again",
+            "a higher derivative would lack terms, for a custom backward is not differentiable",
+            "give it a backward of torch operations, or stop at the first derivative; the message ends with the reason",
+        ),
+    ],
+    "Custom Functions": [
+        Cause("needs a forward(*args)", "a `Function` without `forward`", "write one"),
+        Cause(
+            "has no setup_context",
+            "a `Function` in the style `forward(ctx, ...)`",
+            "move what uses ctx to `setup_context`",
+        ),
+        Cause("has keyword-only parameters", "autograd passes arguments by position", "make them positional"),
+        Cause("implements both backward() and vjp()", "two names of one rule", "keep one"),
+        Cause("both generate_vmap_rule=True and a vmap", "two rules for one thing", "keep one"),
+        Cause("Expected the vmap staticmethod", "the `vmap` rule returned no pair", "return `(output, out_dims)`"),
+        Cause(
+            "returned an incompatible (output, out_dims)",
+            "`out_dims` of the rule fit not its output",
+            "nest both alike",
+        ),
+        Cause(
+            "fallback path does not support vmap over dims of size 0",
+            "a batch without samples",
+            "give the Function a `vmap` rule",
+        ),
+        Cause(
+            "must return the same shapes, dtypes and non-tensors",
+            "`forward` was run for each sample, and the results differ",
+            "return one shape, or write a `vmap` rule",
+        ),
+        Cause(
+            "modifies in place an input that has no tangent",
+            "`mark_dirty` of an input that is not differentiated, in forward mode",
+            "use reverse mode, or do not write in place",
+        ),
+        Cause("cannot be functionalized", "a `Function` within `torch.func.functionalize`", "keep it outside"),
+        Cause(
+            "is evaluated in a generated vmap rule",
+            "forward mode around a generated `vmap` rule cannot see into it",
+            "write a `vmap` rule, or take the outer derivative in reverse mode",
+        ),
+        Cause("expected a gradient of the shape of x", "a gradient of another shape was attached", "reshape it"),
+    ],
+    "Falling back": [
+        Cause(
+            "is computed by the autograd backend",
+            "torch refused the function; the result is right, and slower than need be",
+            "what the message says after 'To stay native', or `set_fallback('silent')`. "
+            "[All refusals](falling-back.md)",
+        ),
+        Cause(
+            "MistakenRule: …MISTAKEN_NESTING…",
+            "only with `set_fallback('error')`: torch would give a wrong nested derivative",
+            "allow falling back",
+        ),
+        Cause(
+            "MistakenRule: …NOT_TRANSPOSED…",
+            "only with `set_fallback('error')`: forward mode through a backward that is not differentiable",
+            "allow falling back, or give the Function a `jvp`",
+        ),
+    ],
+    "Several processes": [
+        Cause("is not in the group", "a process called that is no member of the group", "call it on members alone"),
+        Cause("torch.distributed is not initialised", "a group without `init_process_group`", "initialise it first"),
+        Cause("RemoteError: rank", "the function raised in another process", "look there: the message has its words"),
+        Cause("out of step", "processes called different functions", "call the same ones in the same order"),
+        Cause(
+            "do not compute parts of one result",
+            "functions or arguments differ between processes",
+            "`check_inputs=True` finds which",
+        ),
+        Cause("is not among the ranks", "`dst=` is no member of the group", "a rank of the group"),
+        Cause("called within another transform", "tensors of a running transform cannot be sent", "put it outermost"),
+        Cause("expected dst= to be the rank", "`dst=` is no int", "a rank, or None for all"),
+        Cause("gather=False leaves each share", "`dst=` with `gather=False`", "leave out one of them"),
+        Cause("were given different inputs", "arguments differ between processes", "broadcast them first"),
+        Cause("the group's backend is nccl", "arguments on the CPU in a group of GPUs", "move them, or use gloo"),
+    ],
+    "torch_func_compat.tad_mctc": [
+        Cause("unknown strategy", "no such strategy", "take one of those that the message lists"),
+        Cause("`strict=True` and `strategy='forward-mode'`", "both at once, as in torch", "leave out one"),
+        Cause("is differentiated: expected a tensor", "an input that is differentiated is no tensor", "make it one"),
+        Cause("strict=True and is_batched=True", "zeros between samples are no independence", "check a single sample"),
+        Cause(
+            "expected one batch size in dimension 0",
+            "inputs of different batch sizes",
+            "make them equal, or pass `in_dims`",
+        ),
+        Cause("could be mapped or shared", "the sizes do not tell which inputs are batched", "pass `in_dims`"),
+    ],
+    "Inside": [
+        Cause(
+            "has no attribute", "the module has no such name", "check the spelling, and the release that it came with"
+        ),
+        Cause(
+            "leaves for the structure",
+            "a defect of this library",
+            "report it with the output of `python -m torch_func_compat`",
+        ),
+        Cause(
+            "AssertionError: the result",
+            "`python -m torch_func_compat` found a wrong result",
+            "report it with its output",
+        ),
+    ],
+}

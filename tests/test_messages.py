@@ -1,0 +1,57 @@
+"""docs/causes.py knows every message of the library, and no other."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info < (3, 9):
+    pytest.skip("ast.unparse is of Python 3.9", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+from causes import CAUSES
+from messages import SOURCES, all_messages, messages_in
+
+sys.path.remove(str(ROOT / "docs"))
+
+if not SOURCES.is_dir():
+    pytest.skip("the sources are not here", allow_module_level=True)
+
+WORDS = [cause.words for causes in CAUSES.values() for cause in causes]
+MESSAGES = {f"{m.kind}: {m.text}": f"{m.file}:{m.line}" for m in all_messages()}
+
+
+def test_every_message_has_a_cause():
+    unknown = [f"{where}: {text}" for text, where in MESSAGES.items() if not any(words in text for words in WORDS)]
+    assert not unknown, "say in docs/causes.py what leads to it and what to do:\n" + "\n".join(unknown)
+
+
+def test_every_cause_has_a_message():
+    taken = {next((words for words in WORDS if words in text), None) for text in MESSAGES}
+    assert [words for words in WORDS if words not in taken] == []
+
+
+def test_collector():
+    source = """
+def f(x, error):
+    if x:
+        raise ValueError(f"{x}: not " "this" f" {x!r}")
+    elif not x:
+        raise errors.OddError
+    warnings.warn("so " + "so", FutureWarning, stacklevel=2)
+    warnings.warn(str(x))
+    raise error
+    raise MistakenRule(SAYING.format(x))
+"""
+    assert [(m.kind, m.text, m.line) for m in messages_in(ast.parse(source), "")] == [
+        ("MistakenRule", "…SAYING…", 10),
+        ("ValueError", "…: not this …", 4),
+        ("FutureWarning", "so so", 7),
+        ("UserWarning", "…", 8),
+        ("OddError", "…", 6),
+    ]
