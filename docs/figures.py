@@ -28,7 +28,8 @@ def text(
 ) -> str:
     """Words at a point."""
     more = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in style.items())
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
+    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
+    return f'<text {place} font-size="{size}" fill="{colour}"{more}>{escape(words)}</text>'
 
 
 def box(x: float, y: float, w: float, h: float, head: str, lines: Sequence[str], colour: str = BLUE) -> str:
