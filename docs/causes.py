@@ -271,6 +271,16 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back",
         ),
         Cause(
+            "MistakenRule: …MISTAKEN_ROWS…",
+            "only with `set_fallback('error')`: torch would batch the backward of an operation wrongly",
+            "allow falling back, or `chunk_size=1`",
+        ),
+        Cause(
+            "MistakenRule: …MISTAKEN_TANGENT…",
+            "only with `set_fallback('error')`: torch would drop the tangents of a custom operator",
+            "allow falling back, or use reverse mode",
+        ),
+        Cause(
             "MistakenRule: …NOT_TRANSPOSED…",
             "only with `set_fallback('error')`: forward mode through a backward that is not differentiable",
             "allow falling back, or give the Function a `jvp`",

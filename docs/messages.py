@@ -38,19 +38,18 @@ def text_of(node: ast.expr | None) -> str:
 def messages_in(tree: ast.AST, file: str) -> Iterator[Message]:
     """The messages of one module. What only passes on an error that exists (``raise error``) is none."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and node.exc is not None:
-            call, kind = node.exc, None
-            if isinstance(call, ast.Call):
-                kind = ERROR.match(ast.unparse(call.func))
-            elif ERROR.match(ast.unparse(call)):
-                kind, call = ERROR.match(ast.unparse(call)), ast.Call(call, [], [])
-            if kind and isinstance(call, ast.Call):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, (ast.Name, ast.Attribute)):
+            kind = ERROR.match(ast.unparse(node.exc))
+            if kind:
+                yield Message(kind[1], "…", file, node.lineno)
+        elif isinstance(node, ast.Call) and ERROR.match(ast.unparse(node.func)):
+            # also where it is made in one place and raised in another
+            first = node.args[0] if node.args else None
+            text = text_of(first)
+            if isinstance(first, ast.Call) and ast.unparse(first.func).endswith(".format"):
                 # a constant of another module, filled in: NOT_TRANSPOSED.format(...)
-                first = call.args[0] if call.args else None
-                text = text_of(first)
-                if isinstance(first, ast.Call) and ast.unparse(first.func).endswith(".format"):
-                    text = f"…{ast.unparse(first.func)[: -len('.format')]}…"
-                yield Message(kind[1], text, file, node.lineno)
+                text = f"…{ast.unparse(first.func)[: -len('.format')]}…"
+            yield Message(ERROR.match(ast.unparse(node.func))[1], text, file, node.lineno)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
             category = ast.unparse(node.args[1]) if len(node.args) > 1 else "UserWarning"
             yield Message(category, text_of(node.args[0]), file, node.lineno)

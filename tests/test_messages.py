@@ -45,11 +45,14 @@ def f(x, error):
     warnings.warn(str(x))
     raise error
     raise MistakenRule(SAYING.format(x))
+    return KeyError("made here, raised elsewhere")
 """
-    assert [(m.kind, m.text, m.line) for m in messages.messages_in(ast.parse(source), "")] == [
-        ("MistakenRule", "…SAYING…", 10),
+    found = sorted(messages.messages_in(ast.parse(source), ""), key=lambda message: message.line)
+    assert [(m.kind, m.text, m.line) for m in found] == [
         ("ValueError", "…: not this …", 4),
+        ("OddError", "…", 6),
         ("FutureWarning", "so so", 7),
         ("UserWarning", "…", 8),
-        ("OddError", "…", 6),
+        ("MistakenRule", "…SAYING…", 10),
+        ("KeyError", "made here, raised elsewhere", 11),
     ]
