@@ -6,6 +6,7 @@ page includes such a file, or shows it, where it wants to.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -25,7 +26,19 @@ def refusals() -> str:
     """What torch refuses and the autograd backend computes, from the table that decides it."""
     from torch_func_compat._capabilities import CAPABILITIES
 
-    return table("the function ... | to stay native", (f"{row.meaning} | {row.advice}" for row in CAPABILITIES))
+    rows = (f"{row.meaning} | {_words(row.pattern)} | {row.cost} | {row.advice}" for row in CAPABILITIES)
+    return table("the function ... | torch says | what it costs here | to stay native", rows)
+
+
+def _words(pattern: str) -> str:
+    """The first text that a regular expression of the table stands for, as far as it can be read."""
+    first = re.split(r"(?<!\\)\|", re.sub(r"(?<!\\)\((?:[^()\\]|\\.)*\)\??", "…", pattern))[0]
+    return f"`{re.sub(r'…+ *', '… ', plain(first)).strip()}`"
+
+
+def plain(pattern: str) -> str:
+    """Without wildcards and backslashes."""
+    return re.sub(r"\\(.)", r"\1", re.sub(r"\.\*|\\[wSd]\+|\\1|,\?", "…", pattern)).replace("`", "'")
 
 
 def messages() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -396,3 +397,55 @@ def test_within_a_transform_of_the_library_its_error_passes():
     library = tfc.autograd.internals.fvmap
     with pytest.raises(RuntimeError):
         library(lambda x: tfc.grad(lambda y: refused.branch(y).sum())(x))(BATCH)
+
+
+def test_a_reentrant_checkpoint_can_be_mapped_but_not_differentiated():
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(refused.reentrant_checkpoint)(BATCH), BATCH.sin())
+        # torch lets only Tensor.backward() pass it, which would fill .grad
+        with pytest.raises(RuntimeError, match=r"Checkpointing is not compatible with|use_reentrant"):
+            tfc.grad(lambda x: refused.reentrant_checkpoint(x).sum())(X)
+
+
+@needs_native
+def test_threads_have_their_own_policies():
+    barrier, found = threading.Barrier(3), {}
+    expected = torch.stack([rows(refused.branch, x) for x in BATCH])
+
+    def run(mode):
+        with tfc.use_fallback(mode):
+            for _ in range(10):
+                barrier.wait(30)
+                try:
+                    result = tfc.vmap(tfc.jacrev(refused.branch))(BATCH)
+                    found.setdefault(mode, []).append(torch.equal(result, expected) and tfc.get_fallback() == mode)
+                except RuntimeError:
+                    found.setdefault(mode, []).append("refused")
+
+    modes = ("silent", "error", "warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfc.FallbackWarning)
+        threads = [threading.Thread(target=run, args=(mode,)) for mode in modes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {"silent": [True] * 10, "warn": [True] * 10, "error": ["refused"] * 10}
+
+
+@pytest.mark.skipif("not NATIVE", reason="no transform of a library to be within")
+def test_a_library_around_and_within():
+    library = tfc.autograd.internals.fvmap
+    with tfc.use_fallback("silent"):
+        # within: the function given to ours maps by the library, and is refused, so that a loop must call it
+        mapped = tfc.vmap(lambda x: refused.branch(library(torch.sin)(x)))
+        expected = torch.stack([refused.branch(x.sin()) for x in BATCH])
+        assert_close(mapped(BATCH), expected)
+        assert_close(
+            tfc.jacrev(lambda x: library(torch.sin)(refused.old_function(x)))(X), torch.diag(X.sin().cos() * X.cos())
+        )
+    for name in tfc.available_backends():  # around: the library answers, whatever is set
+        with tfc.use_backend(name):
+            assert_close(library(tfc.jacrev(torch.sin))(BATCH), torch.diag_embed(BATCH.cos()))
+            with pytest.raises(RuntimeError):
+                library(tfc.jacrev(refused.branch))(BATCH)

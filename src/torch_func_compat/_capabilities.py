@@ -12,6 +12,12 @@ from typing import NamedTuple
 
 from . import _facts
 
+# What it costs to compute on the autograd backend what torch refused
+LOOPED = "one evaluation for each sample; derivatives within it stay native"
+RECORDED = "derivatives on the autograd backend, with Jacobian rows still batched where they can be; vmap is a loop"
+TRANSPOSED = "forward mode as the transpose of reverse mode: one backward pass, and one through both for each tangent"
+BY_ROWS = "one backward pass for each row of the Jacobian"
+
 
 class Capability(NamedTuple):
     """A refusal: an exception of type RuntimeError (or NotImplementedError, its subclass) and its text."""
@@ -21,6 +27,7 @@ class Capability(NamedTuple):
     meaning: str
     advice: str
     until: tuple[int, int] | None = None  # the first release on which the text means something else
+    cost: str = RECORDED
 
 
 # What a MistakenRule says of an operation whose backward torch batches wrongly.
@@ -50,6 +57,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"You tried to vmap over .*, but it does not have vmap support",
         "it uses an autograd.Function without a vmap rule",
         "give the Function a vmap() staticmethod or generate_vmap_rule = True",
+        cost=LOOPED,
     ),
     Capability(
         "function_without_jvp",
@@ -57,6 +65,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|jvp is not implemented for the c\+\+ API of custom Function",
         "it uses an autograd.Function without a jvp rule in forward mode",
         "give the Function a jvp() staticmethod, or use reverse mode",
+        cost=TRANSPOSED,
     ),
     Capability(
         "function_without_transpose",
@@ -69,12 +78,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"Trying to use forward AD with .* that does not support it",
         "it uses an operation without a forward-mode formula",
         "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
     ),
     Capability(
         "item",
         r"looks like you're (either \(1\) )?calling \.item\(\) on a Tensor|data-dependent control flow",
         "it reads the value of a mapped tensor: .item(), float() or a branch on it",
         "use torch.where() and tensor arithmetic instead",
+        cost=LOOPED,
     ),
     Capability(
         "dynamic_shape",
@@ -82,6 +93,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|Attempted to vmap over `mask` in torch\.masked_select",
         "it uses an operation whose output shape depends on values: nonzero, unique, a boolean mask",
         "use torch.where() or multiply by the mask",
+        cost=LOOPED,
     ),
     Capability(
         "data_pointer",
@@ -90,6 +102,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|(Cannot|cannot) (convert|access) .*(BatchedTensor|TensorWrapper)",
         "it hands a tensor to numpy, DLPack or an extension",
         "put that part in an autograd.Function with setup_context() and a vmap rule",
+        cost=LOOPED,
     ),
     Capability(
         "no_batching_rule",
@@ -100,6 +113,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|Calling Tensor\.as_strided is not supported unless the batch dims",
         "it uses an operation without a batching rule",
         "write the operation in terms of others, or loop over it",
+        cost=LOOPED,
     ),
     Capability(
         "broadcast_by_vmap",
@@ -107,6 +121,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"output with shape \[(.*)\] doesn't match the broadcast shape \[\d+, \1\]",
         "it writes mapped values in place into a tensor that is not mapped (as LSTM and GRU do)",
         "make the tensor from a mapped one, as with x.new_zeros()",
+        cost=LOOPED,
     ),
     Capability(
         "sparse",
@@ -126,6 +141,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"accessing `data` under vmap transform|mutating directly with `\.data`|batched == nullptr *INTERNAL ASSERT",
         "it reads .data of a mapped tensor",
         "use .detach()",
+        cost=LOOPED,
     ),
     Capability(
         "autograd_inside",
@@ -155,12 +171,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|vmap: aten::\w+\(self, \*extra_args\) is not possible",
         "it writes mapped values in place into a tensor that is not mapped",
         "make the tensor from a mapped one, as with x.new_zeros()",
+        cost=LOOPED,
     ),
     Capability(
         "mistaken_rows",
         MISTAKEN_ROWS.format(r"\w+"),
         "it uses an operation whose batched backward is wrong in torch, without an error (torch.cdist)",
         "write the distance as (x[:, None] - y[None]).norm(dim=-1), or use chunk_size=1",
+        cost=BY_ROWS,
     ),
     Capability(
         "functorch_conjugate",
@@ -168,12 +186,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         "forward mode of functorch 0.1 and 0.2 fails on its complex numbers",
         "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
         until=(1, 13),
+        cost=TRANSPOSED,
     ),
     Capability(
         "inplace_in_formula",
         r"one of the variables needed for gradient computation has been modified by an inplace operation",
         "one of torch's own formulas writes in place to what another one saved (grad of jvp of grad of a norm)",
         "use reverse mode (vjp) in place of jvp",
+        cost=TRANSPOSED,
     ),
     Capability(
         "functorch_0_1_forward",
@@ -182,6 +202,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         "forward mode of functorch 0.1 fails on its strides",
         "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
         until=(1, 12),
+        cost=TRANSPOSED,
     ),
     Capability(
         "mistaken_nesting",
@@ -189,12 +210,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         "it nests derivatives of an operation whose fused derivative is wrong in torch, without an error, in forward "
         "mode within another derivative (layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
         "use hessian() or reverse mode within (jacrev, vjp), and this library's Function",
+        cost=TRANSPOSED,
     ),
     Capability(
         "mistaken_tangent",
         MISTAKEN_TANGENT.format(r"\S+"),
         "it uses a custom operator with register_autograd, which torch takes for constant in forward mode",
         "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
     ),
     Capability(
         "empty_input",
@@ -210,6 +233,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|Attempted to vmap over 'noise' in torch\.rrelu_with_noise",
         "it uses a random operation that torch cannot batch in this randomness mode",
         "draw outside and pass the numbers in",
+        cost=LOOPED,
     ),
 )
 
