@@ -281,8 +281,9 @@ FUNCTIONS += [functional_inside, requires_grad_inside, backward_inside, tolist, 
 FUNCTIONS += [lstm, rnn, module_with_hook, torchscript]
 if TORCH >= (2, 4):
 
-    @torch.library.custom_op("torch_func_compat_tests::sine", mutates_args=())
-    def custom_op(x: torch.Tensor) -> torch.Tensor:
+    # torch 2.4 cannot read annotations that are strings
+    @torch.library.custom_op("torch_func_compat_tests::sine", mutates_args=(), schema="(Tensor x) -> Tensor")
+    def custom_op(x):
         return torch.from_numpy(_numpy(x)).sin()
 
     custom_op.register_autograd(
