@@ -202,6 +202,30 @@ CAUSES: dict[str, list[Cause]] = {
             "the same shape and dtype for every sample", "samples returned different shapes", "pad, or loop yourself"
         ),
     ],
+    "Functions of whole batches": [
+        Cause("expected as many samples", "batches of different sizes", "make them equal, or None in `in_dims`"),
+        Cause("asks for batch dimension", "an argument has no such dimension", "check its shape, or None in `in_dims`"),
+        Cause(
+            "expected a function of the whole batch",
+            "the function is one of a single sample, or reduces over the batch",
+            "return B samples along dimension 0; or `vmap` the derivative of one sample",
+        ),
+        Cause(
+            "expected in_dims to be an int or a tuple with",
+            "`in_dims` is nested in another way than the arguments",
+            "one entry per argument, or an int",
+        ),
+        Cause(
+            "is differentiated and shared by all samples",
+            "an argument in `argnums` has None in `in_dims`",
+            "map a function of one sample: `vmap(jacobian(f))`",
+        ),
+        Cause(
+            "are not independent",
+            "with `check=True`: a sample's result depends on other samples, as with batch norm in train mode",
+            "`eval()`; or the full `jacobian`, if it is meant",
+        ),
+    ],
     "In-place operations and higher derivatives": [
         Cause(
             "that would mutate a captured Tensor",
