@@ -80,6 +80,7 @@ def _jacrev(func):
 
 
 PROVOKED = {
+    "mapped_indices": (lambda: tfc.vmap(lambda i: BATCH[i])(torch.tensor([1, 0])), (1, 11), (1, 12)),
     "legacy_function": (_jacrev(refused.old_function), (2, 0), None),
     "function_under_functorch": (_jacrev(refused.old_function), (1, 11), (2, 0)),
     "function_without_vmap": (lambda: tfc.vmap(refused.new_function)(BATCH), (2, 0), None),

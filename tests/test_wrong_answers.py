@@ -180,3 +180,13 @@ def test_jvp_rules_of_torchs_functions_nest(backend):
         )
     with tfc.use_fallback("error"):  # one level is torch's own
         assert_close(tfc.jacfwd(cube)(X), torch.diag(3 * X**2))
+
+
+@pytest.mark.parametrize("i, j", [((2, 1), (2,)), ((3, 1), (2,)), ((2,), (2, 1)), ((2, 2), (2,))])
+def test_indexing_by_mapped_tensors(backend, i, j):
+    """functorch 0.1.1 mixes the samples up."""
+    a = torch.arange(25.0).view(5, 5)
+    i, j = (torch.randint(5, (2, *shape)) for shape in (i, j))
+    with tfc.use_fallback("silent"):
+        found = tfc.vmap(lambda i, j: a[i, j])(i, j)
+    assert torch.equal(found, torch.stack([a[x, y] for x, y in zip(i, j)]))

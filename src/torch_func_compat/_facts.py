@@ -170,6 +170,13 @@ FACTS: dict[str, Fact] = {
         None,
         "https://github.com/pytorch/pytorch/issues/197867",
     ),
+    "mapped_indices_are_wrong": Fact(
+        "functorch's vmap of a[i, j] is wrong, without an error, for mapped i and j of different dimensions",
+        _between((1, 11), (1, 12)),
+        (1, 11),
+        (1, 12),
+        "measured: functorch 0.1.1, for i of shape (2, 1) and j of shape (2,) in a batch of two; not 0.2.1",
+    ),
     "nested_tensors_draw_at_import": Fact(
         "torch.nested draws random numbers while torch._dynamo imports it, which a running vmap forbids",
         _between((2, 3), (2, 4)),

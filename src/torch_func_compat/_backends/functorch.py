@@ -9,16 +9,20 @@ the user calls is derived from its vmap, vjp and jvp.
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, ContextManager
+from typing import Any, Callable, ContextManager, Sequence
 
 import functorch
 import torch
 
-from .._capabilities import MISTAKEN_NESTING, MistakenRule
+from .. import _facts
+from .._arguments import BatchedCall
+from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
 from ._native import NativeBackend
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
 _private = getattr(torch._C, "_functorch", None) or functorch._C
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def is_active() -> bool:
@@ -43,6 +47,14 @@ class FunctorchBackend(NativeBackend):
     def __init__(self) -> None:
         super().__init__(functorch, _private, is_active)
         self._derivatives = threading.local()
+
+    def vmap(
+        self, call: BatchedCall, tensors: Sequence[torch.Tensor], randomness: str
+    ) -> tuple[list[torch.Tensor], list[Any]]:
+        # No way to see what they index, but what maps over integers most likely indexes by them.
+        if _facts.has("mapped_indices_are_wrong") and any(t.dtype in _INTEGERS for t in tensors):
+            raise MistakenRule(MISTAKEN_INDEX)
+        return super().vmap(call, tensors, randomness)
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         # The same mistakes as torch.func's (see _fragile.py), and no way to see operations: any forward
