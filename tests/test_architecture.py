@@ -26,7 +26,7 @@ LAYERS = [
     ("_batched",),
     ("_policy",),
     ("_fallback",),
-    ("_dispatch",),
+    ("_dispatch", "_eager"),
     ("autograd.internals", "autograd.derivatives"),
     ("autograd.batched",),
     ("autograd",),

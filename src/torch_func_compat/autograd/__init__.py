@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._fallback import FallbackWarning
+from . import functional
 from .batched import (
     batch_hessian,
     batch_hessian_diagonal,
@@ -41,6 +42,8 @@ from .internals import (
     vjp,
     vmap,
 )
+from .module import functional_call, replace_all_batch_norm_modules_, stack_module_state
+from .mutations import functionalize
 
 __all__ = [
     "FallbackWarning",
@@ -53,6 +56,9 @@ __all__ = [
     "batch_laplacian",
     "bjacrev",
     "explain",
+    "functional",
+    "functional_call",
+    "functionalize",
     "get_backend",
     "get_fallback",
     "grad",
@@ -66,8 +72,10 @@ __all__ = [
     "jvp",
     "laplacian",
     "linearize",
+    "replace_all_batch_norm_modules_",
     "set_backend",
     "set_fallback",
+    "stack_module_state",
     "unavailable_backends",
     "use_backend",
     "use_fallback",
