@@ -22,6 +22,7 @@ TRANSFORMS = [
     for name in tfc.__all__
     if inspect.isfunction(getattr(tfc, name))
     and next(iter(inspect.signature(getattr(tfc, name)).parameters), "") == "func"
+    and name != "functionalize"  # torch's own where it has it, and no derivative
 ]
 
 

@@ -17,7 +17,7 @@ from ._backends.autograd._graph import gradients
 from ._backends.autograd._level import Level
 from ._backends.protocol import Backend
 from ._chunks import AT_ONCE, Chunks
-from ._operators import jacobian_of_rows, map_basis
+from ._operators import elements, jacobian_of_rows, map_basis
 
 # Looks at the outputs and the variables of a level that is running, and raises where something is wrong.
 Check = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
@@ -98,11 +98,11 @@ class Request:
             if forward:
                 # all columns belong to one draw, whatever is random
                 push, _ = self.backend.pushforward(call, self.inputs, "same")
-                columns, _ = map_basis(self.backend, push, self.inputs, chunks, self.name)
+                columns, _ = map_basis(self.backend, push, self.inputs, (0, elements(self.inputs)), chunks, self.name)
                 blocks = [_of_columns(column, self.inputs) for column in columns]
             else:
                 outputs, pullback, _ = self.backend.vjp(call, self.inputs)
-                rows, _ = map_basis(self.backend, pullback, outputs, chunks, self.name)
+                rows, _ = map_basis(self.backend, pullback, outputs, (0, elements(outputs)), chunks, self.name)
                 blocks = jacobian_of_rows(call, outputs, rows)
         results = tuple(self.finish(block, self.is_tuple) for block in blocks)
         return results if is_tuple() else results[0]

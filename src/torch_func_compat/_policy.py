@@ -122,7 +122,8 @@ def native_transform(name: str) -> Callable[..., Any] | None:
             library = _backends.load(backend).library
         except BackendUnavailableError:
             continue
-        return getattr(library, name, None)
+        experimental = getattr(library, "experimental", None)  # where functorch 0.2.1 has functionalize
+        return getattr(library, name, None) or getattr(experimental, name, None)
     return None
 
 

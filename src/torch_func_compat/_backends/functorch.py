@@ -12,6 +12,7 @@ import threading
 from typing import Any, Callable, ContextManager, Sequence
 
 import functorch
+import functorch.experimental
 import torch
 
 from .. import _facts
