@@ -280,7 +280,6 @@ FUNCTIONS = [
 FUNCTIONS += [functional_inside, requires_grad_inside, backward_inside, tolist, dlpack, c_function, unique]
 FUNCTIONS += [lstm, rnn, module_with_hook, torchscript]
 if TORCH >= (2, 4):
-
     # torch 2.4 cannot read annotations that are strings
     @torch.library.custom_op("torch_func_compat_tests::sine", mutates_args=(), schema="(Tensor x) -> Tensor")
     def custom_op(x):

@@ -25,13 +25,13 @@ def _elements(tree: Any) -> int:
 
 def _jac(natives: Natives, mode: str, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None) -> Any:
     if mode == "forward":
-        return natives["jacfwd"](func, argnums, has_aux)
+        return jacfwd(natives, func, argnums, has_aux=has_aux)
     size = chunks.size if chunks is not None and isinstance(chunks.size, int) else None
     return natives["jacrev"](func, argnums, has_aux=has_aux, chunk_size=size)
 
 
 def vmap(natives: Natives, func: Function, *, chunks: Chunks | None = None, **options: Any) -> Function:
-    """vmap in chunks."""
+    """vmap in chunks. What torch gets wrong of nested dimensions, it refuses."""
     size = chunks.size if chunks is not None and isinstance(chunks.size, int) else None
     return natives["vmap"](func, **options, chunk_size=size)  # type: ignore[no-any-return]
 
@@ -41,9 +41,16 @@ def jacrev(natives: Natives, func: Function, argnums: Argnums, has_aux: bool, ch
     return _jac(natives, "reverse", func, argnums, has_aux, chunks)  # type: ignore[no-any-return]
 
 
-def jacfwd(natives: Natives, func: Function, *, chunks: Chunks | None = None, **options: Any) -> Function:
-    """jacfwd, which torch has without chunks."""
-    return natives["jacfwd"](func, **options)  # type: ignore[no-any-return]
+def jacfwd(
+    natives: Natives, func: Function, argnums: Argnums, *, chunks: Chunks | None = None, **options: Any
+) -> Function:
+    """jacfwd, which torch has without chunks, and wrong for negative argnums."""
+
+    def wrapped(*args: Any) -> Any:
+        found = positions(argnums, len(args))
+        return natives["jacfwd"](func, found if isinstance(argnums, tuple) else found[0], **options)(*args)
+
+    return wrapped
 
 
 def jacobian(

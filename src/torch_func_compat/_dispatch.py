@@ -54,7 +54,7 @@ def _resolve_compiled(
 ) -> Callable[..., Any]:
     """The same while torch.compile traces."""
     assert _TRACED is not None
-    if name in _compiled.TRANSFORMS and (any(extra.values()) or name not in _TRACED.natives):
+    if name in _compiled.TRANSFORMS:
         return _compiled.TRANSFORMS[name](_TRACED.natives, func, **options, **extra)  # type: ignore[no-any-return]
     return _resolve(_TRACED, name, func, options, extra)
 
