@@ -21,7 +21,7 @@ import torch.distributed as dist
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _tree, distributed
+from torch_func_compat import _facts, _tree, distributed
 from torch_func_compat._collectives import Parcel, Team
 from torch_func_compat._shares import bounds
 
@@ -151,7 +151,7 @@ def whatever_dtype_is_sent(rank, size):
         if whole.is_complex():
             whole = (whole * (1 - 2j)).conj()
         start, stop = bounds(rank, size, 7)
-        same(Parcel(team, whole[start:stop], 7, True).send(None), whole)
+        same(Parcel(team, whole[start:stop], 7, None).send(), whole)
 
 
 @case
@@ -314,6 +314,38 @@ def cpu_tensors_and_nccl(rank, size):
         raises(ValueError, "nccl, which moves tensors on GPUs only", lambda: distributed.jacrev(torch.sin)(X))
     finally:
         dist.get_backend, Team._messages = real, tell
+
+
+@once
+def the_example(rank, size):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+    import distributed_hessian
+
+    assert distributed_hessian.main(["--atoms", "13", "--steps", "30"]) == 0
+
+
+@once
+def an_engine_that_cannot_gather(rank, size):
+    """As NCCL on torch < 1.11: all get the whole, and those that did not ask for it drop it."""
+    team, fact = Team(None), _facts.has("nccl_cannot_gather")
+    team.backend = "nccl"
+    engine, team.engine = team.engine, Refusing(team.engine)
+    _facts._answers["nccl_cannot_gather"] = True
+    try:
+        same(Parcel(team, X[slice(*bounds(rank, size, 5))], 5, size - 1).send(), X)
+        _facts._answers["nccl_cannot_gather"] = False
+        team.backend = "gloo"
+        raises(RuntimeError, "does not support gather", Parcel(team, X, 5 * size, size - 1).send)
+    finally:
+        _facts._answers["nccl_cannot_gather"], team.engine = fact, engine
+
+
+class Refusing:
+    def __init__(self, engine):
+        self.all_gather = engine.all_gather
+
+    def gather(self, *args, **kwargs):
+        raise RuntimeError("it does not support gather")
 
 
 @once

@@ -13,6 +13,7 @@ from typing import Any, Callable, TypeVar
 import torch
 from torch import Tensor
 
+from . import _facts
 from ._shares import bounds
 
 T = TypeVar("T")
@@ -56,20 +57,20 @@ class Team:
     """
 
     def __init__(self, group: Any) -> None:
-        self._group = group
-        self._engine = _distributed()
+        self.group = group
+        self.engine = _distributed()
         self.rank, self.size, self.global_rank, self.backend = 0, 1, 0, ""
         self.ranks: list[int] = []
-        if self._engine is None:
+        if self.engine is None:
             if group is not None:
                 raise RuntimeError("a group was given, but torch.distributed is not initialised in this process")
             return
-        self.rank, self.size = self._engine.get_rank(group), self._engine.get_world_size(group)
+        self.rank, self.size = self.engine.get_rank(group), self.engine.get_world_size(group)
         if self.rank < 0:
             raise RuntimeError(
-                f"rank {self._engine.get_rank()} is not in the group: only its members may call this function"
+                f"rank {self.engine.get_rank()} is not in the group: only its members may call this function"
             )
-        self.global_rank, self.backend = self._engine.get_rank(), str(self._engine.get_backend(group))
+        self.global_rank, self.backend = self.engine.get_rank(), str(self.engine.get_backend(group))
 
     def home(self, tensor: Tensor) -> torch.device:
         """Where the engine wants a tensor to be."""
@@ -84,11 +85,11 @@ class Team:
         device = self._messages()
         text = torch.tensor(list(json.dumps(message).encode()), dtype=torch.uint8, device=device)
         lengths = torch.zeros(self.size, dtype=torch.int64, device=device)
-        self._engine.all_gather(list(lengths.split(1)), lengths.new_tensor([len(text)]), group=self._group)
+        self.engine.all_gather(list(lengths.split(1)), lengths.new_tensor([len(text)]), group=self.group)
         longest = int(lengths.max())
         padded = torch.cat([text, text.new_zeros(longest - len(text))])
         texts = text.new_zeros(self.size, longest)
-        self._engine.all_gather(list(texts.unbind()), padded, group=self._group)
+        self.engine.all_gather(list(texts.unbind()), padded, group=self.group)
         return [json.loads(bytes(row[:length].tolist())) for row, length in zip(texts.cpu(), lengths.tolist())]
 
     def agree(self, name: str, compute: Callable[[], tuple[T, Any]]) -> tuple[T, list[Any]]:
@@ -148,38 +149,32 @@ class Parcel:
         Its dimension 0 is the share.
     total : int
         Rows of all shares.
-    receives : bool
-        Whether this process gets the whole.
+    dst : int or None
+        The rank, among all processes, that gets the whole; None for all of them.
     """
 
-    def __init__(self, team: Team, part: Tensor, total: int, receives: bool) -> None:
+    def __init__(self, team: Team, part: Tensor, total: int, dst: int | None) -> None:
         self._team = team
         self._like = part
         self._total = total
-        self.receives = receives
+        self._dst = None if team.backend == "nccl" and _facts.has("nccl_cannot_gather") else dst
         longest = bounds(0, team.size, total)[1]
         block = part.new_zeros(
             (longest, *part.shape[1:]), dtype=_CARRIERS.get(part.dtype, part.dtype), device=team.home(part)
         )
         block[: len(part)] = part.detach()
         self._block = torch.view_as_real(block) if block.is_complex() else block
-        self._all = self._block.new_empty((team.size if receives else 0, *self._block.shape))
+        slots = team.size if self._dst in (None, team.global_rank) else 0
+        self._all = self._block.new_empty((slots, *self._block.shape))
 
-    @property
-    def note(self) -> Any:
-        """What must be the same in every process."""
-        return [str(self._like.dtype), list(self._like.shape[1:]), self._total]
-
-    def send(self, dst: int | None) -> Tensor | None:
-        """The whole tensor; None where another process gets it."""
+    def send(self) -> Tensor:
+        """The whole tensor; one of no rows where another process gets it."""
         if self._block.numel():
-            self._exchange(dst)
-        if not self.receives:
-            return None
+            self._exchange()
         sizes = [
             stop - start for start, stop in (bounds(r, self._team.size, self._total) for r in range(len(self._all)))
         ]
-        if len(set(sizes)) == 1:
+        if len(set(sizes)) <= 1:
             whole = self._all.flatten(0, 1)
         else:
             whole = torch.cat([block[:size] for block, size in zip(self._all, sizes)])
@@ -187,13 +182,12 @@ class Parcel:
             whole = torch.view_as_complex(whole)
         return whole.to(dtype=self._like.dtype, device=self._like.device)
 
-    def _exchange(self, dst: int | None) -> None:
-        engine, group = self._team._engine, self._team._group
-        slots = list(self._all.unbind()) if self.receives else None
-        if dst is not None:
-            engine.gather(self._block, slots, dst=dst, group=group)
-        else:
+    def _exchange(self) -> None:
+        engine, group, slots = self._team.engine, self._team.group, list(self._all.unbind())
+        if self._dst is None:
             engine.all_gather(slots, self._block, group=group)
+        else:
+            engine.gather(self._block, slots or None, dst=self._dst, group=group)
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -192,6 +192,14 @@ FACTS: dict[str, Fact] = {
         None,
         "https://github.com/pytorch/pytorch/pull/56017 (1.9, without reference cycles); measured on 1.8-2.15",
     ),
+    "nccl_cannot_gather": Fact(
+        "torch.distributed.gather refuses groups of backend nccl",
+        # not probed: it takes two GPUs
+        _between(None, (1, 11)),
+        None,
+        (1, 11),
+        "https://github.com/pytorch/pytorch/issues/54021",
+    ),
     "dispatch_mode": Fact(
         "a TorchDispatchMode sees every operation, those of a backward pass and of functorch's levels, too",
         # not probed: torch 1.12 has a class of that name that is used in another way

@@ -117,7 +117,6 @@ def _run(
     team = Team(how.group)
     if how.check_inputs and team.size > 1:
         _require_same_inputs(team, name, func, args, kwargs)
-    receives = how.gather and (how.dst is None or how.dst == team.global_rank)
 
     def guarded() -> tuple[tuple[Share, Any, list[Parcel]], Any]:
         if team.size > 1:
@@ -125,7 +124,7 @@ def _run(
         share, aux = compute(team)
         parcels = []
         if how.gather and team.size > 1:
-            parcels = [Parcel(team, part, share.total, receives) for part in share.parts]
+            parcels = [Parcel(team, part, share.total, how.dst) for part in share.parts]
         differentiable = any(part.requires_grad for part in share.parts)
         like = [[str(part.dtype), list(part.shape[1:])] for part in share.parts]
         return (share, aux, parcels), [[share.axis, share.total, how.dst, how.gather, like], differentiable]
@@ -143,10 +142,9 @@ def _run(
         return Shard(share.shard(share.parts), share.start, share.stop, share.total, share.axis), aux
     if team.size == 1:
         return share.whole(share.parts), aux
-    wholes = [parcel.send(how.dst) for parcel in parcels]
-    if not receives:
+    found = [parcel.send() for parcel in parcels]
+    if how.dst not in (None, team.global_rank):
         return None, aux
-    found: list[Tensor] = [whole for whole in wholes if whole is not None]
     if torch.is_grad_enabled() and any(note[1] for note in notes):
         # Own rows need not depend on all that those of the others do.
         inputs = [*_tree.flatten((args, kwargs))[0], *_around(func)]
