@@ -9,8 +9,8 @@ Strong scaling of `torch_func_compat.distributed` over local processes of one th
 
 Every job is done by 1, 2, ... of the same processes in turn, round after round, so that what else the machine does
 meets all alike; of each the fastest round counts, which was disturbed least. The model is made of what is measured
-apart from it, in the same rounds: a share of a few rows for the time of one and of what every process does (the
-evaluation of the function), gathers of two sizes for latency and bandwidth, an empty job for the messages.
+apart from it, in the same rounds: shares of few and of many rows for the time of one and of what every process does
+(the evaluation of the function), gathers of two sizes for latency and bandwidth, an empty job for the messages.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -82,11 +83,12 @@ def jobs() -> dict[str, Job]:
     }
 
 
-def _timed(group: Any, task: Callable[[], Any]) -> float:
+def _timed(group: Any, task: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds, and those that this process computed."""
     dist.barrier(group=group)
-    begin = time.perf_counter()
+    begin, computed = time.perf_counter(), time.process_time()
     task()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - computed
 
 
 def _gather(group: Any, rows: int, columns: int) -> Callable[[], Any]:
@@ -99,13 +101,13 @@ def _gather(group: Any, rows: int, columns: int) -> Callable[[], Any]:
 SIZES = ((64, 64), (2048, 2048))  # of the gathers: 32 KiB and 32 MiB
 
 
-def member(rank: int, size: int, meet: str, rounds: int, output: str) -> None:
+def member(rank: int, size: int, meet: str, rounds: int, output: str, only: str | None) -> None:
     """One process."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
     groups = {p: dist.new_group(list(range(p))) for p in range(1, size + 1)}
-    work = jobs()
-    times: dict[str, list[float]] = {}
+    work = {name: job for name, job in jobs().items() if only in (None, name)}
+    times: dict[str, list[tuple[float, float]]] = {}
 
     def note(key: str, p: int, task: Callable[[], Any]) -> None:
         dist.barrier()
@@ -116,9 +118,9 @@ def member(rank: int, size: int, meet: str, rounds: int, output: str) -> None:
         for name, job in work.items():
             for p, group in groups.items():
                 note(name, p, lambda job=job, group=group: job.run(group))  # type: ignore[misc]
-            # one chunk, and four: their difference is what three chunks of rows cost
-            for chunks in (1, 4):
-                note(f"{name}, {chunks} chunks", 1, lambda job=job, chunks=chunks: _rows(job, chunks))  # type: ignore[misc]
+            # one chunk, and a third of all rows: their difference is what rows cost
+            for rows in _few_and_many(job):
+                note(f"{name}, {rows} rows", 1, lambda job=job, rows=rows: _rows(job, rows))  # type: ignore[misc]
         for p, group in groups.items():
             for shape in SIZES:
                 if rank < p and p > 1:
@@ -140,18 +142,19 @@ def member(rank: int, size: int, meet: str, rounds: int, output: str) -> None:
     dist.barrier()
 
 
-def _rows(job: Job, chunks: int) -> Any:
-    """The first chunks of rows in this process alone."""
+def _few_and_many(job: Job) -> tuple[int, int]:
+    return job.chunk, _facts(job)["rows"] // 3
+
+
+def _rows(job: Job, rows: int) -> Any:
+    """The first rows in this process alone."""
     from torch_func_compat._chunks import Chunks
     from torch_func_compat._dispatch import transform
     from torch_func_compat._shares import Part
 
-    rows = chunks * job.chunk
-    total = _facts(job)["rows"]
-
     class First(Part):
         def bounds(self, _: int) -> tuple[int, int]:
-            return 0, min(rows, total)
+            return 0, rows
 
     part = First(lambda: (0, 1), lambda: True)
     name = job.transform.__name__
@@ -175,10 +178,11 @@ def model(report: dict[str, Any], name: str, p: int) -> dict[str, float]:
     """
     Seconds that a job takes `p` processes: what all do, a share of the rows, messages and the gather.
     """
-    best = {key: min(values) for key, values in report["seconds"].items()}
+    best = {key: min(values)[0] for key, values in report["seconds"].items()}
     job = report["jobs"][name]
-    per_row = (best[f"{name}, 4 chunks|1"] - best[f"{name}, 1 chunks|1"]) / (3 * job["chunk"])
-    common = best[f"{name}, 1 chunks|1"] - per_row * job["chunk"]
+    few, many = job["chunk"], job["rows"] // 3
+    per_row = (best[f"{name}, {many} rows|1"] - best[f"{name}, {few} rows|1"]) / (many - few)
+    common = max(best[f"{name}, {few} rows|1"] - per_row * few, 0.0)
     messages = gather = 0.0
     if p > 1:
         small, large = (rows * columns * 8 for rows, columns in SIZES)
@@ -195,15 +199,21 @@ def measured(report: dict[str, Any], name: str) -> dict[int, float]:
     for key, values in report["seconds"].items():
         job, p = key.split("|")
         if job == name:
-            found[int(p)] = min(values)
+            found[int(p)] = min(values)[0]
     return found
+
+
+def _by_rounds(report: dict[str, Any], name: str, p: int) -> float:
+    """The median of the speed-ups of single rounds."""
+    alone, together = report["seconds"][f"{name}|1"], report["seconds"][f"{name}|{p}"]
+    return statistics.median(one[0] / many[0] for one, many in zip(alone, together))
 
 
 def table(report: dict[str, Any]) -> str:
     """The rows of the table in docs/scaling.md."""
     lines = [
-        "| job | bytes/row | time/row | processes | seconds | model | speed-up | gathering and messages |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| job | bytes/row | time/row | processes | seconds | model | speed-up | median round | messages, gather |",
+        "| --- " * 9 + "|",
     ]
     for name, job in report["jobs"].items():
         seconds = measured(report, name)
@@ -214,7 +224,7 @@ def table(report: dict[str, Any]) -> str:
             lines.append(
                 f"| {job['title'] if p == 1 else ''} | {job['bytes_per_row'] if p == 1 else ''} "
                 f"| {f'{row * 1e6:.0f} µs' if p == 1 else ''} | {p} | {value:.3f} | {sum(parts.values()):.3f} "
-                f"| {seconds[1] / value:.2f} | {100 * share:.0f}% |"
+                f"| {seconds[1] / value:.2f} | {_by_rounds(report, name, p):.2f} | {100 * share:.0f}% |"
             )
     return "\n".join(lines)
 
@@ -250,6 +260,7 @@ def main() -> int:
     run.add_argument("json")
     run.add_argument("--processes", type=int, default=os.cpu_count())
     run.add_argument("--rounds", type=int, default=7)
+    run.add_argument("--only", help="one of the jobs")
     for command in ("table", "plot"):
         commands.add_parser(command).add_argument("json")
     commands.choices["plot"].add_argument("figure")
@@ -258,7 +269,8 @@ def main() -> int:
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
         with tempfile.TemporaryDirectory() as folder:
             meet = Path(folder, "meet").as_uri()
-            mp.spawn(member, (options.processes, meet, options.rounds, options.json), nprocs=options.processes)
+            arguments = options.processes, meet, options.rounds, options.json, options.only
+            mp.spawn(member, arguments, nprocs=options.processes)
         return 0
     report = json.loads(Path(options.json).read_text())
     if options.command == "table":

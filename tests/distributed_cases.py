@@ -155,6 +155,41 @@ def whatever_dtype_is_sent(rank, size):
 
 
 @case
+def samples(rank, size):
+    def energies(x, t=None):
+        return (x.pow(3) * x.roll(1, 1).exp()).sum(1) * (1 if t is None else t.sin())
+
+    for count in (0, 1, 2, 3, 7):
+        x = torch.linspace(-1, 1, 3 * count, dtype=torch.float64).reshape(count, 3)
+        for name, func in (("batch_jacobian", lambda x: x.sin().cumsum(1)), ("batch_hessian", energies)):
+            same(getattr(distributed, name)(func)(x), getattr(tfc, name)(func)(x))
+            shard = getattr(distributed, name)(func, gather=False)(x)
+            assert (shard.axis, shard.total, len(shard.value)) == ("samples", count, shard.stop - shard.start)
+            same(shard.value, getattr(tfc, name)(func)(x)[shard.start : shard.stop])
+            found = getattr(distributed, name)(func, dst=0)(x)
+            assert (found is None) == (rank > 0)
+    # the last ones are those of the case of 7 samples
+    t = torch.linspace(0, 2, 7, dtype=torch.float64)
+    for in_dims in ((0, 0), (1, 0)):
+        y = x if in_dims[0] == 0 else x.t()
+        func = energies if in_dims[0] == 0 else lambda x, t: energies(x.t(), t)
+        shared = distributed.batch_hessian(func, in_dims=in_dims)(y, t)
+        assert_close(shared, tfc.batch_hessian(energies, in_dims=(0, 0))(x, t), rtol=1e-12, atol=1e-12)
+    both = lambda a, b, w: ({"u": a["x"] * b.unsqueeze(1) * w}, a["x"].sum(1))
+    for argnums in (0, (1, 0)):
+        shared = distributed.batch_jacobian(both, argnums, in_dims=(0, 0, None), has_aux=True, check=True)(
+            {"x": x}, t, X[:3]
+        )
+        single = tfc.batch_jacobian(both, argnums, in_dims=(0, 0, None), has_aux=True)({"x": x}, t, X[:3])
+        assert_close(shared[0], single[0], rtol=1e-12, atol=1e-12)
+        start, stop = bounds(rank, size, 7)
+        same(shared[1], x.sum(1)[start:stop])
+    # what belongs to the samples has to be told
+    raises(ValueError, "could belong to the 7 samples", lambda: distributed.batch_hessian(energies)(x, t))
+    raises(ValueError, "could belong to the 7 samples", lambda: distributed.batch_hessian(energies)(x, t=t))
+
+
+@case
 def gathered_to_one(rank, size):
     for dst in range(size):
         found, aux = distributed.jacrev(lambda x: (x.exp(), x.sum()), has_aux=True, dst=dst)(X)

@@ -24,6 +24,7 @@ LAYERS = [
     ("_jacobians",),
     ("_curvature", "_independence"),
     ("_batched",),
+    ("_samples",),
     ("_policy",),
     ("_fallback",),
     ("_dispatch", "_eager"),

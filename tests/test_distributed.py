@@ -61,6 +61,10 @@ def test_one_process(backend):
     for argnums in (0, (1, 0)):
         shared = distributed.jacobian(trees, argnums, has_aux=True, dst=0, check_inputs=True)(a, X[:3], scale=2.0)
         assert_close(shared, tfc.jacobian(trees, argnums, has_aux=True)(a, X[:3], scale=2.0))
+    x = X.repeat(3, 1)
+    cubes = lambda x, t=0: x.pow(3).sum(1) + t
+    same(distributed.batch_hessian(cubes)(x, t=X[:3]), tfc.batch_hessian(cubes)(x))
+    same(distributed.batch_jacobian(torch.sin, gather=False)(x).value, tfc.batch_jacobian(torch.sin)(x))
     shard = distributed.jacfwd(elementwise, gather=False)(X)
     assert shard[1:] == (0, 5, 5, "columns")
     same(shard.value, tfc.jacfwd(elementwise)(X).t())
@@ -102,7 +106,7 @@ def test_explain(backend):
     ),
 )
 def test_options(options, error):
-    for name in ("jacobian", "hessian", "jacrev", "jacfwd"):
+    for name in ("jacobian", "hessian", "jacrev", "jacfwd", "batch_jacobian", "batch_hessian"):
         with pytest.raises(ValueError, match=error):
             getattr(distributed, name)(torch.sin, **options)
     with pytest.raises(ValueError, match="unknown mode"):

@@ -22,25 +22,29 @@ from torch import Tensor
 from . import _tree
 from ._arguments import Argnums, check_randomness, name_of, positions
 from ._backends.autograd._linear import seal
+from ._batched import batch_dims
 from ._captured import captured
 from ._chunks import Chunks, ChunkSize, Memory
 from ._collectives import Parcel, RemoteError, Team, checksum
 from ._dispatch import transform
 from ._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from ._policy import active_native, chosen
-from ._shares import Part, Share
+from ._samples import Samples
+from ._shares import Part, Share, bounds
+from .autograd import batched
 
-__all__ = ["RemoteError", "Shard", "hessian", "jacfwd", "jacobian", "jacrev"]
+__all__ = ["RemoteError", "Shard", "batch_hessian", "batch_jacobian", "hessian", "jacfwd", "jacobian", "jacrev"]
 
 
 class Shard(NamedTuple):
     """What one process computed, with ``gather=False``.
 
-    Attributes
+    Parameters
     ----------
     value : pytree of tensors
         Dimension 0 is the share. Rows are in the structure of the arguments, with shapes ``(stop - start,
-        *argument.shape)``; columns in that of the output, with shapes ``(stop - start, *output.shape)``.
+        *argument.shape)``; columns in that of the output, with shapes ``(stop - start, *output.shape)``; samples as the
+        whole result is.
     start, stop, total : int
         Which they are, of all. Rows are the elements of all outputs, one output after the other (those of the
         gradient, for a Hessian); columns are the elements of all arguments.
@@ -101,6 +105,42 @@ def _shared(
 
     wrapper.answered_by = transformed.answered_by  # type: ignore[attr-defined]
     wrapper.made_by = transformed.made_by  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _sampled(
+    name: str,
+    func: Callable[..., Any],
+    single: Any,
+    argnums: Argnums,
+    in_dims: Any,
+    has_aux: bool,
+    how: _How,
+) -> Callable[..., Any]:
+    """`single`, a transform of a function of a whole batch, of whose samples each process takes a share."""
+
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        def compute(team: Team) -> tuple[Share, Any]:
+            if team.size == 1:
+                total = batch_dims(name, in_dims, args, positions(argnums, len(args)))[1]
+                start, stop, own = 0, total, args
+            else:
+                samples = Samples(name, in_dims, argnums, args, kwargs)
+                total = samples.total
+                start, stop = bounds(team.rank, team.size, total)
+                # Where there is none for this process, one that is dropped: not every function takes none.
+                own = samples.between(0, 1) if start == stop and total else samples.between(start, stop)
+            found, aux = single(*own, **kwargs) if has_aux else (single(*own, **kwargs), None)
+            leaves, spec = _tree.flatten(found)
+            build = functools.partial(_tree.unflatten, spec=spec)
+            return Share("samples", start, stop, total, [leaf[: stop - start] for leaf in leaves], build, build), aux
+
+        result, aux = _run(f"{name}({name_of(func)})", func, argnums, args, kwargs, how, compute)
+        return (result, aux) if has_aux else result
+
+    wrapper.answered_by = single.answered_by  # type: ignore[attr-defined]
+    wrapper.made_by = single.made_by  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -413,3 +453,111 @@ def jacfwd(
     chunks = Chunks.checked("jacfwd", chunk_size, memory, progress)
     how = _How.checked("jacfwd", group, dst, gather, check_inputs)
     return _shared("jacfwd", func, argnums, dict(has_aux=has_aux, randomness=randomness), chunks, how)
+
+
+def batch_jacobian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    in_dims: Any = 0,
+    mode: str = "auto",
+    has_aux: bool = False,
+    check: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+    group: Any = None,
+    dst: int | None = None,
+    gather: bool = True,
+    check_inputs: bool = False,
+) -> Callable[..., Any]:
+    """`torch_func_compat.batch_jacobian`, whose samples the processes of a group share.
+
+    Parameters
+    ----------
+    func, argnums, mode, has_aux, check, chunk_size, memory, progress
+        See `torch_func_compat.batch_jacobian`. Aux is what `func` returns for the samples of the process.
+    in_dims : int or nested tuple
+        The same; a tuple where other tensors than those that are differentiated have samples.
+    group, dst, gather, check_inputs
+        See `jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns what that of `torch_func_compat.batch_jacobian` returns; with `dst`, None in the other processes. With
+        ``gather=False``, a `Shard`.
+
+    Raises
+    ------
+    RemoteError, ValueError, RuntimeError
+        As for `jacobian`; a ValueError also where `in_dims` do not say whether a tensor belongs to the samples.
+
+    Notes
+    -----
+    Cost: each process does with its share of the samples what one would do with all, the evaluation of `func`
+    included.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import distributed
+    >>> distributed.batch_jacobian(lambda x: x.square().sum(1, keepdim=True))(torch.ones(3, 2)).shape
+    torch.Size([3, 1, 2])
+    """
+    how = _How.checked("batch_jacobian", group, dst, gather, check_inputs)
+    single = batched.batch_jacobian(
+        func,
+        argnums,
+        in_dims=in_dims,
+        mode=mode,
+        has_aux=has_aux,
+        check=check,
+        chunk_size=chunk_size,
+        memory=memory,
+        progress=progress,
+    )
+    return _sampled("batch_jacobian", func, single, argnums, in_dims, has_aux, how)
+
+
+def batch_hessian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    in_dims: Any = 0,
+    mode: str = "auto",
+    has_aux: bool = False,
+    check: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    progress: bool = False,
+    group: Any = None,
+    dst: int | None = None,
+    gather: bool = True,
+    check_inputs: bool = False,
+) -> Callable[..., Any]:
+    """`torch_func_compat.batch_hessian`, whose samples the processes of a group share.
+
+    Parameters, results, errors and cost are those of `batch_jacobian`, of Hessians; for `mode`, see
+    `torch_func_compat.batch_hessian`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import distributed
+    >>> distributed.batch_hessian(lambda x: x.pow(3).sum(1))(torch.ones(3, 2)).shape
+    torch.Size([3, 2, 2])
+    """
+    how = _How.checked("batch_hessian", group, dst, gather, check_inputs)
+    single = batched.batch_hessian(
+        func,
+        argnums,
+        in_dims=in_dims,
+        mode=mode,
+        has_aux=has_aux,
+        check=check,
+        chunk_size=chunk_size,
+        memory=memory,
+        progress=progress,
+    )
+    return _sampled("batch_hessian", func, single, argnums, in_dims, has_aux, how)
