@@ -20,6 +20,7 @@ LAYERS = [
     ("_collectives",),
     ("_backends._native", "_backends._fragile", "_backends.autograd"),
     ("_backends.torch_func", "_backends.functorch"),
+    ("_compiled_batched",),
     ("_backends.", "_operators", "_compiled"),
     ("_jacobians",),
     ("_curvature", "_independence"),
@@ -41,7 +42,8 @@ GROUND = {"_facts", "_tree", "_randomness", "_arguments", "_capabilities", "_chu
 ONLY = {
     "_functions": GROUND - {"_backends.protocol", "_chunks"},
     "_operators": GROUND,
-    "_compiled": GROUND,
+    "_compiled_batched": GROUND,
+    "_compiled": GROUND | {"_compiled_batched"},
     "_jacobians": GROUND | {"_operators"},
     "_curvature": GROUND | {"_operators", "_jacobians"},
     "_independence": GROUND,

@@ -52,6 +52,17 @@ CASES = {
     "linearize": lambda x: tfc.linearize(vector, x)[1](X),
     "hessian_diagonal": lambda x: tfc.hessian_diagonal(product, argnums=1)(x, X),
     "laplacian": lambda x: tfc.laplacian(lambda x: (product(x, X), x), has_aux=True)(x),
+    "batch_jacobian": lambda x: tfc.batch_jacobian(vector)(XS * x),
+    "batch_jacobian forward": lambda x: tfc.batch_jacobian(lambda xs: xs.repeat(1, 2) ** 2, mode="forward")(XS * x),
+    "batch_jacobian shared": lambda x: tfc.batch_jacobian(lambda a, b: product(a, b).t(), argnums=1, in_dims=(None, 1))(
+        x[:, None], XS.t()
+    ),
+    "batch_hessian": lambda x: tfc.batch_hessian(lambda xs: vector(xs).sum(1))(XS * x),
+    "batch_hessian vector": lambda x: tfc.batch_hessian(vector, chunk_size=2)(XS * x),
+    "batch_hessian two": lambda x: tfc.batch_hessian(lambda a, b: product(a, b).sum(1), argnums=(0, 1))(XS * x, XS),
+    "batch_hvp": lambda x: tfc.batch_hvp(lambda xs: vector(xs).sum(1), (XS * x,), (XS,)),
+    "batch_hessian_diagonal": lambda x: tfc.batch_hessian_diagonal(lambda xs: (vector(xs), xs), has_aux=True)(XS * x),
+    "batch_laplacian": lambda x: tfc.batch_laplacian(lambda xs: vector(xs).sum(1))(XS * x),
 }
 
 

@@ -139,7 +139,7 @@ class Call:
     def check_output(self, output: Any) -> None:
         """Raise unless the function's output (without aux) can be differentiated; operators may ask for more."""
         outputs = _tree.flatten(output)[0]
-        if not outputs or outputs == [None]:
+        if not outputs or (len(outputs) == 1 and outputs[0] is None):
             raise RuntimeError(
                 f"{self.api}: Expected f to be a function that has non-empty output (got output = {outputs})"
             )

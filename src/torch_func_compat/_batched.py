@@ -113,8 +113,9 @@ class Spread:
         return self._linear(*(v.unsqueeze(dim).expand(shape) for v, (shape, dim) in zip(vectors, self._likes)))
 
     def batched(self, *vectors: Tensor) -> list[Tensor]:
+        # The first operation of many a derivative would copy it anyway, and those that do not are slower.
         return self._linear.batched(
-            *(v.unsqueeze(dim + 1).expand(len(v), *shape) for v, (shape, dim) in zip(vectors, self._likes))
+            *(v.unsqueeze(dim + 1).expand(len(v), *shape).contiguous() for v, (shape, dim) in zip(vectors, self._likes))
         )
 
 
@@ -132,7 +133,7 @@ def _reverse(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         outputs, pullback, aux = backend.vjp(call, call.primals)
         first = [0] * len(outputs)
         space = single(outputs, first)
-        name = f"{label}({name_of(func)})"
+        name = lambda: f"{label}({name_of(func)})"
         rows, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
             backend, Spread(pullback, outputs, first), space, (0, elements(space)), chunks, name
         )
@@ -158,7 +159,7 @@ def _forward(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         spread = Spread(push, call.primals, call.dims)
         linear = spread if (chunks or AT_ONCE).trivial else _Redrawn(spread, RandomState(call.generators()))
         columns, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
-            backend, linear, space, (0, elements(space)), chunks, f"{label}({name_of(func)})"
+            backend, linear, space, (0, elements(space)), chunks, lambda: f"{label}({name_of(func)})"
         )
         sizes = [like.numel() for like in space]
         jacobians = []
@@ -331,7 +332,7 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
             len(own),
             chunks,
             run,
-            label=f"{label}({name_of(func)})",
+            label=lambda: f"{label}({name_of(func)})",
             device=blocks[0].device,
             in_place=backend.innermost() is None,
         )
@@ -380,7 +381,7 @@ def _by_directions(backend: Backend, func: Function, options: dict[str, Any], ch
             sum(sizes),
             chunks,
             run,
-            label=f"{label}({name_of(func)})",
+            label=lambda: f"{label}({name_of(func)})",
             device=primals[0].device,
             in_place=backend.innermost() is None,
         )

@@ -142,7 +142,7 @@ def in_chunks(
     chunks: Chunks,
     run: Callable[[int, int], list[Tensor]],
     *,
-    label: str,
+    label: Callable[[], str],
     device: torch.device,
     in_place: bool,
 ) -> tuple[list[Tensor], int]:
@@ -163,11 +163,12 @@ def in_chunks(
 
 
 @contextlib.contextmanager
-def _progress(label: str, total: int, wanted: bool) -> Iterator[Callable[[int], Any]]:
+def _progress(name: Callable[[], str], total: int, wanted: bool) -> Iterator[Callable[[int], Any]]:
     """A function to tell how many rows are done: to tqdm where that is installed, else on a line of stderr."""
     if not wanted:
         yield lambda rows: None
         return
+    label = name()
     try:
         from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
     except ImportError:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Mapping
 
 from torch import Tensor
 
-from . import _tree
+from . import _compiled_batched, _tree
 from ._arguments import Argnums, positions
 from ._chunks import Chunks
 
@@ -212,5 +212,10 @@ TRANSFORMS: Mapping[str, Callable[..., Any]] = {
         linearize,
         hessian_diagonal,
         laplacian,
+        _compiled_batched.batch_jacobian,
+        _compiled_batched.batch_hessian,
+        _compiled_batched.batch_hvp,
+        _compiled_batched.batch_hessian_diagonal,
+        _compiled_batched.batch_laplacian,
     )
 }

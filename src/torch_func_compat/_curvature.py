@@ -54,7 +54,7 @@ def _gradient(backend: Backend, func: Function, primals: tuple[Any, ...], has_au
     return grad_and_value(backend, func, tuple(range(len(primals))), has_aux)
 
 
-def diagonal_mode(backend: Backend, outputs: int, inputs: int) -> tuple[str, str]:
+def diagonal_mode(backend: Backend, outputs: int, inputs: int, samples: int = 1) -> tuple[str, str]:
     """The cheaper way to the diagonal for so many elements of outputs, and why."""
     if outputs <= 1 or not backend.has_forward_mode:
         return "reverse", f"rows of the Hessian by reverse mode, since the function has {outputs} output(s)"
@@ -143,7 +143,7 @@ def _by_rows(backend: Backend, func: Function, argnums: Argnums, has_aux: bool, 
             len(own),
             chunks,
             run,
-            label=f"hessian_diagonal({name_of(func)})",
+            label=lambda: f"hessian_diagonal({name_of(func)})",
             device=blocks[0].device,
             in_place=backend.innermost() is None,
         )
@@ -188,7 +188,7 @@ def _by_directions(backend: Backend, func: Function, argnums: Argnums, has_aux: 
             total,
             chunks,
             run,
-            label=f"hessian_diagonal({name_of(func)})",
+            label=lambda: f"hessian_diagonal({name_of(func)})",
             device=primals[0].device,
             in_place=backend.innermost() is None,
         )

@@ -23,6 +23,10 @@ from ._shares import Part
 JACOBIAN_MODES = ("auto", "forward", "reverse")
 HESSIAN_MODES = ("auto", "reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward")
 
+# Of a batch, forward mode is taken where it saves so many rows of samples, or this many times as many as it costs.
+WORTH_IT = 2500
+SKEWED = 16
+
 
 def check_mode(api: str, mode: str, modes: tuple[str, ...]) -> None:
     """Raise ValueError unless `mode` is one of the modes."""
@@ -30,17 +34,21 @@ def check_mode(api: str, mode: str, modes: tuple[str, ...]) -> None:
         raise ValueError(f"{api}: unknown mode {mode!r}, expected one of {', '.join(map(repr, modes))}")
 
 
-def jacobian_mode(has_forward_mode: bool, outputs: int, inputs: int) -> tuple[str, str]:
-    """The cheaper mode for so many elements of outputs and inputs, and why."""
+def jacobian_mode(has_forward_mode: bool, outputs: int, inputs: int, samples: int = 1) -> tuple[str, str]:
+    """The cheaper mode for so many elements of outputs and inputs, and why; of each of so many samples."""
     # A column costs more than a row: about 1.5 times where there is forward mode (median over networks, convolutions
     # and linear algebra on CPU), and one more backward pass where it is the transpose of reverse mode.
     ratio = 1.5 if has_forward_mode else 3.0
+    # The first column of a batch costs more than its first row, too: as much as some thousand rows of samples.
+    saved = (outputs - inputs) * samples
+    if samples > 1 and ratio * inputs < outputs <= SKEWED * inputs and saved < WORTH_IT:
+        return "reverse", f"reverse mode, since forward mode would save no more than {saved} rows of samples"
     mode = "forward" if outputs > ratio * inputs else "reverse"
     sign = ">" if mode == "forward" else "<="
     return mode, f"{mode} mode, since {outputs} outputs {sign} {ratio} x {inputs} inputs"
 
 
-def hessian_mode(has_forward_mode: bool, outputs: int, inputs: int) -> tuple[str, str]:
+def hessian_mode(has_forward_mode: bool, outputs: int, inputs: int, samples: int = 1) -> tuple[str, str]:
     """The cheaper order of modes for a function with so many outputs, and why."""
     if outputs <= 1:
         return "reverse-reverse", "reverse over reverse mode, since the function has one output"
@@ -84,12 +92,12 @@ def automatic(
     argnums: Argnums,
     has_aux: bool,
     first: str,
-    rule: Callable[[int, int], tuple[str, str]],
+    rule: Callable[[int, int, int], tuple[str, str]],
     make: Callable[[str, Function], Function],
     *,
     samples: Callable[[tuple[Any, ...]], int] = lambda args: 1,
 ) -> Function:
-    """``make(mode, func)`` with the mode that ``rule(outputs, inputs)`` names; `first` is tried until that is known.
+    """``make(mode, func)`` with the mode that ``rule(outputs, inputs, samples)`` names, by `first` until it is known.
 
     Outputs and inputs are those of one of the `samples` that the arguments have.
     """
@@ -106,7 +114,7 @@ def automatic(
             def sized(*inner: Any, **options: Any) -> Any:
                 result = func(*inner, **options)
                 output = result[0] if has_aux and isinstance(result, tuple) and result else result
-                if choice.found(args, rule(elements(output) // size, inputs)) != first:
+                if choice.found(args, rule(elements(output) // size, inputs, size)) != first:
                     raise _Dearer
                 return result
 
@@ -164,7 +172,7 @@ def jacobian(
     def make(mode: str, function: Function) -> Function:
         return _by(backend, mode, function, argnums, has_aux, chunks, part)
 
-    def rule(outputs: int, inputs: int) -> tuple[str, str]:
+    def rule(outputs: int, inputs: int, samples: int) -> tuple[str, str]:
         return jacobian_mode(_forward_mode(backend, part), outputs, inputs)
 
     if mode != "auto":
@@ -201,7 +209,7 @@ def _hessian(
     make: Callable[[str, Function], Function],
     part: Part | None = None,
 ) -> Function:
-    def rule(outputs: int, inputs: int) -> tuple[str, str]:
+    def rule(outputs: int, inputs: int, samples: int) -> tuple[str, str]:
         return hessian_mode(_forward_mode(backend, part), outputs, inputs)
 
     if mode != "auto":

@@ -67,7 +67,7 @@ def vmap(
             call.batch_size,
             chunks,
             run,
-            label=f"vmap({call.name})",
+            label=lambda: f"vmap({call.name})",
             device=call.tensors[0].device,
             in_place=backend.innermost() is None,
         )
@@ -252,7 +252,7 @@ def jacrev(
         require_differentiable(outputs)
         which = (0, elements(outputs)) if part is None else part.bounds(elements(outputs))
         rows, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
-            backend, pullback, outputs, which, chunks, f"jacrev({name_of(func)})"
+            backend, pullback, outputs, which, chunks, lambda: f"jacrev({name_of(func)})"
         )
         whole = functools.partial(jacobian_of_rows, call, outputs)
         if part is None:
@@ -294,7 +294,7 @@ def jacfwd(
         push, aux = backend.pushforward(call, call.primals, randomness)
         which = (0, elements(call.primals)) if part is None else part.bounds(elements(call.primals))
         columns, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
-            backend, push, call.primals, which, chunks, f"jacfwd({name_of(func)})"
+            backend, push, call.primals, which, chunks, lambda: f"jacfwd({name_of(func)})"
         )
         require_real("jacfwd", columns, "outputs")
         whole = functools.partial(jacobian_of_columns, call)
@@ -355,7 +355,7 @@ def map_basis(
     space: Sequence[Tensor],
     which: tuple[int, int],
     chunks: Chunks | None,
-    label: str,
+    label: Callable[[], str],
 ) -> tuple[list[Tensor], int]:
     """Apply `linear` to vectors of the standard basis of the space that `space` is a vector of.
 
