@@ -290,6 +290,11 @@ CAUSES: dict[str, list[Cause]] = {
             "[All refusals](falling-back.md)",
         ),
         Cause(
+            "MISTAKEN_INDEX",
+            "`vmap` over integers on torch 1.11, whose functorch silently indexes wrongly by several mapped tensors",
+            "leave it to the fallback, or upgrade torch",
+        ),
+        Cause(
             "MistakenRule: …MISTAKEN_NESTING…",
             "only with `set_fallback('error')`: torch would give a wrong nested derivative",
             "allow falling back",

@@ -34,14 +34,14 @@ class Capability(NamedTuple):
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
 MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
-MISTAKEN_INDEX = "functorch indexes by several mapped tensors wrongly"
+MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 # What it says of a Function without a jvp rule whose backward cannot be transposed.
 NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "mapped_indices",
-        MISTAKEN_INDEX,
+        MISTAKEN_INDEX.format("functorch"),
         "it maps over integers, and functorch on torch 1.11 silently indexes by several mapped tensors wrongly",
         "upgrade to torch >= 1.12",
     ),

@@ -54,7 +54,7 @@ class FunctorchBackend(NativeBackend):
     ) -> tuple[list[torch.Tensor], list[Any]]:
         # No way to see what they index, but what maps over integers most likely indexes by them.
         if _facts.has("mapped_indices_are_wrong") and any(t.dtype in _INTEGERS for t in tensors):
-            raise MistakenRule(MISTAKEN_INDEX)
+            raise MistakenRule(MISTAKEN_INDEX.format("functorch"))
         return super().vmap(call, tensors, randomness)
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
