@@ -11,8 +11,7 @@ from .. import _facts
 from . import _plain
 
 if _facts.has("torch_func"):
-    from ._levels import evaluate
-    from ._levels import unwrap_if_dead as unwrap_if_dead
+    from ._levels import evaluate, unwrap_if_dead
 
     is_level: Callable[[], bool] = torch._C._are_functorch_transforms_active
 else:
@@ -23,6 +22,24 @@ else:
 
     def unwrap_if_dead(tensor: Tensor) -> Tensor:
         return tensor
+
+
+if hasattr(Tensor, "_is_zerotensor"):
+
+    def settled(value: Any) -> Any:
+        """An argument as operations take it: out of the layer of a transform that is over, and with memory.
+
+        Forward mode stands in for zeros with tensors that have none, and numpy does not take them.
+        """
+        if not isinstance(value, Tensor):
+            return value
+        value = unwrap_if_dead(value)
+        return torch.zeros_like(value) if value._is_zerotensor() and not value.requires_grad else value
+
+else:
+
+    def settled(value: Any) -> Any:
+        return value
 
 
 def is_level_traced() -> bool:
@@ -49,4 +66,4 @@ def call(definition: Any, args: Sequence[Any]) -> Any:
     """Apply a definition to arguments."""
     if is_level():
         return evaluate(definition, args, call)
-    return plain(definition)(*[unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args])
+    return plain(definition)(*map(settled, args))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any, Callable, TypeVar
 
 import torch
@@ -9,12 +11,24 @@ from torch.autograd.function import once_differentiable
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _BASE: Any = torch.autograd.Function
-META: Any = type(_BASE)
 
-# Keeps torch.compile out of a function and of what it calls; its eager parts are compiled frame by frame.
-untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", lambda func: func)
 # every function that the decorator returns has the same code
 _ONCE = once_differentiable(lambda ctx: None).__code__
+
+
+def untraced(func: _F) -> _F:
+    """Keep torch.compile out of a function and of what it calls; its eager parts are compiled frame by frame."""
+    disable = getattr(torch, "_disable_dynamo", None)
+    if disable is None:
+        return func
+    disabled = disable(func)
+
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        # it imports torch._dynamo, which takes seconds; without that there is nobody to keep out
+        return disabled(*args, **kwargs) if "torch._dynamo" in sys.modules else func(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def has(definition: Any, rule: str) -> bool:

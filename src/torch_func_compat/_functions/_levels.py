@@ -22,12 +22,12 @@ from torch import Tensor
 from torch._functorch.autograd_function import VmapInfo
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.function import FunctionMeta
 
 from .. import _tree
-from .._arguments import slices
 from .._randomness import RandomState
 from ._context import Context, is_differentiable
-from ._definition import META, backward_of, has, is_once_differentiable, untraced
+from ._definition import backward_of, has, is_once_differentiable, untraced
 from ._seal import ONCE, seal
 from ._transpose import pushed
 from ._vmapped import make_vmapped, move_to_front, remove_batch
@@ -36,7 +36,6 @@ _private: Any = torch._C._functorch
 _Kind: Any = _private.TransformType
 _Base: Any = torch.autograd.function._SingleLevelFunction
 
-# A tensor out of the layer of a transform that is over, as operations take it.
 unwrap_if_dead: Callable[[Tensor], Tensor] = _private.unwrap_if_dead
 
 Call = Callable[..., Any]
@@ -93,7 +92,7 @@ def _record(interpreter: Any, definition: Any, operands: Sequence[Any], call: Ca
             results = backward(ctx, *grads)
         return seal(results, [x for x in (*operands, *grads) if is_differentiable(x)], ONCE, call)
 
-    node: Any = META(
+    node: Any = FunctionMeta(
         definition.__name__,
         (_Base,),
         {
@@ -140,6 +139,9 @@ def _push_forward(interpreter: Any, definition: Any, operands: Sequence[Any], ca
         if id(output) in same:
             wrapped.append(_modified(operands[same[id(output)]], tangents[same[id(output)]], upper_tangent))
             continue
+        if upper_tangent is not None and any(step == 0 and n > 1 for step, n in zip(output.stride(), output.shape)):
+            with interpreter.lower():
+                output = output.clone(memory_format=torch.contiguous_format)  # tangents are laid out like values
         upper = _private._wrap_for_grad(output, level)
         if upper_tangent is not None and is_differentiable(output):
             upper = forward_ad.make_dual(upper, upper_tangent)
@@ -197,19 +199,13 @@ def _map_over(interpreter: Any, definition: Any, operands: Sequence[Any], call: 
             f"The vmap staticmethod of {definition.__name__} returned an incompatible (output, out_dims) tuple: "
             f"out_dims={out_dims} does not fit the structure {spec} of the output"
         )
-    return _tree.unflatten(
-        [
-            x
-            if not isinstance(x, Tensor)
-            else same[id(x)]
-            if id(x) in same
-            else x
-            if dim is None
-            else _private._add_batch_dim(x, dim, level)
-            for x, dim in zip(flat, flat_dims)
-        ],
-        spec,
-    )
+
+    def wrap(x: Any, dim: Any) -> Any:
+        if id(x) in same:
+            return same[id(x)]
+        return x if dim is None or not isinstance(x, Tensor) else _private._add_batch_dim(x, dim, level)
+
+    return _tree.unflatten(map(wrap, flat, flat_dims), spec)
 
 
 def has_vmap_rule(definition: Any) -> bool:
@@ -238,7 +234,11 @@ def _loop(definition: Any, below: Any, dims: Any, size: int, randomness: str, ca
         raise RuntimeError(f"vmap: the fallback path does not support vmap over dims of size 0 ({definition.__name__})")
     (flat, spec), flat_dims = _tree.flatten(below), _tree.flatten(dims)[0]
     state = RandomState() if randomness != "different" else None
-    columns = [slices(x, dim) if dim is not None else itertools.repeat(x, size) for x, dim in zip(flat, flat_dims)]
+    # clones, for samples that are modified in place would count as modifications of each other
+    columns = [
+        itertools.repeat(x, size) if dim is None else [sample.clone() for sample in x.unbind(dim)]
+        for x, dim in zip(flat, flat_dims)
+    ]
     results: list[list[Any]] = []
     several = False
     owner: dict[int, int] = {}
@@ -258,7 +258,9 @@ def _loop(definition: Any, below: Any, dims: Any, size: int, randomness: str, ca
                 f"vmap: {definition.__name__} modifies in place a tensor that all samples share. Work on a clone(), or "
                 f"give it a batch dimension"
             )
-    stacked = [flat[owner[n]] if n in owner else _stack(definition, column) for n, column in enumerate(zip(*results))]
+    stacked = [_stack(definition, column) for column in zip(*results)]
+    for n, k in owner.items():
+        stacked[n] = flat[k].copy_(stacked[n].movedim(0, flat_dims[k]))
     out_dims = [flat_dims[owner[n]] if n in owner else 0 for n in range(len(stacked))]
     return (tuple(stacked), tuple(out_dims)) if several else (stacked[0], out_dims[0])
 

@@ -6,10 +6,11 @@ from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionMeta
 
 from .._arguments import version
 from ._context import KEPT, Context, attributes, is_differentiable, same, tensors_in
-from ._definition import META, backward_of, has, is_once_differentiable, untraced
+from ._definition import backward_of, has, is_once_differentiable, untraced
 from ._seal import NOT_REPEATED, ONCE, seal
 
 Call = Callable[..., Any]
@@ -110,7 +111,7 @@ def make(definition: Any, call: Call) -> Call:
         rules.update(jvp=staticmethod(definition.jvp))
     if getattr(definition, "clear_saved_tensors_on_access", False):
         rules.update(clear_saved_tensors_on_access=True)
-    function: Any = META(definition.__name__, (torch.autograd.Function,), rules)
+    function: Any = FunctionMeta(definition.__name__, (torch.autograd.Function,), rules)
     if not hasattr(torch.autograd.Function, "save_for_forward"):
         function._backward_cls.save_for_forward = lambda ctx, *tensors: None  # those torches call no jvp rule
     # past torch's own apply(), which looks at the signature and for levels once more
@@ -123,4 +124,4 @@ def traced(definition: Any) -> Any:
     if not _SPLIT or not has(definition, "setup_context"):
         return None
     rules = {name: staticmethod(getattr(definition, name)) for name in ("forward", "setup_context", "backward")}
-    return META(definition.__name__, (torch.autograd.Function,), {**rules, "__module__": definition.__module__})
+    return FunctionMeta(definition.__name__, (torch.autograd.Function,), {**rules, "__module__": definition.__module__})

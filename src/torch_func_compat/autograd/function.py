@@ -6,10 +6,9 @@ import inspect
 from typing import Any, Callable
 
 import torch
-from torch import Tensor
 
-from .._functions._call import call, is_level, is_level_traced, plain, unwrap_if_dead
-from .._functions._definition import META, has, untraced
+from .._functions._call import call, is_level, is_level_traced, plain, settled
+from .._functions._definition import has, untraced
 from .._functions._plain import traced
 
 __all__ = ["Function"]
@@ -17,7 +16,7 @@ __all__ = ["Function"]
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 
-class FunctionMeta(META):  # type: ignore[misc]
+class TracedMeta(torch.autograd.function.FunctionMeta):
     """A metaclass of its own, for torch.compile.
 
     Of a class whose metaclass is torch's, torch.compile takes forward() and leaves backward() out where torch.func's
@@ -26,7 +25,7 @@ class FunctionMeta(META):  # type: ignore[misc]
     """
 
 
-class Function(torch.autograd.Function, metaclass=FunctionMeta):
+class Function(torch.autograd.Function, metaclass=TracedMeta):
     """A function with a derivative of your own.
 
     Subclass it and give it the static methods below, as for `torch.autograd.Function` of torch >= 2.0; then call
@@ -116,10 +115,10 @@ class Function(torch.autograd.Function, metaclass=FunctionMeta):
             args = _bind(cls, args, kwargs)
         if is_level():
             return call(cls, args)
-        return plain(cls)(*[unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args])
+        return plain(cls)(*map(settled, args))
 
 
-# A break in the graph, or an error with fullgraph=True: see FunctionMeta
+# A break in the graph, or an error with fullgraph=True: see TracedMeta
 @untraced
 def _untraced(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _prepare(cls)
