@@ -27,7 +27,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 MATRIX = nox.project.load_toml("matrix.toml")
 ENVIRONMENTS = {row["name"]: row for row in MATRIX["environments"]}
 DOWNSTREAM = {row["name"]: (ENVIRONMENTS[row["environment"]], row) for row in MATRIX["downstream"]}
-NEWEST = list(ENVIRONMENTS.values())[-1]
+OLDEST, *_, NEWEST = ENVIRONMENTS.values()
 
 
 def asked(name):
@@ -95,6 +95,14 @@ def lint(session):
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy", "--strict", "src")
+
+
+@nox.session(python=NEWEST["python"], tags=["all"])
+@disposable
+def types(session):
+    """Whether the installed package tells a type checker the type of all that is public (pyright comes from npm)."""
+    install_project(session, *requirements(NEWEST), "pyright[nodejs]", "numpy")
+    session.run("pyright", "--verifytypes", "torch_func_compat", "--ignoreexternal")
 
 
 @nox.session
@@ -196,8 +204,27 @@ def dev(session):
 
 @nox.session
 def build(session):
-    """The sdist and the wheel, in dist/."""
+    """The sdist and the wheel, in dist/; then their tests on the oldest and the newest torch."""
     session.install("build", "twine")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
     session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    for environment in (OLDEST, NEWEST):
+        session.notify(f"built({environment['name']})")
+
+
+@nox.session
+@over_the_table()
+@disposable
+def built(session, environment):
+    """The tests that the sdist brings, of the wheel that is installed, with neither source tree in sight."""
+    (sdist,), (wheel,) = Path("dist").glob("*.tar.gz"), Path("dist").glob("*.whl")
+    session.install(str(wheel), "--reinstall-package", "torch-func-compat", *requirements(environment, "test"))
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder / "unpacked", ignore_errors=True)
+    shutil.unpack_archive(sdist, folder / "unpacked")
+    (tree,) = (folder / "unpacked").iterdir()
+    shutil.rmtree(tree / "src")
+    session.chdir(tree)
+    session.run("python", "-c", "import torch_func_compat as t; assert 'site-packages' in t.__file__, t.__file__")
+    run_pytest(session, *PARALLEL)
