@@ -33,7 +33,7 @@ CAUSES: dict[str, list[Cause]] = {
             "functorch is missing, or does not fit the installed torch",
             "install the release that the message names",
         ),
-        Cause("BackendUnavailableError: …", "any of the three above", "see there"),
+        Cause("… (_backends/__init__.py)", "any of the three above", "see there"),
         Cause("unknown fallback", "no such mode of falling back", "'warn', 'silent' or 'error'"),
         Cause(
             "expected a function transformed by this library",
@@ -203,6 +203,7 @@ CAUSES: dict[str, list[Cause]] = {
         ),
     ],
     "Functions of whole batches": [
+        Cause("check=True looks at values", "`check=True` while torch.compile traces", "check one call outside"),
         Cause("expected as many samples", "batches of different sizes", "make them equal, or None in `in_dims`"),
         Cause("asks for batch dimension", "an argument has no such dimension", "check its shape, or None in `in_dims`"),
         Cause(
@@ -290,32 +291,37 @@ CAUSES: dict[str, list[Cause]] = {
             "[All refusals](falling-back.md)",
         ),
         Cause(
-            "MISTAKEN_INDEX",
-            "`vmap` over integers on torch 1.11, whose functorch silently indexes wrongly by several mapped tensors",
-            "leave it to the fallback, or upgrade torch",
-        ),
-        Cause(
-            "MistakenRule: …MISTAKEN_NESTING…",
+            "torch takes what … saved for constant",
             "only with `set_fallback('error')`: torch would give a wrong nested derivative",
             "allow falling back",
         ),
         Cause(
-            "MistakenRule: …MISTAKEN_ROWS…",
+            "torch batches the backward of … wrongly",
             "only with `set_fallback('error')`: torch would batch the backward of an operation wrongly",
             "allow falling back, or `chunk_size=1`",
         ),
         Cause(
-            "MistakenRule: …MISTAKEN_TANGENT…",
+            "indexes by several mapped tensors wrongly",
+            "only with `set_fallback('error')`: functorch 0.1 would index wrongly",
+            "allow falling back, or upgrade torch",
+        ),
+        Cause(
+            "torch drops the tangents of …",
             "only with `set_fallback('error')`: torch would drop the tangents of a custom operator",
             "allow falling back, or use reverse mode",
         ),
         Cause(
-            "MistakenRule: …NOT_TRANSPOSED…",
+            "and so has no transpose",
             "only with `set_fallback('error')`: forward mode through a backward that is not differentiable",
             "allow falling back, or give the Function a `jvp`",
         ),
     ],
     "Several processes": [
+        Cause(
+            "could belong to the … samples",
+            "it is not clear whether a tensor has a batch dimension",
+            "pass it by position, with `in_dims` as a tuple",
+        ),
         Cause("is not in the group", "a process called that is no member of the group", "call it on members alone"),
         Cause("torch.distributed is not initialised", "a group without `init_process_group`", "initialise it first"),
         Cause("RemoteError: rank", "the function raised in another process", "look there: the message has its words"),
@@ -331,6 +337,63 @@ CAUSES: dict[str, list[Cause]] = {
         Cause("gather=False leaves each share", "`dst=` with `gather=False`", "leave out one of them"),
         Cause("were given different inputs", "arguments differ between processes", "broadcast them first"),
         Cause("the group's backend is nccl", "arguments on the CPU in a group of GPUs", "move them, or use gloo"),
+    ],
+    "torch.autograd.functional": [
+        Cause(
+            "of the user-provided function",
+            "`strict=True`, and a derivative is zero since nothing depends on the input",
+            "leave out `strict`, for zeros",
+        ),
+        Cause(
+            "… (_eager.py)",
+            "`strict=True`, or a function with other than one output where one is asked for: the message says which",
+            "leave out `strict`, or return one number",
+        ),
+        Cause("should return a single Tensor", "a Hessian of a function with several outputs", "return one tensor"),
+        Cause(
+            "should contain a single element", "a Hessian of a function of many values", "sum them, or `jacobian` twice"
+        ),
+        Cause("given v should contain", "several vectors for one input", "pass one tensor"),
+        Cause("v is a tuple of invalid length", "not as many vectors as inputs, or outputs", "one for each"),
+        Cause("v has invalid size", "a vector of another shape than its input, or output", "reshape it"),
+        Cause("Expected strategy to be", "no such strategy", "'forward-mode' or 'reverse-mode'"),
+        Cause(
+            "are not supported together",
+            "two options that torch does not combine, either",
+            "as the message says, or `jacfwd`",
+        ),
+        Cause("is only implemented for", "forward mode without `vectorize=True`", "pass it, or take `jacfwd`"),
+        Cause("must be either a Tensor or a tuple", "an input or a vector is no tensor", "make it one"),
+    ],
+    "Modules": [
+        Cause(
+            "stateless API can't be used",
+            "`functional_call` of a scripted or a DataParallel module",
+            "take the module within",
+        ),
+        Cause("parameter_and_buffer_dicts", "parameters are no dictionaries", "`dict(module.named_parameters())`"),
+        Cause("appeared in multiple dictionaries", "two dictionaries have the same name", "one value for each"),
+        Cause("got multiple values for keys", "two values for tied parameters", "give one, or `tie_weights=False`"),
+        Cause(
+            "Error(s) in reparametrizing", "`strict=True`, and names do not fit", "compare with `named_parameters()`"
+        ),
+        Cause("tensor name can't be empty", "an empty name", "the name of a parameter or buffer"),
+        Cause(
+            "is not an instance of torch",
+            "a name or a value is no tensor or module",
+            "give tensors, by names that exist",
+        ),
+        Cause("Expected at least one model", "`stack_module_state` of nothing", "give a module"),
+        Cause(
+            "stack_module_state: Expected all models", "modules that differ", "one class, one mode, the same parameters"
+        ),
+        Cause("from each model to have the same", "parameters differ in `requires_grad`", "set it alike"),
+        Cause(
+            "another thread is calling this module",
+            "threads exchange the tensors of one module",
+            "a copy for each thread",
+        ),
+        Cause("functionalize: expected remove", "no such value of `remove`", "'mutations' or 'mutations_and_views'"),
     ],
     "torch_func_compat.tad_mctc": [
         Cause("unknown strategy", "no such strategy", "take one of those that the message lists"),

@@ -24,43 +24,59 @@ class Message(NamedTuple):
     line: int
 
 
-def text_of(node: ast.expr | None) -> str:
-    """The words of an expression: literals as they are, all else as …"""
+def text_of(node: ast.expr | None, named: dict[str, str]) -> str:
+    """The words of an expression: literals as they are, names of constants by their words, all else as …"""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(text_of(value) for value in node.values)
+        return "".join(text_of(value, named) for value in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return text_of(node.left) + text_of(node.right)
+        return text_of(node.left, named) + text_of(node.right, named)
+    if isinstance(node, ast.Name):
+        return named.get(node.id, "…")
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        return re.sub(r"\{\w*\}", "…", text_of(node.func.value, named))
     return "…"
 
 
-def messages_in(tree: ast.AST, file: str) -> Iterator[Message]:
+def constants_in(tree: ast.AST) -> dict[str, str]:
+    """The texts that have a name."""
+    return {
+        node.targets[0].id: node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }
+
+
+def messages_in(tree: ast.AST, file: str, named: dict[str, str] | None = None) -> Iterator[Message]:
     """The messages of one module. What only passes on an error that exists (``raise error``) is none."""
+    named = {**(named or {}), **constants_in(tree)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, (ast.Name, ast.Attribute)):
-            kind = ERROR.match(ast.unparse(node.exc))
-            if kind:
-                yield Message(kind[1], "…", file, node.lineno)
-        elif isinstance(node, ast.Call) and ERROR.match(ast.unparse(node.func)):
+            kind, text = ERROR.match(ast.unparse(node.exc)), "…"
+        elif isinstance(node, ast.Call):
             # also where it is made in one place and raised in another
-            first = node.args[0] if node.args else None
-            text = text_of(first)
-            if isinstance(first, ast.Call) and ast.unparse(first.func).endswith(".format"):
-                # a constant of another module, filled in: NOT_TRANSPOSED.format(...)
-                text = f"…{ast.unparse(first.func)[: -len('.format')]}…"
-            yield Message(ERROR.match(ast.unparse(node.func))[1], text, file, node.lineno)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
-            category = ast.unparse(node.args[1]) if len(node.args) > 1 else "UserWarning"
-            yield Message(category, text_of(node.args[0]), file, node.lineno)
+            kind = ERROR.match(ast.unparse(node.func))
+            text = text_of(node.args[0] if node.args else None, named)
+            if ast.unparse(node.func) == "warnings.warn":
+                kind = re.match(r"(?:.*\.)?(\w+)", ast.unparse(node.args[1]) if len(node.args) > 1 else "UserWarning")
+        else:
+            continue
+        if kind:
+            yield Message(kind[1], f"… ({file})" if text == "…" else text, file, node.lineno)
 
 
 def all_messages() -> list[Message]:
     """Those of the whole library, module by module."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCES.rglob("*.py"))}
+    named = {name: text for tree in trees.values() for name, text in constants_in(tree).items() if name.isupper()}
     return [
         message
-        for path in sorted(SOURCES.rglob("*.py"))
-        for message in messages_in(ast.parse(path.read_text(encoding="utf-8")), path.relative_to(SOURCES).as_posix())
+        for path, tree in trees.items()
+        for message in messages_in(tree, path.relative_to(SOURCES).as_posix(), named)
     ]
 
 

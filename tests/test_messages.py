@@ -36,6 +36,7 @@ def test_every_cause_has_a_message():
 
 def test_collector():
     source = """
+SAYING = 'so {} that'
 def f(x, error):
     if x:
         raise ValueError(f"{x}: not " "this" f" {x!r}")
@@ -47,12 +48,12 @@ def f(x, error):
     raise MistakenRule(SAYING.format(x))
     return KeyError("made here, raised elsewhere")
 """
-    found = sorted(messages.messages_in(ast.parse(source), ""), key=lambda message: message.line)
+    found = sorted(messages.messages_in(ast.parse(source), "file.py"), key=lambda message: message.line)
     assert [(m.kind, m.text, m.line) for m in found] == [
-        ("ValueError", "…: not this …", 4),
-        ("OddError", "…", 6),
-        ("FutureWarning", "so so", 7),
-        ("UserWarning", "…", 8),
-        ("MistakenRule", "…SAYING…", 10),
-        ("KeyError", "made here, raised elsewhere", 11),
+        ("ValueError", "…: not this …", 5),
+        ("OddError", "… (file.py)", 7),
+        ("FutureWarning", "so so", 8),
+        ("UserWarning", "… (file.py)", 9),
+        ("MistakenRule", "so … that", 11),
+        ("KeyError", "made here, raised elsewhere", 12),
     ]
