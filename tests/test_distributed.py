@@ -129,3 +129,14 @@ def test_checksum():
     y[3, 3] = y[3, 3] * (1 + 2**-52)
     assert _collectives.checksum(x) != _collectives.checksum(y)
     assert _collectives.checksum(torch.zeros(0)) == 0
+
+
+@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="this torch has no torch.compiler")
+def test_torch_compile_goes_around_it():
+    try:
+        torch.compile(lambda x: x + 1, backend="eager")(X)
+    except Exception as error:  # noqa: BLE001 - of many types
+        pytest.skip(f"this torch does not compile on this Python: {type(error).__name__}")
+    hessian = distributed.hessian(energy)
+    compiled = torch.compile(lambda x: 2 * hessian(x * 1), backend="eager")
+    same(compiled(X), 2 * tfc.hessian(energy)(X))

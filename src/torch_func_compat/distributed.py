@@ -14,6 +14,7 @@ tensor([[ 6.,  0.],
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
@@ -26,6 +27,7 @@ from ._batched import batch_dims
 from ._captured import captured
 from ._chunks import Chunks, ChunkSize, Memory
 from ._collectives import Parcel, RemoteError, Team, checksum
+from ._dispatch import _is_compiling as is_compiling
 from ._dispatch import transform
 from ._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from ._policy import active_native, chosen
@@ -144,7 +146,19 @@ def _sampled(
     return wrapper
 
 
-def _run(
+def _run(*arguments: Any) -> tuple[Any, Any]:
+    """`_together`, which torch.compile must not trace, frame by frame, while it runs."""
+    if is_compiling():  # a break in the graph; without fullgraph=True, nobody sees this
+        raise RuntimeError(
+            "torch_func_compat.distributed cannot be traced by torch.compile, since its processes tell each other what "
+            "happened: compile the function that is differentiated instead"
+        )
+    dynamo = sys.modules.get("torch._dynamo")
+    together: Any = _together if dynamo is None else dynamo.disable(_together)
+    return together(*arguments)  # type: ignore[no-any-return]
+
+
+def _together(
     name: str,
     func: Callable[..., Any],
     argnums: Argnums,
