@@ -21,7 +21,9 @@ CAUSES: dict[str, list[Cause]] = {
     "Choosing a backend": [
         Cause("unknown backend", "no backend has that name", "take one of those that the message lists"),
         Cause(
-            "needs torch >= 2.0", "`torch.func` was asked for on an older torch", "upgrade torch, or ask for another"
+            "the backend 'torch.func' needs",
+            "`torch.func` was asked for on an older torch",
+            "upgrade torch, or ask for another",
         ),
         Cause(
             "the backend 'functorch'",
@@ -393,6 +395,7 @@ CAUSES: dict[str, list[Cause]] = {
             "threads exchange the tensors of one module",
             "a copy for each thread",
         ),
+        Cause("functionalize needs torch", "`functionalize` on a torch that has none", "as the message says"),
         Cause("functionalize: expected remove", "no such value of `remove`", "'mutations' or 'mutations_and_views'"),
     ],
     "torch_func_compat.tad_mctc": [
