@@ -320,6 +320,11 @@ CAUSES: dict[str, list[Cause]] = {
     ],
     "Several processes": [
         Cause(
+            "cannot be traced by torch.compile",
+            "a distributed transform within compiled code",
+            "compile what it differentiates",
+        ),
+        Cause(
             "could belong to the … samples",
             "it is not clear whether a tensor has a batch dimension",
             "pass it by position, with `in_dims` as a tuple",
