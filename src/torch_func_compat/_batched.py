@@ -320,7 +320,11 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         own = torch.cat(columns).to(blocks[0].device)
 
         def run(start: int, rows: int) -> list[Tensor]:
-            found = spread.batched(*basis(space, start, rows))
+            vectors = basis(space, start, rows)
+            if rows == 1:
+                found = [row.unsqueeze(0) for row in spread(*(vector.squeeze(0) for vector in vectors))]
+            else:
+                found = spread.batched(*vectors)
             parts = [
                 movedim(part, dim + 1, 1).reshape(rows, call.size, size)
                 for part, dim, size in zip(found, call.dims, sizes)

@@ -1,0 +1,62 @@
+"""Jacobians and Hessians by this library and by everybody else, in one run.
+
+The candidates of a workload take turns, one call each, so that a machine that slows down meanwhile slows all of
+them. ``nox -s bench`` runs this and writes what ``report.py`` shows; no time is ever asserted.
+"""
+
+from time import perf_counter
+
+import pytest
+import torch
+from workloads import OURS, WORKLOADS
+
+from torch_func_compat import _memory
+
+
+@pytest.fixture(scope="module")
+def made(device):
+    """The candidates of the workload that is timed at the moment."""
+    current = {}
+
+    def of(name):
+        if name not in current:
+            current.clear()
+            current[name] = WORKLOADS[name](device)
+        return current[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_derivatives(benchmark, made, name, seconds):
+    candidates = made(name)
+    benchmark.group = name
+    times = {candidate: [] for candidate in candidates}
+    memory = {}
+    for candidate, call in candidates.items():
+        call()
+        call()
+        if "JAX" not in candidate and "compile" not in candidate:
+            memory[candidate] = _memory.measured(lambda call=call: [call()])[1]
+    spent = dict.fromkeys(candidates, 0.0)
+    order = list(candidates)
+    while spent[OURS] < seconds or len(times[OURS]) < 5:
+        for candidate in order:
+            if len(times[candidate]) >= 3 and spent[candidate] > 4 * seconds:
+                continue  # the slow ones are not worth more
+            times[candidate].append(timed(candidates[candidate]))
+            spent[candidate] += times[candidate][-1]
+        order = order[1:] + order[:1]
+    benchmark.extra_info.update(times=times, memory=memory)
+    benchmark.pedantic(candidates[OURS], rounds=5)
+
+
+def timed(call):
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    if cuda:
+        torch.cuda.synchronize()
+    start = perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return perf_counter() - start
