@@ -98,11 +98,13 @@ class Request:
             if forward:
                 # all columns belong to one draw, whatever is random
                 push, _ = self.backend.pushforward(call, self.inputs, "same")
-                columns, _ = map_basis(self.backend, push, self.inputs, (0, elements(self.inputs)), chunks, self.name)
+                columns, _ = map_basis(
+                    self.backend, push, self.inputs, (0, elements(self.inputs)), chunks, lambda: self.name
+                )
                 blocks = [_of_columns(column, self.inputs) for column in columns]
             else:
                 outputs, pullback, _ = self.backend.vjp(call, self.inputs)
-                rows, _ = map_basis(self.backend, pullback, outputs, (0, elements(outputs)), chunks, self.name)
+                rows, _ = map_basis(self.backend, pullback, outputs, (0, elements(outputs)), chunks, lambda: self.name)
                 blocks = jacobian_of_rows(call, outputs, rows)
         results = tuple(self.finish(block, self.is_tuple) for block in blocks)
         return results if is_tuple() else results[0]

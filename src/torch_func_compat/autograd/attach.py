@@ -60,7 +60,7 @@ def attach_gradient(function: Callable[[Tensor], Tensor], x: Tensor, gradient: T
     return value
 
 
-class _Attached(Function):  # type: ignore[metaclass]
+class _Attached(Function):
     @staticmethod
     def forward(x: Tensor, gradient: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         return function(x)
