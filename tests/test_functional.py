@@ -423,3 +423,14 @@ def torch_or_error(function, func, inputs, flags):
 
 def flat(tree):
     return [tree] if isinstance(tree, Tensor) else [leaf for part in tree for leaf in flat(part)]
+
+
+@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="torch.compile does not say that it is compiling")
+def test_compiled_around():
+    """Calls of these break the graph, and are not traced."""
+    for call in (lambda x: functional.hessian(energy, x, vectorize=True), lambda x: functional.jvp(torch.sin, x, V)[1]):
+        try:
+            compiled = torch.compile(lambda x: call(2 * x) + 1, backend="eager")  # noqa: B023
+        except RuntimeError as error:
+            pytest.skip(str(error))  # not on this system or Python
+        assert_close(compiled(X), call(2 * X) + 1)

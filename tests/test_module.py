@@ -459,3 +459,15 @@ def test_functionalize(backend):
         assert_close(leaf.grad, expected)
     with pytest.raises(RuntimeError, match="expected remove to be 'mutations'"):
         tfc.functionalize(f, remove="all")
+
+
+@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="torch.compile does not say that it is compiling")
+def test_compiled():
+    net, inputs = Net(), numbers(4, 3)
+    gradients = tfc.vmap(tfc.grad(lambda p, x: functional_call(net, p, (x,)).sum()), in_dims=(None, 0))
+    try:
+        compiled = torch.compile(lambda p, x: gradients(p, x), backend="eager", fullgraph=True)
+    except RuntimeError as error:
+        pytest.skip(str(error))  # not on this system or Python
+    with Unchanged(net):
+        assert_close(compiled(GIVEN, inputs), gradients(GIVEN, inputs))

@@ -6,7 +6,8 @@ Conditions, their order and the texts of errors are those of the newest torch.au
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable, Iterator, Sequence
+import functools
+from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,13 +18,29 @@ from ._backends.autograd._graph import gradients
 from ._backends.autograd._level import Level
 from ._backends.protocol import Backend
 from ._chunks import AT_ONCE, Chunks
+from ._dispatch import _is_compiling
 from ._operators import elements, jacobian_of_rows, map_basis
 
+F = TypeVar("F", bound=Callable[..., Any])
 # Looks at the outputs and the variables of a level that is running, and raises where something is wrong.
 Check = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
 
 _OUTPUTS = "outputs of the user-provided function"
 _STRICT = "This is not allowed in strict mode"
+
+
+def untraced(function: F) -> F:
+    """`function`, which torch.compile calls as it is: it traces no torch.autograd.grad, and what it makes of the rest
+    of these functions depends on the release (errors of its own on 2.13 and 2.15)."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if _is_compiling():
+            disable: Any = torch.compiler.disable
+            return disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 class Request:

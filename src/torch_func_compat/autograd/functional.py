@@ -34,6 +34,7 @@ from .._eager import (
     first_differentiable,
     ones,
     require_single_element,
+    untraced,
 )
 
 __all__ = ["hessian", "hvp", "jacobian", "jvp", "vhp", "vjp"]
@@ -41,6 +42,7 @@ __all__ = ["hessian", "hvp", "jacobian", "jvp", "vhp", "vjp"]
 Tensors = Union[Tensor, Tuple[Tensor, ...]]
 
 
+@untraced
 def vjp(
     func: Callable[..., Any],
     inputs: Tensors,
@@ -110,6 +112,7 @@ def vjp(
     return request.finish(outputs, call.is_tuple), request.finish(product, request.is_tuple)
 
 
+@untraced
 def jvp(
     func: Callable[..., Any],
     inputs: Tensors,
@@ -157,6 +160,7 @@ def jvp(
     return request.finish(outputs, call.is_tuple), request.finish(product, call.is_tuple)
 
 
+@untraced
 def jacobian(
     func: Callable[..., Any],
     inputs: Tensors,
@@ -224,6 +228,7 @@ def jacobian(
     return request.jacobian(call, forward, vectorize, lambda: call.is_tuple)
 
 
+@untraced
 def hessian(
     func: Callable[..., Any],
     inputs: Tensors,
@@ -274,6 +279,7 @@ def hessian(
     return request.jacobian(Gradient(request, func, check), forward, vectorize, lambda: request.is_tuple)
 
 
+@untraced
 def vhp(
     func: Callable[..., Any],
     inputs: Tensors,
@@ -314,6 +320,7 @@ def vhp(
     return request.finish(value, False), request.finish(product, request.is_tuple)
 
 
+@untraced
 def hvp(
     func: Callable[..., Any],
     inputs: Tensors,
