@@ -107,6 +107,12 @@ PROVOKED = {
         (1, 11),
         (1, 12),
     ),
+    "overlapping_memory": (lambda: tfc.jvp(torch.sin, (X[:1].expand(4),), (X,)), (1, 11), None),
+    "functorch_sizes": (
+        lambda: tfc.vmap(tfc.grad(lambda x: (x * x * x).sum()))(X[:1]),
+        (1, 11),
+        (2, 0),
+    ),
     "functorch_conjugate": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
     "inplace_in_formula": (
         lambda: tfc.grad(lambda x: tfc.jvp(tfc.grad(lambda x: x.norm()), (x,), (X,))[1].sum())(X),

@@ -11,15 +11,15 @@ TORCH = Version(str(torch.__version__)).release
 
 
 class XFail(NamedTuple):
-    test: str  # below tests/, as a pattern: "test_vmap.py::test_name[torch.func*"; [ stands for itself
+    test: str  # below tests/, as a pattern: "conformance/test_vmap.py::test_name[torch.func*"; [ stands for itself
     reason: str
     link: str
     raises: tuple[type[BaseException], ...] = (Exception,)
     applies: Callable[[], bool] = lambda: True
 
 
-_SECOND = "test_nesting.py::test_second_derivatives_are_never_silently_wrong"
-_NO_GRAD = "test_state.py::test_no_grad_inside_is_respected"
+_SECOND = "conformance/test_nesting.py::test_second_derivatives_are_never_silently_wrong"
+_NO_GRAD = "conformance/test_state.py::test_no_grad_inside_is_respected"
 _NATIVE = "[*func*"  # torch.func and functorch
 
 
@@ -31,10 +31,17 @@ def _wrong(test: str, reason: str, issue: int, since: tuple[int, ...], until: tu
 
 XFAILS: tuple[XFail, ...] = (
     XFail(
-        "test_state.py::test_a_backward_through_the_output_leaves_the_pullback_its_graph[autograd]",
+        "conformance/test_state.py::test_a_backward_through_the_output_leaves_the_pullback_its_graph[autograd]",
         "one run makes one graph, which the output and the pullback share: pass retain_graph=True to the backward",
         "https://pytorch.org/docs/stable/generated/torch.Tensor.backward.html",
         (RuntimeError,),
+    ),
+    XFail(
+        "conformance/test_in_place.py::test_a_slice_of_an_argument_may_be_written_to[functorch-*",
+        "functorch 0.1 and 0.2 lose what is written into a slice of such a tensor, so it is refused",
+        "https://github.com/pytorch/functorch",
+        (RuntimeError,),
+        lambda: (1, 11) <= TORCH < (1, 13),
     ),
     # no issue of its own was found: the umbrella for derivatives of higher order that are wrong
     _wrong(f"{_SECOND}[*-weight_norm-*", "the backward takes the saved norms for constant", 198017, (1, 12)),

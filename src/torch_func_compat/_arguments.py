@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, Callable, Iterator, Sequence, Tuple, Union
+from functools import cached_property
+from typing import Any, Callable, Iterable, Iterator, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -149,14 +150,26 @@ class Call:
                     f"{self.api}: expected f(*primals) to return only tensors, got unsupported type {type(leaf)}"
                 )
 
+    @cached_property
+    def _rest(self) -> tuple[list[Any], _tree.TreeSpec]:
+        """What is not differentiated: positional arguments by their positions, and keyword arguments."""
+        return _tree.flatten(({i: arg for i, arg in enumerate(self.args) if i not in self.positions}, self.kwargs))
+
     def others(self) -> list[Tensor]:
-        """Tensors among the arguments that are not differentiated."""
-        rest = [arg for i, arg in enumerate(self.args) if i not in self.positions]
-        return [value for value in captured([rest, self.kwargs]) if isinstance(value, Tensor)]
+        """Tensors among the arguments (leaves of them) that are not differentiated."""
+        return [leaf for leaf in self._rest[0] if isinstance(leaf, Tensor)]
+
+    def put_others(self, others: Sequence[Tensor]) -> None:
+        """Let the function be given these in their place."""
+        leaves, spec = self._rest
+        values = iter(others)
+        rest, self.kwargs = _tree.unflatten([next(values) if isinstance(x, Tensor) else x for x in leaves], spec)
+        self.args = tuple(rest.get(i, arg) for i, arg in enumerate(self.args))
 
     def captured(self) -> list[Tensor]:
-        """Tensors around the function, which it can reach without being given them."""
-        return [value for value in captured(self.func) if isinstance(value, Tensor)]
+        """Tensors around the function, which it can reach without being given them as leaves of its arguments."""
+        hidden = [leaf for leaf in self._rest[0] if not isinstance(leaf, Tensor)]
+        return [value for value in captured([self.func, hidden]) if isinstance(value, Tensor)]
 
     def generators(self) -> list[torch.Generator]:
         """Random generators among the arguments and around the function."""
@@ -195,6 +208,9 @@ class BatchedCall:
 
     output_spec: _tree.TreeSpec
     flat_out_dims: list[int | None]
+    # For each output to be stacked, which of the mapped inputs it was, if it was one: as in torch.func, the result
+    # is then that input itself where it reads the same memory.
+    identity: Iterable[int | None]
 
     def __init__(
         self, func: Callable[..., Any], in_dims: Any, out_dims: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -203,6 +219,7 @@ class BatchedCall:
         self.out_dims = out_dims
         self.kwargs = kwargs
         self.name = name_of(func)
+        self.identity = itertools.repeat(None)
         head = f"vmap({self.name}, in_dims={in_dims}, ...)(<inputs>)"
         if not isinstance(in_dims, (int, tuple)):
             raise ValueError(
@@ -255,6 +272,7 @@ class BatchedCall:
                 f"{head}: Got in_dim={dim} for some input, but that input is a Tensor of dimensionality "
                 f"{leaf.dim()} so expected in_dim to satisfy -{leaf.dim()} <= in_dim < {leaf.dim()}."
             )
+        _require_first_dim(leaf, dim)
 
     def __call__(self, *slices: Tensor) -> tuple[list[Tensor], list[Any]]:
         """One sample: outputs to be stacked, and those with ``out_dims=None``, which all samples share."""
@@ -264,13 +282,16 @@ class BatchedCall:
         output = self.func(*_tree.unflatten(leaves, self.spec), **self.kwargs)
         flat, self.output_spec = _tree.flatten(output)
         self.flat_out_dims = self._broadcast_out_dims(output)
-        stacked, shared = [], []
+        stacked: list[Tensor] = []
+        shared = []
         for leaf, dim in zip(flat, self.flat_out_dims):
             if dim is None:
                 shared.append(leaf)
                 continue
             self.require_tensor(leaf)
             stacked.append(leaf)
+        positions = {id(value): k for k, value in enumerate(slices)}
+        self.identity = [positions.get(id(leaf)) for leaf in stacked]
         return stacked, shared
 
     def require_tensor(self, leaf: Any) -> None:
@@ -328,7 +349,7 @@ class BatchedCall:
 
     def result(self, stacked: Sequence[Tensor], shared: Sequence[Any]) -> Any:
         """The vmapped function's value, from outputs stacked along their first dimension."""
-        stacked_iter, shared_iter = iter(stacked), iter(shared)
+        stacked_iter, shared_iter, identity_iter = iter(stacked), iter(shared), iter(self.identity)
         flat: list[Any] = []
         for dim in self.flat_out_dims:
             if dim is None:
@@ -340,7 +361,13 @@ class BatchedCall:
                     f"Dimension out of range (expected to be in range of [{-leaf.dim()}, {leaf.dim() - 1}], "
                     f"but got {dim})"
                 )
-            flat.append(leaf if dim == 0 else movedim(leaf, 0, dim))
+            _require_first_dim(leaf, dim)
+            whole = next(identity_iter)
+            if whole is not None and is_same_view(leaf, movedim(self.tensors[whole], self.dims[whole], 0)):
+                tensor, in_dim = self.tensors[whole], self.dims[whole]
+                flat.append(tensor if in_dim == dim % leaf.dim() else movedim(tensor, in_dim, dim))
+            else:
+                flat.append(leaf if dim == 0 else movedim(leaf, 0, dim))
         return _tree.unflatten(flat, self.output_spec)
 
 
@@ -348,6 +375,11 @@ def _trees(leaves: Sequence[Iterator[Any]], spec: _tree.TreeSpec) -> Iterator[An
     """A new tree for each sample."""
     rows: Iterator[Any] = zip(*leaves) if leaves else itertools.repeat(())
     return (_tree.unflatten(row, spec) for row in rows)
+
+
+def _require_first_dim(tensor: Tensor, dim: int) -> None:
+    if getattr(tensor, "is_nested", False) and dim % tensor.dim():
+        raise RuntimeError(f"Nested tensors can only be vmapped over dim=0, but got dim={dim}")
 
 
 def check_out_dims(func: Callable[..., Any], out_dims: Any) -> None:
@@ -366,6 +398,20 @@ def version(tensor: Tensor) -> int:
         return tensor._version
     except RuntimeError:
         return 0
+
+
+def layout_of(tensor: Tensor) -> tuple[Any, ...]:
+    """How a view reads its memory, but for where it begins."""
+    is_conj, is_neg = getattr(tensor, "is_conj", bool), getattr(tensor, "is_neg", bool)
+    return (tensor.stride(), tensor.shape, tensor.dtype, tensor.requires_grad, is_conj(), is_neg())
+
+
+def is_same_view(a: Tensor, b: Tensor) -> bool:
+    """Whether two views read the same memory likewise."""
+    if a.layout != torch.strided or b.layout != torch.strided:
+        return False
+    same_memory = a._base is b._base is not None and a.storage_offset() == b.storage_offset()
+    return same_memory and layout_of(a) == layout_of(b)
 
 
 def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:

@@ -204,12 +204,24 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "functorch_0_1_forward",
-        r"Trying to set a forward gradient that has a different size than that of the original Tensor"
-        r"|more than one element of the written-to tensor refers to a single memory location",
+        r"Trying to set a forward gradient that has a different size than that of the original Tensor",
         "forward mode of functorch 0.1 fails on its strides",
         "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
         until=(1, 12),
         cost=TRANSPOSED,
+    ),
+    Capability(
+        "overlapping_memory",
+        r"more than one element of the written-to tensor refers to a single memory location",
+        "forward mode fails on a tensor whose elements share memory, as those of expand() do",
+        "clone() the expanded tensor",
+    ),
+    Capability(
+        "functorch_sizes",
+        r"Could not allocate memory to change Tensor SizesAndStrides",
+        "functorch fails to batch a tensor without dimensions in a gradient",
+        "upgrade to torch >= 2.0",
+        until=(2, 0),
     ),
     Capability(
         "mistaken_nesting",
@@ -251,6 +263,10 @@ _PATTERNS = [
 
 class MistakenRule(RuntimeError):
     """Raised by this library where torch would go on and return a wrong derivative."""
+
+
+class LoopRefusal(RuntimeError):
+    """Raised by the autograd backend for what not even its loop can answer."""
 
 
 # Not by a text but by where it was raised: some of torch's assertions have none.

@@ -42,9 +42,10 @@ class Chunks(NamedTuple):
         """The three public parameters, or the error that says what is wrong with them."""
         number = isinstance(chunk_size, int) and not isinstance(chunk_size, bool) and chunk_size > 0
         if not (number or chunk_size is None or chunk_size == "auto"):
+            # torch.func's words, which are not the same for vmap
+            rule = "chunk_size should be None or" if api == "vmap" else "`chunk_size` should be"
             raise ValueError(
-                f"{api}: `chunk_size` should be greater than 0. (got {chunk_size!r}; None is no chunks, 'auto' is what "
-                f"fits into memory)"
+                f"{api}: {rule} greater than 0. (got {chunk_size!r}; None is no chunks, 'auto' what fits into memory)"
             )
         if memory is not None and chunk_size != "auto":
             raise ValueError(f"{api}: memory= is the budget of chunk_size='auto' (got chunk_size={chunk_size!r})")

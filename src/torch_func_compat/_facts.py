@@ -123,6 +123,23 @@ def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until
     return (since is None or torch_release >= since) and (until is None or torch_release < until)
 
 
+def _complex_outputs_have_gradients() -> bool:
+    z = torch.ones((), dtype=torch.complex64).requires_grad_()
+    try:
+        torch.autograd.grad(z * z, z)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _derivatives_vanish_in_inference_mode() -> bool:
+    grad = _FUNC.get("grad")
+    if grad is None:  # to probe would be to import functorch
+        return _within(TORCH, (1, 11), (2, 0))
+    with torch.inference_mode():
+        return not bool(grad(torch.sin)(torch.zeros(())))
+
+
 def _between(since: tuple[int, int] | None, until: tuple[int, int] | None) -> Callable[[], bool]:
     return lambda: _within(TORCH, since, until)
 
@@ -199,6 +216,27 @@ FACTS: dict[str, Fact] = {
         None,
         (1, 11),
         "https://github.com/pytorch/pytorch/issues/54021",
+    ),
+    "complex_outputs_have_gradients": Fact(
+        "torch.autograd.grad takes a complex number for a loss, whose gradient is ambiguous",
+        _complex_outputs_have_gradients,
+        None,
+        (2, 1),
+        "https://github.com/pytorch/pytorch/pull/92753",
+    ),
+    "derivatives_vanish_in_inference_mode": Fact(
+        "derivatives by torch.func or functorch are zero within torch.inference_mode(), without an error",
+        _derivatives_vanish_in_inference_mode,
+        (1, 11),
+        (2, 12),
+        "measured: up to 2.11 torch.func.grad(torch.sin) is 0 there; no upstream issue found",
+    ),
+    "writes_to_slices_are_lost": Fact(
+        "functorch differentiates nothing that is written into a slice of a tensor from outside",
+        _between((1, 11), (1, 13)),
+        (1, 11),
+        (1, 13),
+        "measured: grad of b[1:] = x * x is 0 on 1.11 and 1.12 and an error from 1.13 on; no upstream issue found",
     ),
     "dispatch_mode": Fact(
         "a TorchDispatchMode sees every operation, those of a backward pass and of functorch's levels, too",

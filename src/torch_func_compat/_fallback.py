@@ -16,12 +16,13 @@ import weakref
 from contextvars import ContextVar
 from typing import Any, Callable, ContextManager, Iterator
 
+import torch
 from torch import Tensor
 
-from . import _backends
+from . import _backends, _facts
 from ._arguments import name_of, version
 from ._backends.protocol import Backend
-from ._capabilities import Capability, refusal
+from ._capabilities import Capability, LoopRefusal, refusal
 from ._policy import active_native, chosen, use_backend
 from ._randomness import RandomState
 from ._settings import Setting
@@ -148,6 +149,9 @@ def answer(
     ``first`` time and ``within`` a running transform. A transform that was refused once goes straight
     to the autograd backend from then on.
     """
+    if _in_inference_mode() and transform != "vmap" and _facts.has("derivatives_vanish_in_inference_mode"):
+        with torch.inference_mode(False), torch.no_grad():
+            return answer(record, transform, func, on, args, kwargs)
     backend = chosen()
     if record.proven is backend:
         # The short way of what was answered natively before, also within a running transform of that library.
@@ -197,7 +201,13 @@ def answer(
         _warn(transform, func, refused, text)
     record.backend = "autograd"
     with _loop() if transform == "vmap" else use_backend("autograd"):
-        return on(_backends.load("autograd"))(*args, **kwargs)
+        try:
+            return on(_backends.load("autograd"))(*args, **kwargs)
+        except LoopRefusal as error:
+            if not text:
+                raise
+            again = LoopRefusal(f"{error} (torch had refused with: {text})")
+    raise again
 
 
 # What was refused to the samples before: transforms that the mapped function makes are new ones for each sample.
@@ -225,6 +235,8 @@ def _refused_in_this_loop(transform: str, func: Callable[..., Any]) -> Capabilit
     memory = _refusals.get()
     return memory.get((transform, _code(func))) if memory else None
 
+
+_in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabled", bool)
 
 # What a refusal can come as; see _capabilities.
 REFUSALS = (RuntimeError, AssertionError, IndexError)

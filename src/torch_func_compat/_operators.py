@@ -389,7 +389,7 @@ def basis(space: Sequence[Tensor], start: int, rows: int) -> list[Tensor]:
         first, last = max(offset - start, 0), min(offset + size - start, rows)
         if first < last:
             column = start + first - offset
-            block[first:last, column : column + last - first].fill_diagonal_(1)
+            block[first:last, column : column + last - first].diagonal().fill_(1)
         vectors.append(block.view(rows, *tensor.shape))
         offset += size
     return vectors

@@ -14,11 +14,13 @@ from typing import Any, Callable, ContextManager, Sequence
 import functorch
 import functorch.experimental
 import torch
+from torch import Tensor
 
 from .. import _facts
-from .._arguments import BatchedCall
+from .._arguments import BatchedCall, version
 from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
 from ._native import NativeBackend
+from .protocol import Differentiable, LinearMap, Pullback
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
 _private = getattr(torch._C, "_functorch", None) or functorch._C
@@ -36,6 +38,33 @@ def is_active() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+class _Unwritten:
+    """A function to differentiate that raises if it wrote to a tensor from outside."""
+
+    def __init__(self, func: Differentiable) -> None:
+        self._func = func
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._func, name)
+
+    def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        # integers count calls and the like, and have no derivative to lose
+        outside = [x for x in (*self._func.others(), *self._func.captured()) if x.is_floating_point()]
+        before = [version(tensor) for tensor in outside]
+        result = self._func(*primals)
+        if [version(tensor) for tensor in outside] != before:
+            raise RuntimeError(
+                "the function writes to a tensor that it is not differentiated by, and functorch on torch < 1.13 can "
+                "lose what is written: return the tensor, write to a clone(), upgrade torch, or choose the backend "
+                "'autograd'"
+            )
+        return result
+
+
+def _unwritten(func: Differentiable) -> Differentiable:
+    return _Unwritten(func) if _facts.has("writes_to_slices_are_lost") else func
 
 
 class FunctorchBackend(NativeBackend):
@@ -56,6 +85,19 @@ class FunctorchBackend(NativeBackend):
         if _facts.has("mapped_indices_are_wrong") and any(t.dtype in _INTEGERS for t in tensors):
             raise MistakenRule(MISTAKEN_INDEX.format("functorch"))
         return super().vmap(call, tensors, randomness)
+
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
+        return super().vjp(_unwritten(func), primals)
+
+    def jvp(
+        self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        return super().jvp(_unwritten(func), primals, tangents, strict)
+
+    def pushforward(
+        self, func: Differentiable, primals: Sequence[Tensor], randomness: str
+    ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
+        return super().pushforward(_unwritten(func), primals, randomness)
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         # The same mistakes as torch.func's (see _fragile.py), and no way to see operations: any forward

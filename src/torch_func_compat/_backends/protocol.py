@@ -26,6 +26,9 @@ class Differentiable(Protocol):
     def others(self) -> list[Tensor]:
         """Tensors that it is given and that are not differentiated."""
 
+    def put_others(self, others: Sequence[Tensor]) -> None:
+        """Let it be given these in their place."""
+
     def captured(self) -> list[Tensor]:
         """Tensors that it can reach without being given them."""
 

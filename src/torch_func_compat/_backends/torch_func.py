@@ -122,7 +122,7 @@ class TorchFuncBackend(TracedBackend):
         super().__init__()
         if _facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
-        self.natives = {
+        natives = {
             "vmap": _library.vmap,
             "vjp": _vjp,
             "jvp": _jvp,
@@ -131,6 +131,10 @@ class TorchFuncBackend(TracedBackend):
             "jacrev": _guarded(_library.jacrev, first=True),
             "jacfwd": _one_thread_at_a_time(_guarded(_library.jacfwd, rows=False, forward=True)),
         }
+
+        if _facts.has("complex_outputs_have_gradients"):
+            del natives["grad"], natives["grad_and_value"]
+        self.natives = natives
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         return watched(func, forward=forward)

@@ -38,9 +38,7 @@ class Level:
             )
         if getattr(tensor, "is_inference", bool)():  # there is such a method from torch 1.10 on
             tensor = tensor.clone()  # inference tensors cannot require grad
-        # detach() would drop the tangent of an enclosing forward-mode level
-        dual = _facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0
-        return self.own((alias(tensor) if dual else tensor.detach()).requires_grad_())
+        return self.own((alias(tensor) if is_dual() else tensor.detach()).requires_grad_())
 
     def own(self, leaf: Tensor) -> Tensor:
         """Mark a leaf as this level's, so that nobody takes it for the user's."""
@@ -61,6 +59,11 @@ class Level:
             tensor.detach() if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
             for tensor in tensors
         ]
+
+
+def is_dual() -> bool:
+    """Whether detach() would drop the tangent of an enclosing forward-mode level."""
+    return _facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -87,8 +90,9 @@ def run(
     change with them.
     """
     level = Level()
-    others = [tensor for tensor in func.others() if not tensor.requires_grad]
     captured = [tensor for tensor in func.captured() if not tensor.requires_grad]
+    if is_dual():  # where there are no stand-ins for these either
+        captured += [tensor for tensor in func.others() if not tensor.requires_grad]
     with recording():
         # where variables are views (see own), writing to the caller's memory would cost them their nodes
         private = copy and not _facts.has("leaves_keep_python_attributes")
@@ -97,20 +101,25 @@ def run(
         # would not on what is differentiated), and the variable survives what happens to the alias.
         arguments = [variable.clone() if copy else alias(variable) for variable in variables]
         before = [version(argument) for argument in arguments]
+        # What is not differentiated may be written to, also with values that are: the caller's memory is to
+        # have them, and the caller's tensors are not to have their graph.
+        others = func.others()
+        if others:
+            func.put_others([x if x.requires_grad or is_dual() else x.detach() for x in others])
         level.running = True
         try:
             outputs, aux = func(*arguments)
         finally:
             level.running = False
+            if others:
+                func.put_others(others)
         for primal, argument, count in zip(primals, arguments, before):
             if version(argument) != count:
                 _write_back(primal, argument, copy)
-    # What the function wrote differentiated values into is now part of the level's graph; the caller's
-    # tensors leave it again, and for captured ones torch.func refuses to write at all.
+    # For captured tensors torch.func refuses that: there is no stand-in for them.
     leaked = [tensor for tensor in captured if tensor.grad_fn is not None]
-    for tensor in (*others, *leaked):
-        if tensor.grad_fn is not None:
-            tensor.detach_()
+    for tensor in leaked:
+        tensor.detach_()
     if leaked:
         raise RuntimeError(
             "the function provided attempted to call an in-place operation that would mutate a captured Tensor with "

@@ -67,9 +67,9 @@ class Pullback:
             )
         if custom_nodes(self.outputs) and not Pushforward(self.level, self.inputs, self.outputs).is_sound():
             return (
-                "the backward of a custom autograd.Function in it is not differentiable (once_differentiable, or "
-                "numpy, an extension or detach() inside), so its second derivative would come out wrong: write that "
-                "backward in differentiable torch operations"
+                "the backward of a custom autograd.Function in it is not differentiable (marked with "
+                "@once_differentiable, or with numpy, an extension or detach() inside), so its second derivative would "
+                "come out wrong: write that backward in differentiable torch operations"
             )
         return None
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 from typing import Any, Iterable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 
-from ... import _facts
 from ..._arguments import BatchedCall, slices, version
 from ..._randomness import RandomState
+from ._common import Common, is_same
 from ._piles import Pile, columns, require_structure
 
 # How many samples' views exist at a time, and how many results wait to be stacked where they are large
@@ -32,30 +31,28 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     """Map `call` over the batch dimensions of `tensors`, sample by sample."""
     size = tensors[0].size(call.dims[0])
     shared_tensors, generators = call.reachable()
-    state = RandomState(generators) if randomness != "different" or size == 0 else None
+    state = RandomState(generators)
     if size == 0:
-        assert state is not None
         return _empty(call, tensors, state)
-    around = [*shared_tensors, *tensors]
-    versions = [version(tensor) for tensor in around]
+    common = Common(call, shared_tensors, tensors, state)
+    versions = [version(tensor) for tensor in tensors]
     outputs, shared = call(*(tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)))
-    changed = [tensor for tensor, before in zip(around, versions) if version(tensor) != before]
-    for tensor in changed:
-        _check_mutation(call, tensor, tensors)
-    if state is not None and randomness == "error":
-        state.forbid_draws()
-    piles = [Pile(call, output, size) for output in outputs]
+    if randomness == "error":
+        common.forbid_draws()
+    common.first()
+    piles = [Pile(call, output, size, tensors) for output in outputs]
     if size > 1:
-        views = [slices if any(tensor is x for x in changed) else read_only for tensor in tensors]
+        views = [read_only if version(tensor) == count else slices for tensor, count in zip(tensors, versions)]
         rest = [view(tensor, dim) for view, tensor, dim in zip(views, tensors, call.dims)]
         for samples in rest:
             next(samples)
-        if shared or (state is not None and randomness == "same"):
-            _one_by_one(call, zip(*rest), piles, shared, state if randomness == "same" else None)
+        if shared or common.written or randomness == "same":
+            _one_by_one(call, zip(*rest), piles, shared, common, state if randomness == "same" else None)
         else:
             _in_blocks(call, rest, piles)
-    if state is not None and randomness == "error":
-        state.forbid_draws()
+    if randomness == "error":
+        common.forbid_draws()
+    common.last()
     return [pile.stacked() for pile in piles], shared
 
 
@@ -64,14 +61,17 @@ def _one_by_one(
     samples: Iterable[tuple[Tensor, ...]],
     piles: Sequence[Pile],
     shared: list[Any],
+    common: Common,
     state: RandomState | None,
 ) -> None:
-    """Where something is to be done in between: `state` restored, what is `shared` compared."""
+    """Where something is to be done in between: `state` restored, what is `shared` or in `common` compared."""
     spec = call.output_spec
     for i, sample in enumerate(samples, 1):
+        common.rewind()
         if state is not None:
             state.restore()
         outputs, shared_now = call(*sample)
+        common.later()
         require_structure(call, spec, i, call.output_spec)
         _check_shared(call, i, shared, shared_now)
         for pile, output in zip(piles, outputs):
@@ -96,25 +96,6 @@ def _in_blocks(call: BatchedCall, samples: Sequence[Iterator[Tensor]], piles: Se
         done += len(block)
 
 
-def _memory(tensor: Tensor) -> int:
-    """Where the storage begins; storage() is deprecated on torch 2, untyped_storage() not there on torch 1."""
-    storage: Any = getattr(tensor, "untyped_storage", tensor.storage if _facts.TORCH < (2, 0) else None)
-    return int(storage().data_ptr())
-
-
-def _check_mutation(call: BatchedCall, changed: Tensor, tensors: Sequence[Tensor]) -> None:
-    """In place, only slices of mapped inputs can be changed: what samples share, each would change once more."""
-    owner = [i for i, tensor in enumerate(tensors) if tensor is changed]
-    overlap = sum(_memory(tensor) == _memory(changed) for tensor in tensors) > 1
-    if len(owner) == 1 and not overlap and changed.stride(call.dims[owner[0]]) != 0:
-        return
-    raise RuntimeError(
-        f"vmap: `{call.name}` modifies in place a tensor that all samples share (an input with in_dim None, a tensor "
-        f"from its closure, a module's buffer, overlapping inputs): inplace arithmetic is not possible there. Work on "
-        f"a clone(), or give it a batch dimension; for batch norm, eval() or replace the running statistics."
-    )
-
-
 def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> tuple[list[Tensor], list[Any]]:
     """No samples: only an evaluation on made-up values tells the shapes of the results."""
     samples = [
@@ -133,7 +114,7 @@ def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> 
 def _check_shared(call: BatchedCall, i: int, first: list[Any], now: list[Any]) -> None:
     for a, b in zip(first, now):
         if isinstance(a, Tensor) and isinstance(b, Tensor):
-            same = a is b or (a.shape == b.shape and bool(torch.isclose(a, b, 0.0, 0.0, equal_nan=True).all()))
+            same = a is b or is_same(a, b)
         else:
             same = a is b or (type(a) is type(b) and bool(a == b or (a != a and b != b)))
         if not same:

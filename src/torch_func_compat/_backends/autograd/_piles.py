@@ -6,11 +6,13 @@ import operator
 from typing import Any, Sequence
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ... import _facts, _tree
+from ... import _tree
 from ..._arguments import BatchedCall
+from ..._capabilities import LoopRefusal
+from ._level import is_dual
+from ._views import as_view, is_view
 
 _dtype = operator.attrgetter("dtype")
 
@@ -31,17 +33,21 @@ class Pile:
         What the first sample gave.
     size : int
         How many samples there are.
+    mapped : sequence of Tensor
+        What is mapped over.
     """
 
-    def __init__(self, call: BatchedCall, first: Tensor, size: int) -> None:
+    def __init__(self, call: BatchedCall, first: Tensor, size: int, mapped: Sequence[Tensor]) -> None:
         self._call = call
         self._first = first
+        self._roots = [tensor if tensor._base is None else tensor._base for tensor in (*mapped, *call.unbatched)]
+        # nested tensors have samples of different shapes; so have their images
+        self._ragged = bool(first.dim()) and any(getattr(tensor, "is_nested", False) for tensor in mapped)
         self._waiting: list[Tensor] = [first]
         self._done = 0
         self._whole: Tensor | None = None
-        dual = _facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0
-        plain = first.layout == torch.strided and not first.requires_grad and not dual
-        if plain and first.numel() * first.element_size() * size > LARGE:
+        plain = first.layout == torch.strided and not (first.requires_grad or is_dual() or self._ragged)
+        if plain and not is_view(first, self._roots) and first.numel() * first.element_size() * size > LARGE:
             self._whole = first.new_empty((size, *first.shape))
 
     @property
@@ -63,10 +69,13 @@ class Pile:
     def stacked(self) -> Tensor:
         """All of them, along dimension 0."""
         if self._whole is None or self._done == 0:
-            return self._stack()
+            view = as_view(self._waiting, self._roots)
+            return self._stack() if view is None else view
         return torch.cat([self._whole[: self._done], self._stack()]) if self._waiting else self._whole
 
     def _stack(self, **options: Any) -> Tensor:
+        if self._ragged:
+            return torch.nested.as_nested_tensor(self._waiting)  # type: ignore[attr-defined, unused-ignore]
         try:
             return torch.stack(self._waiting, **options)
         except RuntimeError:
@@ -75,9 +84,9 @@ class Pile:
                     raise self._unlike(i, result) from None
             raise
 
-    def _unlike(self, i: int, result: Tensor) -> RuntimeError:
+    def _unlike(self, i: int, result: Tensor) -> LoopRefusal:
         a, b = self._first, result
-        return RuntimeError(
+        return LoopRefusal(
             f"vmap({self._call.name}, ...): outputs must have the same shape and dtype for every sample: sample 0 "
             f"gave {tuple(a.shape)} of {a.dtype}, sample {i} gave {tuple(b.shape)} of {b.dtype}"
         )
@@ -112,7 +121,7 @@ def _are_tensors(values: Sequence[Any]) -> bool:
 def require_structure(call: BatchedCall, spec: Any, i: int, found: Any) -> None:
     """Raise unless sample `i` gave the structure that the first one gave."""
     if found != spec:
-        raise RuntimeError(
+        raise LoopRefusal(
             f"vmap({call.name}, ...): the structure of the output must be the same for every sample: "
             f"sample 0 gave {spec}, sample {i} gave {found}"
         )
