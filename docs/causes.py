@@ -49,7 +49,7 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause("Only allowed values for randomness", "no such mode of randomness", "'error', 'different' or 'same'"),
         Cause("unknown mode", "`mode=` is misspelt", "take one of those that the message lists"),
-        Cause("`chunk_size` should be", "`chunk_size` is zero, negative or no int", "a positive int, None or 'auto'"),
+        Cause("greater than 0. (got", "`chunk_size` is zero, negative or no int", "a positive int, None or 'auto'"),
         Cause(
             "memory= is the budget",
             "`memory=` was given without `chunk_size='auto'`",
@@ -181,6 +181,11 @@ CAUSES: dict[str, list[Cause]] = {
             "the mapped function returned a number",
             "return a tensor, or None in `out_dims`",
         ),
+        Cause(
+            "Nested tensors can only be vmapped",
+            "`in_dims` or `out_dims` of a nested tensor is not 0",
+            "map over its first dimension",
+        ),
         Cause("Dimension out of range", "`out_dims` names a dimension that the result has not", "check its shape"),
         Cause(
             "can not return a BatchedTensor",
@@ -194,7 +199,7 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause(
             "modifies in place a tensor that all samples share",
-            "the samples of a loop would overwrite each other's values",
+            "it would hold other values for each sample (or is large, or requires grad)",
             "work on a `clone()`, or give the tensor a batch dimension",
         ),
         Cause(
@@ -306,6 +311,16 @@ CAUSES: dict[str, list[Cause]] = {
             "indexes by several mapped tensors wrongly",
             "only with `set_fallback('error')`: functorch 0.1 would index wrongly",
             "allow falling back, or upgrade torch",
+        ),
+        Cause(
+            "writes to a tensor that it is not differentiated by",
+            "on torch 1.11 and 1.12, where functorch can lose what is written",
+            "write to a `clone()` and return it, upgrade torch, or choose the backend 'autograd'",
+        ),
+        Cause(
+            "torch had refused with",
+            "neither torch nor the loop can compute it; the text has both reasons",
+            "follow the first one",
         ),
         Cause(
             "torch drops the tangents of …",

@@ -265,7 +265,7 @@ class MistakenRule(RuntimeError):
     """Raised by this library where torch would go on and return a wrong derivative."""
 
 
-class LoopRefusal(RuntimeError):
+class LoopError(RuntimeError):
     """Raised by the autograd backend for what not even its loop can answer."""
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import _backends, _facts
 from ._arguments import name_of, version
 from ._backends.protocol import Backend
-from ._capabilities import Capability, LoopRefusal, refusal
+from ._capabilities import Capability, LoopError, refusal
 from ._policy import active_native, chosen, use_backend
 from ._randomness import RandomState
 from ._settings import Setting
@@ -203,10 +203,10 @@ def answer(
     with _loop() if transform == "vmap" else use_backend("autograd"):
         try:
             return on(_backends.load("autograd"))(*args, **kwargs)
-        except LoopRefusal as error:
+        except LoopError as error:
             if not text:
                 raise
-            again = LoopRefusal(f"{error} (torch had refused with: {text})")
+            again = LoopError(f"{error} (torch had refused with: {text})")
     raise again
 
 

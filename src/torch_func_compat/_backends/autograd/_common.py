@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import _facts
 from ..._arguments import BatchedCall, version
-from ..._capabilities import LoopRefusal
+from ..._capabilities import LoopError
 from ..._randomness import RandomState
 
 # Elements; larger tensors are not kept in advance, and writing to them is refused. What functions update
@@ -82,13 +82,13 @@ class Common:
                 if not self._overlaps(self._tensors[k]):
                     self._tensors[k].detach_().copy_(before)
 
-    def refusal(self) -> LoopRefusal:
+    def refusal(self) -> LoopError:
         """The error to raise; what was written is put back."""
         self._undo()
         why = ""
         if self._state.moved():
             why = ", and different inplace randomness on an unbatched tensor would depend on the order of samples"
-        return LoopRefusal(
+        return LoopError(
             f"vmap: `{self._call.name}` modifies in place a tensor that all samples share (an input with in_dim None, "
             f"a tensor from its closure, a module's buffer, overlapping inputs): inplace arithmetic is not possible "
             f"there with mapped values{why}. Work on a clone(), or give it a batch dimension; for batch norm, eval() "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _tree
 from ..._arguments import BatchedCall
-from ..._capabilities import LoopRefusal
+from ..._capabilities import LoopError
 from ._level import is_dual
 from ._views import as_view, is_view
 
@@ -84,9 +84,9 @@ class Pile:
                     raise self._unlike(i, result) from None
             raise
 
-    def _unlike(self, i: int, result: Tensor) -> LoopRefusal:
+    def _unlike(self, i: int, result: Tensor) -> LoopError:
         a, b = self._first, result
-        return LoopRefusal(
+        return LoopError(
             f"vmap({self._call.name}, ...): outputs must have the same shape and dtype for every sample: sample 0 "
             f"gave {tuple(a.shape)} of {a.dtype}, sample {i} gave {tuple(b.shape)} of {b.dtype}"
         )
@@ -121,7 +121,7 @@ def _are_tensors(values: Sequence[Any]) -> bool:
 def require_structure(call: BatchedCall, spec: Any, i: int, found: Any) -> None:
     """Raise unless sample `i` gave the structure that the first one gave."""
     if found != spec:
-        raise LoopRefusal(
+        raise LoopError(
             f"vmap({call.name}, ...): the structure of the output must be the same for every sample: "
             f"sample 0 gave {spec}, sample {i} gave {found}"
         )
