@@ -185,10 +185,15 @@ def docs(session):
 @nox.session(python=NEWEST["python"])
 @disposable
 def bench(session):
-    """What transforms through this library cost more than those of torch.func, and loops than those by hand."""
+    """Overheads over torch.func and loops by hand; derivatives by this library and by others, for docs/benchmarks."""
     install_project(session, *requirements(NEWEST, "bench"))
     benchmarks = ["benchmarks/bench_overhead.py", "benchmarks/bench_loop.py", "--benchmark-quiet"]
-    session.run("pytest", *benchmarks, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    env = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+    session.run("pytest", *benchmarks, *session.posargs, env=env)
+    results = str(Path(session.create_tmp(), "derivatives.json").resolve())
+    derivatives = ["benchmarks/bench_derivatives.py", "--benchmark-quiet", f"--benchmark-json={results}"]
+    session.run("pytest", *derivatives, *session.posargs, env=env)
+    session.run("python", "benchmarks/report.py", results, "docs/benchmarks", env=env)
 
 
 @nox.session(venv_backend="none")

@@ -87,12 +87,14 @@ def scaling():
 
     def jacobian(batch, inputs, outputs):
         call = tfc.batch_jacobian(network(inputs, outputs, "cpu"), mode="reverse")
-        return seconds(lambda x=torch.randn(batch, inputs): call(x))
+        x = torch.randn(batch, inputs)
+        return seconds(lambda: call(x))
 
     def hessian(batch, inputs):
         module = network(inputs, 1, "cpu")
         call = tfc.batch_hessian(lambda x: module(x).squeeze(-1))
-        return seconds(lambda x=torch.randn(batch, inputs): call(x))
+        x = torch.randn(batch, inputs)
+        return seconds(lambda: call(x))
 
     def memory(chunk_size):
         module = network(64, 64, "cpu")

@@ -160,7 +160,7 @@ def in_chunks(
             gathered.add(sizes.run(lambda start=start, rows=rows: run(start, rows), rows))  # type: ignore[misc]
             start += rows
             tell(rows)
-    return gathered.results(), sizes.step
+    return gathered.results(), min(sizes.step, total)
 
 
 @contextlib.contextmanager
