@@ -122,8 +122,9 @@ def native_transform(name: str) -> Callable[..., Any] | None:
             library = _backends.load(backend).library
         except BackendUnavailableError:
             continue
-        experimental = getattr(library, "experimental", None)  # where functorch 0.2.1 has functionalize
-        return getattr(library, name, None) or getattr(experimental, name, None)
+        if hasattr(library, name):
+            return getattr(library, name)  # type: ignore[no-any-return]
+        return getattr(getattr(library, "experimental", None), name, None)  # there, functorch 0.2.1 has functionalize
     return None
 
 

@@ -84,10 +84,10 @@ def functional_call(
     >>> grad(lambda p: functional_call(layer, p, torch.ones(2)).sum())(parameters)
     {'weight': tensor([[1., 1.]]), 'bias': tensor([1.])}
     """
-    dicts = _check_dicts(parameter_and_buffer_dicts)
     if _is_compiling():
         traced: Any = _policy.native_transform("functional_call")
         return traced(module, parameter_and_buffer_dicts, args, kwargs, tie_weights=tie_weights, strict=strict)
+    dicts = _check_dicts(parameter_and_buffer_dicts)
     if torch._C._get_tracing_state() or isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         raise RuntimeError("The stateless API can't be used with Jitted modules")
     if isinstance(module, nn.DataParallel):
