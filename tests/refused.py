@@ -63,6 +63,22 @@ class Once(tfc.Function):
         return grad * x.cos()
 
 
+@tfc.Function.from_legacy
+class OldExponential(torch.autograd.Function):
+    """Adapted, and in place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x.exp_())
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        (value,) = ctx.saved_tensors
+        return grad * value
+
+
 def _numpy(x):
     return x.detach().cpu().numpy().copy()
 

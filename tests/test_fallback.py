@@ -86,6 +86,7 @@ PROVOKED = {
     "function_without_vmap": (lambda: tfc.vmap(refused.new_function)(BATCH), (2, 0), None),
     "function_without_jvp": (lambda: tfc.jacfwd(refused.ruled_function)(X), (2, 0), None),
     "function_without_transpose": (lambda: tfc.jvp(refused.Once.apply, (X,), (X,)), (2, 0), None),
+    "legacy_function_in_place": (lambda: tfc.jacrev(lambda x: refused.OldExponential.apply(x * 1))(X), (2, 0), None),
     "no_forward_formula": (_jacfwd(refused.sparse), (1, 13), None),
     "item": (_vmap(refused.branch), (1, 11), None),
     "dynamic_shape": (_vmap(refused.mask), (1, 11), None),

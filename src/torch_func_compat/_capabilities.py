@@ -37,6 +37,8 @@ MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a 
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 # What it says of a Function without a jvp rule whose backward cannot be transposed.
 NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
+# And of one in the old style that modifies its input.
+LEGACY_IN_PLACE = "the forward of {} modifies its input in place, and would have to run again"
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -79,6 +81,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         NOT_TRANSPOSED.format(r"\w+"),
         "it uses a Function in forward mode that has no jvp rule, and a backward that is not differentiable",
         "give the Function a jvp() staticmethod, or use reverse mode",
+    ),
+    Capability(
+        "legacy_function_in_place",
+        LEGACY_IN_PLACE.format(r"\w+"),
+        "it uses an adapted Function in the old style that modifies its input in place",
+        "write the Function with setup_context()",
     ),
     Capability(
         "no_forward_formula",

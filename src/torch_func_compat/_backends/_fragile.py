@@ -64,7 +64,7 @@ _FORWARD_TWICE = _FORWARD | {custom_function_call}
 # present, jvp and jacfwd look at each operation, which costs microseconds.
 _OWN = set(
     "prims nvprims rngprims quantized_decomposed flex_lib flex_gemm debug_mode_ops export onnx onnx_symbolic streams "
-    "inductor mempool _dtensor".split()
+    "inductor mempool _dtensor coor".split()
 )
 _lossy: dict[int, set[str]] = {}  # the last answer, by how many kernels were registered then
 

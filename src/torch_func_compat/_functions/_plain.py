@@ -54,16 +54,43 @@ def _has_own(ctx: Any, inputs: Sequence[Any], output: Any) -> bool:
 
 
 def _again(definition: Any, call: Call, ctx: Any, kept: Kept) -> Context | None:
-    """The context made once more, of inputs and outputs that are part of the graph; None if it differs."""
+    """The context made once more, of inputs and outputs that are part of the graph; None where that is no use."""
     if not kept.unchanged():
         return None
     with torch.enable_grad():
-        output = call(definition, kept.inputs)
-        context = Context(ctx.needs_input_grad)
-        definition.setup_context(context, tuple(kept.inputs), output)
-    before = [*ctx.saved_tensors, *tensors_in(attributes(ctx))]
-    now = [*context.saved_tensors, *tensors_in(attributes(context))]
-    return context if len(before) == len(now) and all(map(same, before, now)) else None
+        context, known = _evaluated(definition, call, ctx, kept.inputs)
+    before, now = _saved(ctx), _saved(context)
+    if len(before) != len(now) or not all(map(same, before, now)):
+        return None
+    outside = [i for i, x in enumerate(now) if is_differentiable(x) and not x.requires_grad and id(x) not in known]
+    if outside and _varies(definition, call, ctx, kept, now, outside):
+        return None
+    return context
+
+
+def _evaluated(definition: Any, call: Call, ctx: Any, inputs: Sequence[Any]) -> tuple[Context, set[int]]:
+    """A context made of these inputs, and the ids of inputs and outputs."""
+    output = call(definition, inputs)
+    context = Context(ctx.needs_input_grad)
+    definition.setup_context(context, tuple(inputs), output)
+    return context, {id(x) for x in (*inputs, *(output if isinstance(output, (tuple, list)) else (output,)))}
+
+
+def _saved(ctx: Any) -> list[Any]:
+    return [*ctx.saved_tensors, *tensors_in(attributes(ctx))]
+
+
+def _varies(definition: Any, call: Call, ctx: Any, kept: Kept, now: Sequence[Any], outside: Sequence[int]) -> bool:
+    """Whether what was saved out of autograd's sight (numpy, say) depends on the inputs, and is no constant."""
+    with torch.no_grad():
+        moved = [
+            x + 1e-3 * (1 + x.abs()) * torch.cos(torch.arange(x.numel(), device=x.device)).reshape(x.shape).to(x.dtype)
+            if is_differentiable(x) and needed
+            else x
+            for x, needed in zip(kept.inputs, ctx.needs_input_grad)
+        ]
+        there = _saved(_evaluated(definition, call, ctx, moved)[0])
+    return len(there) != len(now) or not all(same(now[i], there[i]) for i in outside)
 
 
 @untraced

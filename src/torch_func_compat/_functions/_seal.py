@@ -10,8 +10,8 @@ from ._context import is_differentiable
 
 ONCE = "its backward is marked with once_differentiable"
 NOT_REPEATED = (
-    "its setup_context() saved a tensor that is neither an input nor an output, and does not give the same tensor when "
-    "it is called again: return such intermediates from forward() as further outputs"
+    "it uses a tensor, saved beside inputs and outputs, whose origin autograd cannot see (numpy, or an input that was "
+    "modified since): make it of torch operations in setup_context(), or return it from forward() as a further output"
 )
 
 

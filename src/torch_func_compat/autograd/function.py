@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any, Callable
 
 import torch
 
+from .._functions import _legacy
 from .._functions._call import call, is_level, is_level_traced, plain, settled
 from .._functions._definition import has, untraced
 from .._functions._plain import traced
@@ -116,6 +118,79 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         if is_level():
             return call(cls, args)
         return plain(cls)(*map(settled, args))
+
+    @classmethod
+    def from_legacy(cls, old: Any = None, *, generate_vmap_rule: bool = False) -> Any:
+        """Make a Function of a `torch.autograd.Function` in the old style, ``forward(ctx, *args)``.
+
+        torch.func refuses those, and this library's transforms fall back to the autograd backend with them. The
+        adapted one is evaluated natively on torch >= 2.0. Usable as a decorator.
+
+        Parameters
+        ----------
+        old : subclass of torch.autograd.Function
+            One that has ``setup_context`` already is taken as it is; its ``jvp`` rule nests then, which torch gets
+            wrong.
+        generate_vmap_rule : bool
+            Its ``forward``, ``backward`` and ``jvp`` consist of torch operations, so that `vmap` may batch them;
+            else it runs sample by sample.
+
+        Returns
+        -------
+        subclass of Function and of `old`
+
+        Raises
+        ------
+        TypeError
+            `old` is no autograd.Function, or a Function of this library.
+
+        Notes
+        -----
+        Limits. Within transforms ``forward`` runs once more for each level that differentiates, on tensors of that
+        level: one that leaves torch (numpy, ``.item()``), and one that modifies its input, falls back to the
+        autograd backend. Tensors that ``forward`` saves beside inputs and outputs are differentiated as the
+        operations that made them, in a second derivative; where these were not torch's, that raises.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import torch_func_compat as tfc
+        >>> @tfc.Function.from_legacy
+        ... class Cube(torch.autograd.Function):
+        ...     @staticmethod
+        ...     def forward(ctx, x):
+        ...         ctx.save_for_backward(x)
+        ...         return x**3
+        ...
+        ...     @staticmethod
+        ...     def backward(ctx, grad):
+        ...         (x,) = ctx.saved_tensors
+        ...         return 3 * x**2 * grad
+        >>> with tfc.use_fallback("silent"):
+        ...     tfc.vmap(tfc.grad(Cube.apply))(torch.tensor([1.0, 2.0]))
+        tensor([ 3., 12.])
+        """
+        if old is None:
+            return functools.partial(cls.from_legacy, generate_vmap_rule=generate_vmap_rule)
+        if not isinstance(old, type) or not issubclass(old, torch.autograd.Function):
+            raise TypeError(f"expected a subclass of torch.autograd.Function, got {old!r}")
+        if issubclass(old, Function):
+            raise TypeError(f"{old.__name__} is a Function of this library already")
+        is_new = has(old, "setup_context")
+        rules = {} if is_new else _legacy.rules(old)
+        if generate_vmap_rule:
+            rules["generate_vmap_rule"] = True
+        elif is_new:
+            rules["generate_vmap_rule"] = getattr(old, "generate_vmap_rule", False)
+        names = {"__module__": old.__module__, "__qualname__": old.__qualname__, "__doc__": old.__doc__}
+        if is_new:  # its rules before those of the base, but for this one
+            names["apply"] = vars(Function)["apply"]
+        bases = (old, cls) if is_new else (cls, old)
+        meta: Any = type(cls)
+        adapted = meta(old.__name__, bases, {**rules, **names})
+        if not is_new:
+            adapted._traced = old
+        return adapted
 
 
 # A break in the graph, or an error with fullgraph=True: see TracedMeta
