@@ -252,6 +252,17 @@ CAUSES: dict[str, list[Cause]] = {
         ),
     ],
     "Custom Functions": [
+        Cause(
+            "modifies its input in place, and would have to run again",
+            "an adapted Function writes to its input, and another level evaluates it once more",
+            "write it as a `Function`, with `mark_dirty`",
+        ),
+        Cause(
+            "expected a subclass of torch.autograd.Function, got",
+            "`Function.from_legacy` of something else",
+            "give it the class, not an instance and not `apply`",
+        ),
+        Cause("is a Function of this library already", "`Function.from_legacy` of a new-style one", "use it as it is"),
         Cause("needs a forward(*args)", "a `Function` without `forward`", "write one"),
         Cause(
             "has no setup_context",
