@@ -103,16 +103,17 @@ def run(
         before = [version(argument) for argument in arguments]
         # What is not differentiated may be written to, also with values that are: the caller's memory is to
         # have them, and the caller's tensors are not to have their graph.
-        others = func.others()
-        if others:
-            func.put_others([x if x.requires_grad or is_dual() else x.detach() for x in others])
+        put_others = getattr(func, "put_others", None)  # calls that are made within the library have none
+        others = func.others() if put_others else []
+        if put_others and others:
+            put_others([x if x.requires_grad or is_dual() else x.detach() for x in others])
         level.running = True
         try:
             outputs, aux = func(*arguments)
         finally:
             level.running = False
-            if others:
-                func.put_others(others)
+            if put_others and others:
+                put_others(others)
         for primal, argument, count in zip(primals, arguments, before):
             if version(argument) != count:
                 _write_back(primal, argument, copy)
