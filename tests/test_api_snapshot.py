@@ -108,7 +108,7 @@ def compare(space, name, function):
 
 @pytest.mark.skipif(Version(torch.__version__).release < (2, 0), reason="there is no torch.func")
 def test_names_of_torch_func():
-    names = set(upstream("torch.func").__all__)
+    names = public(upstream("torch.func"))
     check_names("torch.func", names, {*FUNC, *LEFT_OUT})
     if NEWEST:
         gone = {*FUNC, *LEFT_OUT} - names
@@ -119,6 +119,11 @@ def test_names_of_torch_autograd_functional():
     check_names(
         "torch.autograd.functional", set(getattr(upstream("torch.autograd.functional"), "__all__", EAGER)), EAGER
     )
+
+
+def public(module):
+    """`torch.func` of older torch has no `__all__`."""
+    return set(getattr(module, "__all__", (name for name in vars(module) if not name.startswith("_"))))
 
 
 def check_names(space, theirs, ours):
