@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Callable, Iterable
 
 import figures
+import support_matrix
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = DOCS / "_generated"
@@ -71,6 +72,7 @@ def code(text: str) -> str:
 FILES: dict[str, Callable[[], str]] = {
     "refusals.md": refusals,
     "messages.md": messages,
+    "support.md": support_matrix.page,
     "house.svg": figures.house,
     "vibrations.svg": figures.spectrum,
 }
