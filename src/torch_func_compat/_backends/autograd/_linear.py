@@ -280,7 +280,9 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     """Outputs, pullback and aux from one run."""
     level, inputs, outputs, aux = run(func, primals)
     released = level.release(outputs)
-    pullback = Pullback(level, inputs, outputs, any(output.requires_grad for output in released))
+    with torch.enable_grad():  # a pullback made under no_grad may be called outside of it
+        attached = any(output.requires_grad for output in level.release(outputs))
+    pullback = Pullback(level, inputs, outputs, attached)
     return released, pullback, level.release(aux)
 
 
