@@ -73,6 +73,8 @@ FILES: dict[str, Callable[[], str]] = {
     "refusals.md": refusals,
     "messages.md": messages,
     "support.md": support_matrix.page,
+    "support.svg": lambda: support_matrix.picture(("torch.func", "functorch", "autograd")),
+    "support-autograd.svg": lambda: support_matrix.picture(("autograd",)),
     "house.svg": figures.house,
     "vibrations.svg": figures.spectrum,
 }

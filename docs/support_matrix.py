@@ -1,4 +1,4 @@
-"""The tables of the support matrix, from what the tests saw on each torch (docs/support/*.json)."""
+"""The tables and pictures of the support matrix, from what the tests saw on each torch (docs/support/*.json)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import html
 import json
 from pathlib import Path
 from typing import Any
+
+import figures
 
 FOLDER = Path(__file__).with_name("support")
 # route: letter, colours of letter and cell, meaning
@@ -44,6 +46,43 @@ def _legend() -> str:
         for route, (_, colour, background, _) in ROUTES.items()
     )
     return f"<style>{' '.join(styles)}</style>\n<table>\n{''.join(rows)}\n</table>\n"
+
+
+def picture(backends: tuple[str, ...]) -> str:
+    """A coloured grid of all operators, kinds of functions and releases; a cell is of the first of `backends` there."""
+    seen = load()
+    kinds = {kind: None for release in seen.values() for kind in release}
+    operators = {name: None for release in seen.values() for kind in release.values() for name in kind}
+    width, height, left, top, gap = 9, 15, 232, 66, 14
+    panel = width * len(seen)
+    parts = []
+    for row, operator in enumerate(operators):
+        parts.append(figures.text(left - 8, top + height * row + 11, operator, 11, anchor="end"))
+    for number, kind in enumerate(kinds):
+        x = left + number * (panel + gap)
+        parts.append(figures.text(x + panel / 2, 40, kind, 12, font_weight="600"))
+        first, last = (f"{release[0]}.{release[1]}" for release in (min(seen), max(seen)))
+        parts.append(figures.text(x, 58, first, 10, figures.FAINT, anchor="start"))
+        parts.append(figures.text(x + panel, 58, last, 10, figures.FAINT, anchor="end"))
+        for column, (release, found) in enumerate(seen.items()):
+            for row, operator in enumerate(operators):
+                cells = found[kind].get(operator, {})
+                route = next((cells[backend] for backend in backends if backend in cells), None)
+                if route is not None:
+                    where = (
+                        f'x="{x + width * column}" y="{top + height * row}" width="{width - 1}" height="{height - 1}"'
+                    )
+                    tip = html.escape(f"{operator}, torch {release[0]}.{release[1]}: " + ": ".join(route))
+                    colour = ROUTES[route[0].partition(", ")[0]][2]
+                    parts.append(f'<rect {where} fill="{colour}"><title>{tip}</title></rect>')
+    bottom, x = top + height * len(operators) + 24, left
+    for route, (_, _, colour, _) in ROUTES.items():
+        parts.append(f'<rect x="{x}" y="{bottom - 11}" width="14" height="14" fill="{colour}"/>')
+        parts.append(figures.text(x + 20, bottom, route, 12, anchor="start"))
+        x += 44 + 7 * len(route)
+    title = f"How each operator is computed, on each torch, by {backends[0]}"
+    parts.append(figures.text(left, 20, title, 14, anchor="start", font_weight="600"))
+    return figures.svg(left + len(kinds) * (panel + gap), bottom + 16, parts, title)
 
 
 def _table(seen: dict[tuple[int, ...], Any], kind: str, backends: tuple[str, ...]) -> str:
