@@ -299,6 +299,39 @@ CAUSES: dict[str, list[Cause]] = {
             "forward mode around a generated `vmap` rule cannot see into it",
             "write a `vmap` rule, or take the outer derivative in reverse mode",
         ),
+        Cause("no derivative is defined for", "`custom_vjp` or `custom_jvp` without its rule", "call what it names"),
+        Cause(
+            "and is not among its arguments: its own rule",
+            "a function with a custom rule closes over what is differentiated",
+            "make it an argument, or `detach()` it",
+        ),
+        Cause(
+            "by a tensor that was said to be fixed",
+            "a derivative is asked for by one of the `nondiff_argnums`",
+            "do what the message says",
+        ),
+        Cause(
+            "modifies its argument in place",
+            "a function with a custom rule writes to what it is given",
+            "work on a `clone()`",
+        ),
+        Cause(
+            "is not linear in the tangents",
+            "reverse mode is the transpose of the rule of a `custom_jvp`, which has none",
+            "write the rule in torch operations that are linear in the tangents",
+        ),
+        Cause("has keyword-only arguments, which a custom", "a custom rule takes positions", "make them positional"),
+        Cause("to return a pytree of tensors", "a function with a custom rule returned a number", "return tensors"),
+        Cause("return (output, residuals)", "`fwd` returned something else than a pair", "return both"),
+        Cause("return (output, tangent_out)", "the rule returned something else than a pair", "return both"),
+        Cause(
+            "to return an output of its structure",
+            "`fwd` returned another structure than the function",
+            "return the same",
+        ),
+        Cause("return a tuple with a gradient for each", "`bwd` returned too few or too many", "one for each, or None"),
+        Cause("a gradient of its structure", "`bwd` returned another structure than the argument's", "nest both alike"),
+        Cause("tangents of the structure", "the rule returned tangents unlike its output", "nest both alike"),
         Cause("expected a gradient of the shape of x", "a gradient of another shape was attached", "reshape it"),
     ],
     "Falling back": [
@@ -337,6 +370,11 @@ CAUSES: dict[str, list[Cause]] = {
             "torch drops the tangents of …",
             "only with `set_fallback('error')`: torch would drop the tangents of a custom operator",
             "allow falling back, or use reverse mode",
+        ),
+        Cause(
+            "uses a tensor of a transform around it",
+            "only with `set_fallback('error')`: a custom rule closes over a mapped or differentiated tensor",
+            "pass it as an argument",
         ),
         Cause(
             "and so has no transpose",

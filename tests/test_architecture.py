@@ -59,7 +59,7 @@ TORCH_FUNC = {"_facts", "_backends.torch_func", "_functions._transpose"}
 FUNCTORCH = {"_facts", "_backends.functorch"}
 PRIVATE = {
     *("_backends._native", "_backends._fragile", "_backends.torch_func", "_backends.functorch", "autograd.checks"),
-    *("_functions._levels", "_functions._vmapped", "_functions._transpose", "autograd.nested"),
+    *("_functions._levels", "_functions._vmapped", "_functions._linear", "_functions._foreign", "autograd.nested"),
 }
 
 

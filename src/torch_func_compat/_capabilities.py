@@ -39,6 +39,8 @@ MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
 # And of one in the old style that modifies its input.
 LEGACY_IN_PLACE = "the forward of {} modifies its input in place, and would have to run again"
+# And of one that uses more than its arguments.
+FOREIGN = "{} uses a tensor of a transform around it that is not among its arguments"
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -87,6 +89,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         LEGACY_IN_PLACE.format(r"\w+"),
         "it uses an adapted Function in the old style that modifies its input in place",
         "write the Function with setup_context()",
+    ),
+    Capability(
+        "foreign_tensor",
+        FOREIGN.format(r"\S+"),
+        "it uses a custom derivative rule that takes a transformed tensor from around it",
+        "pass that tensor to the function as an argument",
     ),
     Capability(
         "no_forward_formula",

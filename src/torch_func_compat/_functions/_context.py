@@ -18,6 +18,8 @@ class Context:
         self.saved_for_forward: tuple[Any, ...] | None = None
         self.dirty_tensors: tuple[Any, ...] = ()
         self.non_differentiable: tuple[Any, ...] = ()
+        # what the forward is known to return, where it runs again for the context alone
+        self.outputs: Any = None
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:

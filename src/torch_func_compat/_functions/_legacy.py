@@ -45,6 +45,7 @@ def rules(old: Any) -> dict[str, Any]:
             if in_place:
                 raise MistakenRule(LEGACY_IN_PLACE.format(old.__name__))
             context = Context(ctx.needs_input_grad)
+            context.outputs = output
             outputs = old.forward(context, *inputs)
         _transfer(context, ctx, _several(outputs), _several(output))
 

@@ -187,7 +187,7 @@ def _map_over(interpreter: Any, definition: Any, operands: Sequence[Any], call: 
         elif definition.generate_vmap_rule:
             in_front = _tree.map(lambda dim: None if dim is None else 0, dims)
             below = tuple(_tree.unflatten(*move_to_front(below, dims)))
-            outputs = call(make_vmapped(definition, in_front, size, randomness), below)
+            outputs = call(make_vmapped(definition, in_front, level, size, randomness), below)
             out_dims = _map(lambda x: 0, outputs)
         else:
             outputs, out_dims = _loop(definition, below, dims, size, randomness, call)

@@ -93,6 +93,14 @@ def _varies(definition: Any, call: Call, ctx: Any, kept: Kept, now: Sequence[Any
     return len(there) != len(now) or not all(same(now[i], there[i]) for i in outside)
 
 
+def _apart(output: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Outputs of which none is the same tensor as another: autograd takes such a one for its last place alone."""
+    seen: list[Any] = []
+    for x in output:
+        seen.append(x.clone() if isinstance(x, Tensor) and any(x is y for y in seen) else x)
+    return tuple(seen)
+
+
 @untraced
 def make(definition: Any, call: Call) -> Call:
     """The ``apply`` of a torch.autograd.Function with the rules of `definition`.
@@ -102,7 +110,13 @@ def make(definition: Any, call: Call) -> Call:
     backward = backward_of(definition)
     once = is_once_differentiable(backward)
 
-    set_up = definition.setup_context
+    set_up, evaluate = definition.setup_context, definition.forward
+
+    def forward(*args: Any) -> Any:
+        output = evaluate(*args)
+        if type(output) is tuple and len({*map(id, output)}) < len(output):
+            return _apart(output)
+        return output
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         set_up(ctx, inputs, output)
@@ -110,8 +124,8 @@ def make(definition: Any, call: Call) -> Call:
             if any(ctx.needs_input_grad) and (once or _has_own(ctx, inputs, output)):
                 setattr(ctx, KEPT, Kept(inputs, not ctx.dirty_tensors))
 
-    def forward(ctx: Any, *args: Any) -> Any:  # of torch < 2.0
-        output = definition.forward(*args)
+    def old_forward(ctx: Any, *args: Any) -> Any:  # of torch < 2.0
+        output = forward(*args)
         setup_context(ctx, args, output)
         return output
 
@@ -131,9 +145,9 @@ def make(definition: Any, call: Call) -> Call:
 
     rules: dict[str, Any] = {"backward": staticmethod(differentiate), "__module__": definition.__module__}
     if _SPLIT:
-        rules.update(forward=staticmethod(definition.forward), setup_context=staticmethod(setup_context))
+        rules.update(forward=staticmethod(forward), setup_context=staticmethod(setup_context))
     else:
-        rules.update(forward=staticmethod(forward))
+        rules.update(forward=staticmethod(old_forward))
     if has(definition, "jvp"):
         rules.update(jvp=staticmethod(definition.jvp))
     if getattr(definition, "clear_saved_tensors_on_access", False):

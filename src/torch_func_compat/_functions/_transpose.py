@@ -11,13 +11,11 @@ from typing import Any, Callable, Sequence
 import torch
 import torch.func
 from torch import Tensor
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
 from .._capabilities import NOT_TRANSPOSED, MistakenRule
 from ._context import is_differentiable
 from ._definition import backward_of, is_once_differentiable
-
-_private: Any = torch._C._functorch
+from ._linear import agree, wave
 
 
 def pushed(
@@ -47,7 +45,7 @@ def pushed(
         return torch.func.vjp(chosen, *(primals[i] for i in moving))[1](cotangents)
 
     vectors = tuple(tangents[i] for i in moving)
-    fixed = tuple(_wave(outputs[n]) for n in wanted)
+    fixed = tuple(wave(outputs[n]) for n in wanted)
     try:
         # at the fixed cotangents, which the result does not depend on but for a backward that is not linear
         gradients, transpose = torch.func.vjp(pull, *fixed)[:2]
@@ -56,49 +54,9 @@ def pushed(
         # the backward cannot be differentiated, or seen into; rows of it, which the autograd backend takes, or its
         # own error, which comes back from there
         raise MistakenRule(NOT_TRANSPOSED.format(definition.__name__)) from error
-    if not _agree(fixed, found, gradients, vectors):
+    if not agree(fixed, found, gradients, vectors):
         raise MistakenRule(NOT_TRANSPOSED.format(definition.__name__))
     results: list[Any] = [None] * len(outputs)
     for n, tangent in zip(wanted, found):
         results[n] = tangent
     return results
-
-
-def _wave(like: Tensor) -> Tensor:
-    """A fixed tensor that no structure of a derivative is likely to cancel."""
-    values = torch.cos(torch.arange(1, like.numel() + 1, device=like.device)).to(like.dtype).reshape(like.shape)
-    # of the same layers as `like`
-    return torch.zeros_like(like) + values
-
-
-def _agree(
-    fixed: Sequence[Tensor], pushed: Sequence[Tensor], pulled: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> bool:
-    """<u, J t> = <J^T u, t>: what a backward computes out of autograd's sight is lost in its transpose."""
-    with torch.no_grad():
-        left = [_dot(u, t) for u, t in zip(fixed, pushed)]
-        right = [_dot(g, t) for g, t in zip(pulled, vectors)]
-        difference = (sum(dot for dot, _ in left) - sum(dot for dot, _ in right)).abs()
-        scale = sum(size for _, size in left) + sum(size for _, size in right)
-        eps = max(torch.finfo(x.dtype).eps for x in (*fixed, *vectors))
-        return not _anywhere(difference > eps**0.5 * scale)
-
-
-def _dot(first: Tensor, second: Tensor) -> tuple[Any, Any]:
-    products = first.detach().conj() * second.detach()
-    products = torch.real(products) if products.is_complex() else products
-    products = products.float() if products.dtype in (torch.float16, torch.bfloat16) else products
-    return products.sum(), products.abs().sum()
-
-
-def _anywhere(flags: Tensor) -> bool:
-    """Whether any of the numbers is true, under all the layers that they have."""
-    if _private.peek_interpreter_stack() is None:
-        return bool(flags.any())
-    interpreter: Any = retrieve_current_functorch_interpreter()
-    if interpreter.key() == _private.TransformType.Vmap:
-        below = _private._unwrap_batched(flags, interpreter.level())[0]
-    else:
-        below = _private._unwrap_for_grad(flags, interpreter.level())
-    with interpreter.lower():
-        return _anywhere(below)

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _tree
+from .._capabilities import FOREIGN, MistakenRule
 from ._context import Context, attributes
 from ._definition import backward_of, has, is_once_differentiable
+from ._foreign import depth, is_foreign
 
 _private: Any = torch._C._functorch
 
@@ -47,15 +49,20 @@ def move_to_front(tree: Any, dims: Any) -> tuple[list[Any], _tree.TreeSpec]:
 
 
 @contextlib.contextmanager
-def _mapped(size: int, randomness: str) -> Iterator[int]:
+def _mapped(number: int, size: int, randomness: str) -> Iterator[int]:
+    """The level anew, under the number that it had: a tensor of another level must not be taken for its batch."""
+    missing = max(0, number - 1 - depth())
+    for _ in range(missing):
+        _private._vmap_increment_nesting(1, "same")
     level = _private._vmap_increment_nesting(size, randomness)
     try:
         yield level
     finally:
-        _private._vmap_decrement_nesting()
+        for _ in range(missing + 1):
+            _private._vmap_decrement_nesting()
 
 
-def make_vmapped(definition: Any, dims: Any, size: int, randomness: str) -> Any:
+def make_vmapped(definition: Any, dims: Any, number: int, size: int, randomness: str) -> Any:
     """`definition` over a batch: inputs have it in front or, where `dims` is None, not at all; outputs in front."""
     backward_rule = backward_of(definition)
 
@@ -65,13 +72,16 @@ def make_vmapped(definition: Any, dims: Any, size: int, randomness: str) -> Any:
         return _tree.unflatten([_front(x, dim, size) for x, dim in zip(leaves, _tree.flatten(out_dims)[0])], spec)
 
     def forward(*inputs: Any) -> Any:
-        with _mapped(size, randomness) as level:
-            return split(definition.forward(*_add_batch(inputs, dims, level)), level)
+        with _mapped(number, size, randomness) as level:
+            results = split(definition.forward(*_add_batch(inputs, dims, level)), level)
+        if any(map(is_foreign, _tree.flatten(results)[0])):
+            raise MistakenRule(FOREIGN.format(definition.__name__))
+        return results
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         several = isinstance(output, (tuple, list))
         outputs = tuple(output) if several else (output,)
-        with _mapped(size, randomness) as level:
+        with _mapped(number, size, randomness) as level:
             inner = _add_batch(tuple(inputs), dims, level)
             results = [_private._add_batch_dim(x, 0, level) if isinstance(x, Tensor) else x for x in outputs]
             context = Context(ctx.needs_input_grad)
@@ -107,7 +117,7 @@ def make_vmapped(definition: Any, dims: Any, size: int, randomness: str) -> Any:
         return [_private._add_batch_dim(v, 0, level) if isinstance(v, Tensor) else v for v in vectors]
 
     def backward(ctx: Any, *grads: Any) -> Any:
-        with _mapped(size, randomness) as level:
+        with _mapped(number, size, randomness) as level:
             found = backward_rule(restored(ctx, level), *batched(grads, level))
             found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
             found += (None,) * (len(ctx.shapes) - len(found))
@@ -120,7 +130,7 @@ def make_vmapped(definition: Any, dims: Any, size: int, randomness: str) -> Any:
         inner = [
             t if d is not None or t is None else t.unsqueeze(0).expand(size, *t.shape) for t, d in zip(tangents, dims)
         ]
-        with _mapped(size, randomness) as level:
+        with _mapped(number, size, randomness) as level:
             context = restored(ctx, level)
             if context.saved_for_forward is not None:
                 context.to_save = context.saved_for_forward

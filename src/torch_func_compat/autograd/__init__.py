@@ -12,6 +12,7 @@ from .batched import (
     batch_laplacian,
     bjacrev,
 )
+from .custom_rules import custom_jvp, custom_vjp
 from .derivatives import (
     hessian_diagonal,
     hvp,
@@ -49,6 +50,8 @@ __all__ = [
     "FallbackWarning",
     "Function",
     "available_backends",
+    "custom_jvp",
+    "custom_vjp",
     "batch_hessian",
     "batch_hessian_diagonal",
     "batch_hvp",
