@@ -146,6 +146,17 @@ def downstream(session, environment, row):
         session.run(*compare, "--name", suite, f"accept_{suite}.py", env=env)
 
 
+@nox.session
+@over_the_table()
+@disposable
+def matrix(session, environment):
+    """See how each operator is computed, for the documentation's support matrix: docs/support/*.json."""
+    install_project(session, *requirements(environment, "test"))
+    release = environment["torch"]
+    Path(ROOT, "docs", "support", f"torch-{release}.json").unlink(missing_ok=True)
+    run_pytest(session, "-n", "0", "tests/test_support.py", "--support", str(ROOT / "docs" / "support"))
+
+
 @nox.session(python=NEWEST["python"])
 @disposable
 def nightly(session):

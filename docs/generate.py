@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Callable, Iterable
 
 import figures
+import support_matrix
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = DOCS / "_generated"
@@ -71,6 +72,9 @@ def code(text: str) -> str:
 FILES: dict[str, Callable[[], str]] = {
     "refusals.md": refusals,
     "messages.md": messages,
+    "support.md": support_matrix.page,
+    "support.svg": lambda: support_matrix.picture(("torch.func", "functorch", "autograd")),
+    "support-autograd.svg": lambda: support_matrix.picture(("autograd",)),
     "house.svg": figures.house,
     "vibrations.svg": figures.spectrum,
 }

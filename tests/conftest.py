@@ -13,6 +13,7 @@ import torch_func_compat as tfc
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where the tests compute: cpu, cuda, cuda:1, ...")
+    parser.addoption("--support", help="folder for what test_support.py sees, for the documentation")
 
 
 def pytest_generate_tests(metafunc):

@@ -71,3 +71,17 @@ def test_house_names_modules_that_exist(monkeypatch):
         for module in modules:
             assert (package / module).exists(), module
     assert figures.house().startswith("<svg")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="written for the Python that builds the documentation")
+def test_support_matrix_shows_what_was_seen(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    import support_matrix
+
+    seen = support_matrix.load()
+    (kind, *_), newest = support_matrix.page().split("\n## ")[1:], seen[max(seen)]
+    operators = newest["torch operations"]
+    assert [name for name in operators if f"<code>{name}</code>" not in kind] == []
+    for backend in ("torch.func", "autograd"):
+        cells = [cells for kinds in newest.values() for cells in kinds.values() if backend in cells]
+        assert support_matrix.picture((backend,)).count(f", torch {max(seen)[0]}.{max(seen)[1]}: ") == len(cells)

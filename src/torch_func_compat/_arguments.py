@@ -363,7 +363,7 @@ class BatchedCall:
                 )
             _require_first_dim(leaf, dim)
             whole = next(identity_iter)
-            if whole is not None and is_same_view(leaf, movedim(self.tensors[whole], self.dims[whole], 0)):
+            if whole is not None and _is_whole(leaf, self.tensors[whole], self.dims[whole]):
                 tensor, in_dim = self.tensors[whole], self.dims[whole]
                 flat.append(tensor if in_dim == dim % leaf.dim() else movedim(tensor, in_dim, dim))
             else:
@@ -406,12 +406,13 @@ def layout_of(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.stride(), tensor.shape, tensor.dtype, tensor.requires_grad, is_conj(), is_neg())
 
 
-def is_same_view(a: Tensor, b: Tensor) -> bool:
-    """Whether two views read the same memory likewise."""
-    if a.layout != torch.strided or b.layout != torch.strided:
+def _is_whole(stacked: Tensor, tensor: Tensor, dim: int) -> bool:
+    """Whether the first one is a view of the whole of the second, with `dim` in front."""
+    if stacked._base is None or stacked.layout != torch.strided or getattr(stacked, "is_nested", False):
         return False
-    same_memory = a._base is b._base is not None and a.storage_offset() == b.storage_offset()
-    return same_memory and layout_of(a) == layout_of(b)
+    moved = movedim(tensor, dim, 0)
+    same_memory = stacked._base is moved._base and stacked.storage_offset() == moved.storage_offset()
+    return same_memory and layout_of(stacked) == layout_of(moved)
 
 
 def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:

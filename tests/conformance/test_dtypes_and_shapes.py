@@ -87,3 +87,16 @@ def test_arguments_that_are_no_tensors(operator, backend, device):
 def test_vmap_maps_integers_too(dtype, backend, device):
     n = torch.tensor([[0, 1], [2, 3]], device=device).to(dtype)
     assert_close(tfc.vmap(lambda n: (n, n.sum()))(n), (n, n.sum(1)))
+
+
+def test_tensors_without_values(backend):
+    """Shapes and dtypes of results, from tensors on the device "meta"."""
+    try:
+        x = torch.ones(4, 3, dtype=torch.float64, device="meta")
+        torch.stack([(x * x).sum()])
+    except RuntimeError:
+        pytest.skip("this torch does not compute on meta tensors")
+    scale = torch.ones(3, device="meta")
+    result = tfc.vmap(tfc.grad(lambda a: (a * a * scale).sum()))(x)
+    assert (result.shape, result.dtype, result.device.type) == ((4, 3), torch.float64, "meta")
+    assert tfc.jacrev(lambda a: a * a)(x).shape == (4, 3, 4, 3)

@@ -185,6 +185,16 @@ def test_a_pullback_can_be_called_again_and_under_no_grad(backend, x):
     assert_close(torch.autograd.grad(pullback(torch.ones_like(output))[0].sum(), x)[0], -x.detach().sin())
 
 
+def test_a_pullback_made_under_no_grad_and_called_outside(backend, x):
+    x.requires_grad_()
+    with torch.no_grad():
+        output, pullback = vjp(lambda x: x**3, x)
+    (first,) = pullback(torch.ones_like(output))
+    assert not output.requires_grad
+    assert first.requires_grad
+    assert_close(torch.autograd.grad(first.sum(), x)[0], 6 * x.detach())
+
+
 # --- nothing of the caller's is changed -----------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ class Common:
     def first(self) -> None:
         """Raise if the first sample wrote to what cannot be written to for all samples at once."""
         # by value, too: some kernels write without saying so, as that of batch norm to its statistics
-        silently = [k for k, before in self._before.items() if not torch.equal(self._tensors[k], before)]
+        silently = [k for k, before in self._before.items() if _differ(self._tensors[k], before)]
         for k in {*self._written(), *silently}:
             tensor = self._tensors[k]
             if k not in self._before or tensor.requires_grad or self._overlaps(tensor):
@@ -121,6 +121,13 @@ def _memory(tensor: Tensor) -> int:
     """Where the storage begins; storage() is deprecated on torch 2, untyped_storage() not there on torch 1."""
     storage: Any = getattr(tensor, "untyped_storage", tensor.storage if _facts.TORCH < (2, 0) else None)
     return int(storage().data_ptr())
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    try:
+        return not torch.equal(a, b)
+    except (RuntimeError, AssertionError):  # a meta or fake tensor has no values
+        return False
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:

@@ -279,8 +279,12 @@ def fill_rows(found: Sequence[Tensor | None], vectors: Sequence[Tensor], like: S
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
     level, inputs, outputs, aux = run(func, primals)
-    released = level.release(outputs)
-    pullback = Pullback(level, inputs, outputs, any(output.requires_grad for output in released))
+    released = judged = level.release(outputs)
+    if not torch.is_grad_enabled():  # a pullback made under no_grad may be called outside of it
+        with torch.enable_grad():
+            judged = level.release(outputs)
+    attached = any(output.requires_grad for output in judged)
+    pullback = Pullback(level, inputs, outputs, attached)
     return released, pullback, level.release(aux)
 
 
