@@ -117,6 +117,13 @@ def test_mapped_values_in_a_shared_tensor_are_refused_and_leave_it_alone(backend
         assert state.tolist() == [1, 1, 1]
 
 
+def test_so_they_are_in_a_row_of_a_shared_tensor(backend, x):
+    whole, weight = torch.ones(2, 3, dtype=x.dtype, device=x.device), x.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match=r"in.?place|captured|broadcast shape"):
+        vmap(lambda row, a: row.add_(a) * 1, in_dims=(None, 0))(whole[0], torch.stack([weight, 2 * weight]))
+    assert whole.tolist() == [[1, 1, 1], [1, 1, 1]] and not whole.requires_grad
+
+
 def test_power_iterations_are_shared(backend, device):
     layer = torch.nn.utils.spectral_norm(torch.nn.Linear(3, 2)).to(device).train()
     twin = torch.nn.utils.spectral_norm(torch.nn.Linear(3, 2)).to(device).train()

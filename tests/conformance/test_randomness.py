@@ -35,6 +35,14 @@ def test_randomness_is_an_error_by_default(backend, device, sampler):
         assert torch.equal(rng_state(device), before)
 
 
+def test_the_error_leaves_a_shared_view_alone(backend, device):
+    whole = torch.rand(3, 20, device=device)
+    before, version = whole.clone(), whole._version
+    with pytest.raises(RuntimeError, match=RANDOM_ERROR):
+        vmap(lambda a, shared: a * F.dropout(shared), in_dims=(0, None))(torch.ones(4, device=device), whole[1])
+    assert torch.equal(whole, before) and whole._version == version
+
+
 @pytest.mark.parametrize("chunk_size", [None, 2])
 @samplers
 def test_same_draws_once_for_all(backend, device, sampler, chunk_size):

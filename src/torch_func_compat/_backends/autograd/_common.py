@@ -76,11 +76,16 @@ class Common:
             self._state.forbid_draws()
 
     def _undo(self) -> None:
-        """Put back what was written."""
+        """Put back what was written, and that it needs no gradient."""
         with torch.no_grad():
             for k, before in self._before.items():
-                if not self._overlaps(self._tensors[k]):
-                    self._tensors[k].detach_().copy_(before)
+                tensor = self._tensors[k]
+                written = version(tensor) != self._versions[k] or _differ(tensor, before)
+                if written and not self._overlaps(tensor):
+                    if tensor.requires_grad:
+                        whole = tensor if tensor._base is None else tensor._base
+                        whole.detach_()
+                    tensor.copy_(before)
 
     def refusal(self) -> LoopError:
         """The error to raise; what was written is put back."""
