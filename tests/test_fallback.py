@@ -253,6 +253,25 @@ def test_errors_that_are_no_refusals_pass_through(func, error):
     assert caught.value.__context__ is None
 
 
+def _behind_a_warning(func):
+    """`func`, of whose errors Python makes a SystemError, as where C++ warns while an exception is on its way."""
+
+    def disguised(x):
+        try:
+            return func(x)
+        except RuntimeError as error:
+            raise SystemError("<class 'UserWarning'> returned a result with an exception set") from error
+
+    return disguised
+
+
+def test_an_error_behind_a_warning_of_torch():
+    assert_close(tfc.vmap(_behind_a_warning(lambda x: x.sin() if x.sum().item() < 99 else x))(BATCH), BATCH.sin())
+    if tfc.get_backend() != "autograd":
+        with pytest.raises(Mine):
+            tfc.vmap(_behind_a_warning(lambda x: _raise(Mine("mine"))))(BATCH)
+
+
 def test_modes():
     assert tfc.get_fallback() == "warn"
     tfc.set_fallback("silent")

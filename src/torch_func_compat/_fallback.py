@@ -239,11 +239,14 @@ def _refused_in_this_loop(transform: str, func: Callable[..., Any]) -> Capabilit
 _in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabled", bool)
 
 # What a refusal can come as; see _capabilities.
-REFUSALS = (RuntimeError, AssertionError, IndexError)
+REFUSALS = (RuntimeError, AssertionError, IndexError, SystemError)
 
 
 def _refusal(error: Exception, before: list[int], args: tuple[Any, ...]) -> tuple[Capability, str]:
     """What was refused, and torch's words; any other error is raised again."""
+    if isinstance(error, SystemError) and isinstance(error.__cause__, Exception):
+        # Python's, where C++ warns on the way out of the error that counts (seen on torch 2.14 with Python 3.10)
+        error = error.__cause__
     refused = refusal(error)
     # A function that changed its arguments before it was refused would change them once more.
     if refused is None or _versions(args) != before:

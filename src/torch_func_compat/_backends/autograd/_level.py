@@ -36,7 +36,7 @@ class Level:
             raise RuntimeError(
                 f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}"
             )
-        if getattr(tensor, "is_inference", bool)():  # there is such a method from torch 1.10 on
+        if _is_inference(tensor):
             tensor = tensor.clone()  # inference tensors cannot require grad
         return self.own((alias(tensor) if is_dual() else tensor.detach()).requires_grad_())
 
@@ -59,6 +59,15 @@ class Level:
             tensor.detach() if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
             for tensor in tensors
         ]
+
+
+def _is_inference(tensor: Tensor) -> bool:
+    if hasattr(tensor, "is_inference"):  # from torch 1.10 on
+        return tensor.is_inference()
+    try:
+        return tensor._version < 0
+    except RuntimeError:  # what torch 1.9 says of inference tensors, which do not count
+        return True
 
 
 def is_dual() -> bool:
