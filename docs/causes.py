@@ -357,6 +357,23 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or upgrade torch",
         ),
         Cause(
+            "loses terms of nested derivatives of optimized TorchScript",
+            "only with `set_fallback('error')`, on torch < 2.1: torch would leave terms out",
+            "allow falling back, upgrade torch, or use the function that was scripted or traced",
+        ),
+        Cause(
+            "don't yet support saved tensor hooks",
+            "only with `set_fallback('error')`: saved-tensor hooks or a checkpoint, or on torch 1.11 and 1.12 a "
+            "Python profiler, which leaves no way to notice them",
+            "allow falling back, or leave the hooks out",
+        ),
+        Cause(
+            "… (_backends/_calls.py)",
+            "only with `set_fallback('error')`, on torch 1.11 and 1.12: saved-tensor hooks or "
+            "`torch.autograd.functional` in the function",
+            "allow falling back, use `torch_func_compat.functional`, or upgrade torch",
+        ),
+        Cause(
             "writes to a tensor that it is not differentiated by",
             "on torch 1.11 and 1.12, where functorch can lose what is written",
             "write to a `clone()` and return it, upgrade torch, or choose the backend 'autograd'",

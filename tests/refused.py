@@ -177,6 +177,15 @@ def functional_inside(x):
     return torch.autograd.functional.jacobian(torch.sin, x.detach()).sum(0) + x
 
 
+def functional_within(x):
+    """The same, and differentiated on."""
+    return torch.autograd.functional.jacobian(torch.sin, x, create_graph=True).sum(0)
+
+
+def unique_size(x):
+    return torch.unique((2 * x).round().detach()).numel() * x
+
+
 def requires_grad_inside(x):
     y = x.clone().requires_grad_()
     return torch.autograd.grad(y.sin().sum(), y, create_graph=True)[0]
@@ -200,12 +209,19 @@ def inplace_add(x):
     return buffer * 2
 
 
+def inplace_number(x):
+    total = torch.zeros((), dtype=x.dtype)
+    for i in range(4):
+        total += x[i] ** 2
+    return total
+
+
 def allclose(x):
     return x * 2 if torch.allclose(x, x) else -x
 
 
 def saved_tensor_hooks(x):
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 1, lambda t: t):
         return x.sin()
 
 
@@ -272,6 +288,31 @@ def torchscript(x):
     return _scripted(x)
 
 
+_x = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    _traced = torch.jit.trace(lambda x: x.sin(), _x)
+
+
+def traced(x):
+    return _traced(x)
+
+
+_matrix = torch.diag(_x)
+
+
+def optimized_script():
+    """A traced function with an optimized plan for derivatives: that takes some calls, none within a transform."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        optimized = torch.jit.trace(lambda x: _matrix.mv(x).tanh() * x, _x.clone())
+    for _ in range(2):
+        optimized(_x.clone().requires_grad_()).sum().backward()
+    for _ in range(2):  # without gradients: what is fused would be refused for another reason
+        optimized(_x)
+    return optimized
+
+
 def batch_norm(x):
     return _batch_norm(torch.stack([x, 2 * x]))
 
@@ -288,13 +329,14 @@ FUNCTIONS = [
     autograd_inside,
     inplace,
     inplace_add,
+    inplace_number,
     allclose,
     sparse,
     gru,
     batch_norm,
 ]
 FUNCTIONS += [functional_inside, requires_grad_inside, backward_inside, tolist, dlpack, c_function, unique]
-FUNCTIONS += [lstm, rnn, module_with_hook, torchscript]
+FUNCTIONS += [functional_within, unique_size, lstm, rnn, module_with_hook, torchscript, traced]
 if TORCH >= (2, 4):
     # torch 2.4 cannot read annotations that are strings
     @torch.library.custom_op("torch_func_compat_tests::sine", mutates_args=(), schema="(Tensor x) -> Tensor")
@@ -314,6 +356,5 @@ if TORCH >= (2, 0):
     FUNCTIONS += [new_function, ruled_function]
 if TORCH >= (1, 10):
     FUNCTIONS.append(saved_tensor_hooks)
-# use_reentrant=False came with 1.11; what it saves can be unpacked more than once from 1.13 on
-if TORCH >= (1, 13):
+if TORCH >= (1, 11):  # use_reentrant=False came with it
     FUNCTIONS.append(checkpoint)

@@ -57,13 +57,17 @@ def test_whatever_is_refused_equals_a_plain_loop(func, transform):
     assert_close(result, expected)
 
 
-@pytest.mark.parametrize("func", refused.FUNCTIONS, ids=lambda f: f.__name__)
-def test_second_derivatives_are_right_or_raise(func):
-    smooth = {"old_function", "new_function", "ruled_function", "saved_tensor_hooks"}
+SINES = {"old_function", "new_function", "ruled_function", "saved_tensor_hooks", "traced", "functional_within"}
+
+
+@pytest.mark.parametrize("func", [f for f in refused.FUNCTIONS if f.__name__ in SINES], ids=lambda f: f.__name__)
+def test_second_derivatives_of_what_is_refused(func):
+    once, twice = (torch.cos, -X.sin()) if func is not refused.functional_within else (lambda x: -x.sin(), -X.cos())
     with tfc.use_fallback("silent"):
-        if func.__name__ in smooth:
-            assert_close(tfc.hessian(lambda x: func(x).sum())(X), torch.diag(-X.sin()))
-            assert_close(tfc.jacfwd(tfc.jacfwd(func))(X).sum(0), torch.diag(-X.sin()))
+        assert_close(tfc.grad(lambda x: func(x).sum())(X), once(X))
+        assert_close(tfc.hessian(lambda x: func(x).sum())(X), torch.diag(twice))
+        assert_close(tfc.jacfwd(tfc.jacfwd(func))(X).sum(0), torch.diag(twice))
+        assert_close(tfc.vmap(tfc.hessian(lambda x: func(x).sum()))(X[None])[0], torch.diag(twice))
 
 
 # Every refusal, what provokes it, and the releases on which it does.
@@ -77,6 +81,14 @@ def _jacfwd(func):
 
 def _jacrev(func):
     return lambda: tfc.jacrev(func)(X)
+
+
+def _gradient_of(make):
+    def gradient():
+        func = make()
+        return tfc.grad(lambda x: func(x).sum())(X)
+
+    return gradient
 
 
 PROVOKED = {
@@ -94,7 +106,7 @@ PROVOKED = {
     "no_batching_rule": (_vmap(refused.allclose), (1, 11), None),
     "broadcast_by_vmap": (_vmap(refused.inplace_add), (1, 11), None),
     "sparse": (_jacrev(refused.sparse), (2, 0), None),
-    "saved_tensor_hooks": (_jacrev(refused.saved_tensor_hooks), (1, 13), None),
+    "saved_tensor_hooks": (_jacrev(refused.saved_tensor_hooks), (1, 11), None),
     "mistaken_rows": (lambda: tfc.jacrev(torch.cdist)(BATCH, BATCH.cos()), (1, 11), None),
     "mistaken_nesting": (
         lambda: tfc.jacrev(tfc.jacfwd(lambda x: torch.nn.functional.layer_norm(x, (4,))))(X),
@@ -114,6 +126,8 @@ PROVOKED = {
         (1, 11),
         (2, 0),
     ),
+    "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), (2, 1)),
+    "functorch_unique": (_vmap(refused.unique_size), (1, 11), (1, 13)),
     "functorch_conjugate": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
     "inplace_in_formula": (
         lambda: tfc.grad(lambda x: tfc.jvp(tfc.grad(lambda x: x.norm()), (x,), (X,))[1].sum())(X),

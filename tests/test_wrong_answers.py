@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import refused
 import torch
@@ -190,3 +192,65 @@ def test_indexing_by_mapped_tensors(backend, i, j):
     with tfc.use_fallback("silent"):
         found = tfc.vmap(lambda i, j: a[i, j])(i, j)
     assert torch.equal(found, torch.stack([a[x, y] for x, y in zip(i, j)]))
+
+
+# --- TorchScript --------------------------------------------------------------------------------------------------
+
+MATRIX = torch.tensor([[0.9, -0.3, 0.2], [0.1, 0.7, -0.4], [-0.5, 0.6, 0.8]], dtype=torch.float64)
+POINT = torch.tensor([0.3, -0.7, 0.9], dtype=torch.float64)
+NESTED = {
+    "jacfwd of jacfwd": lambda f: tfc.jacfwd(tfc.jacfwd(f))(POINT),
+    "jacrev of jacfwd": lambda f: tfc.jacrev(tfc.jacfwd(f))(POINT),
+    "jacfwd of jacrev": lambda f: tfc.jacfwd(tfc.jacrev(f))(POINT),
+    "jacrev of jacrev": lambda f: tfc.jacrev(tfc.jacrev(f))(POINT),
+    "mapped grad": lambda f: tfc.vmap(tfc.grad(f))(torch.stack([POINT, POINT.cos()])),
+    "mapped hessian": lambda f: tfc.vmap(tfc.hessian(f))(torch.stack([POINT, POINT.cos()])),
+    "plain": lambda f: plain_second(f),
+}
+CALLS = [  # what one call makes of the function that is traced shows in a later one
+    ("jacrev of jacfwd", "jacfwd of jacrev", "plain"),
+    ("mapped grad", "mapped grad", "jacrev of jacrev", "plain"),
+    ("plain", "plain", "jacfwd of jacfwd", "jacrev of jacfwd", "jacrev of jacrev"),
+    ("jacfwd of jacfwd", "mapped hessian", "mapped hessian", "plain", "jacrev of jacfwd"),
+]
+
+
+def plain_second(func):
+    x = POINT.clone().requires_grad_()
+    (first,) = torch.autograd.grad(func(x), x, create_graph=True)
+    return torch.autograd.grad(first.pow(2).sum(), x)[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("calls", CALLS, ids=lambda calls: calls[0])
+@pytest.mark.parametrize(
+    "func",
+    [lambda x: (x**2).sin(), lambda x: MATRIX.mv(x).sigmoid().exp(), lambda x: MATRIX.mv(x).tanh() * x],
+    ids=["elementwise", "product", "mixed"],
+)
+def test_derivatives_of_torchscript_at_every_stage_of_its_optimizer(backend, func, calls):
+    traced = torch.jit.trace(func, POINT.clone())
+    for name in calls:
+        assert_close(NESTED[name](lambda x: traced(x).sum()), NESTED[name](lambda x: func(x).sum()))
+
+
+def test_a_running_profiler_keeps_running(backend):
+    """Functions that functorch gets wrong are found by a profiler of ours, where there is no other."""
+    called = []
+
+    def profiler(frame, event, argument):
+        called.append(frame.f_code.co_name)
+
+    def func(x):
+        return x.sin()
+
+    sys.setprofile(profiler)
+    try:
+        result = tfc.vmap(func)(POINT)
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
+    assert_close(result, POINT.sin())
+    assert "func" in called
+    tfc.vmap(func)(POINT)
+    assert sys.getprofile() is None

@@ -45,13 +45,6 @@ XFAILS: tuple[XFail, ...] = (
     ),
     # no issue of its own was found: the umbrella for derivatives of higher order that are wrong
     _wrong(f"{_SECOND}[*-weight_norm-*", "the backward takes the saved norms for constant", 198017, (1, 12)),
-    XFail(
-        "test_fallback.py::test_whatever_is_refused_equals_a_plain_loop[functional_inside-vmap]",
-        "functorch 0.1 forgets requires_grad_() within vmap, and torch.autograd.functional gives zeros there",
-        "https://pytorch.org/functorch/stable/ux_limitations.html",
-        (AssertionError,),
-        lambda: (1, 11) <= TORCH < (1, 12),
-    ),
     _wrong(f"{_NO_GRAD}{_NATIVE}-jvp]", "no_grad does not apply to forward mode", 78961, (1, 11)),
     _wrong(f"{_NO_GRAD}{_NATIVE}-jacfwd]", "no_grad does not apply to forward mode", 78961, (1, 11)),
 )

@@ -34,6 +34,9 @@ class Capability(NamedTuple):
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
 MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
+MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
+MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
+MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of it"
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 # What it says of a Function without a jvp rule whose backward cannot be transposed.
 NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
@@ -141,7 +144,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "broadcast_by_vmap",
         # the shape of the batch before that of one sample: LSTM and GRU, b.add_(x) for a b that is not mapped
-        r"output with shape \[(.*)\] doesn't match the broadcast shape \[\d+, \1\]",
+        r"output with shape \[(.+)\] doesn't match the broadcast shape \[(\d+, )+\1\]"
+        r"|output with shape \[\] doesn't match the broadcast shape",
         "it writes mapped values in place into a tensor that is not mapped (as LSTM and GRU do)",
         "make the tensor from a mapped one, as with x.new_zeros()",
         cost=LOOPED,
@@ -175,8 +179,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "autograd_inside_functorch_0_1",
-        r"element 0 of tensors does not require grad and does not have a grad_fn",
-        "it calls torch.autograd.grad itself",
+        rf"element 0 of tensors does not require grad and does not have a grad_fn|{MISTAKEN_EAGER}",
+        "it calls torch.autograd.grad or torch.autograd.functional itself",
         "use this library's grad or vjp inside",
         until=(1, 12),
     ),
@@ -202,6 +206,21 @@ CAPABILITIES: tuple[Capability, ...] = (
         "it uses an operation whose batched backward is wrong in torch, without an error (torch.cdist)",
         "write the distance as (x[:, None] - y[None]).norm(dim=-1), or use chunk_size=1",
         cost=BY_ROWS,
+    ),
+    Capability(
+        "optimized_script",
+        MISTAKEN_SCRIPT,
+        "it uses TorchScript, of whose nested derivatives torch < 2.1 silently loses terms",
+        "upgrade to torch >= 2.1, or use the function that was scripted or traced",
+        until=(2, 1),
+    ),
+    Capability(
+        "functorch_unique",
+        r"stack expects each tensor to be equal size",
+        "functorch 0.1 and 0.2 batch an operation whose output shape depends on values: unique",
+        "use torch.where() or multiply by a mask",
+        until=(1, 13),
+        cost=LOOPED,
     ),
     Capability(
         "functorch_conjugate",

@@ -238,6 +238,28 @@ FACTS: dict[str, Fact] = {
         (1, 13),
         "measured: grad of b[1:] = x * x is 0 on 1.11 and 1.12 and an error from 1.13 on; no upstream issue found",
     ),
+    "optimized_scripts_lose_terms": Fact(
+        "nested derivatives of what TorchScript has optimized lack terms in functorch's transforms, and plain ones do "
+        "once a batched backward was optimized",
+        _between((1, 11), (2, 1)),
+        (1, 11),
+        (2, 1),
+        "measured: the second derivative of a traced (x**2).sin() lacks a term; no upstream issue found",
+    ),
+    "saved_tensor_hooks_lose_terms": Fact(
+        "functorch takes what a saved-tensor hook returns for constant in nested derivatives",
+        _between((1, 11), (1, 13)),
+        (1, 11),
+        (1, 13),
+        "measured: functorch 0.1.1 and 0.2.1; from 1.13 on torch refuses; no upstream issue found",
+    ),
+    "functional_is_zero_within_vmap": Fact(
+        "torch.autograd.functional gives zeros in functorch's transforms, without an error",
+        _between((1, 11), (1, 12)),
+        (1, 11),
+        (1, 12),
+        "https://github.com/pytorch/functorch/issues/847",
+    ),
     "dispatch_mode": Fact(
         "a TorchDispatchMode sees every operation, those of a backward pass and of functorch's levels, too",
         # not probed: torch 1.12 has a class of that name that is used in another way

@@ -162,7 +162,10 @@ def answer(
         if backend.innermost() is not None:
             return getattr(call, "within", call)(*args, **kwargs)
         try:
-            return call(*args, **kwargs)
+            if backend.around is None:
+                return call(*args, **kwargs)
+            with backend.around():
+                return call(*args, **kwargs)
         except REFUSALS as error:
             if get_fallback() == "error":
                 raise
@@ -175,9 +178,9 @@ def answer(
         if active is not None:
             return getattr(call, "within", call)(*args, **kwargs)
         call = getattr(call, "first", call)
-        lock = backend.lock or contextlib.nullcontext()
+        around = backend.around or contextlib.nullcontext
         if backend.library is None or get_fallback() == "error":
-            with lock:
+            with around():
                 return call(*args, **kwargs)
         known = record.refused or _refused_in_this_loop(transform, func)
         if known is not None:
@@ -185,10 +188,10 @@ def answer(
         else:
             before, state = _versions(args), RandomState()
             try:
-                with lock:
+                with around():
                     result = call(*args, **kwargs)
                 # what draws random numbers keeps the random state in view
-                if backend.lock is None and not state.moved():
+                if not state.moved():
                     record.proven = backend
                 return result
             except REFUSALS as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any, Callable, ContextManager, Iterator, Mapping, Sequence
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from .. import _tree
+from .. import _facts, _tree
 from .._arguments import BatchedCall
-from .._capabilities import MISTAKEN_ROWS, MistakenRule
+from .._capabilities import MISTAKEN_ROWS, MISTAKEN_SCRIPT, MistakenRule
 from .protocol import Differentiable, LinearMap, Pullback
 
 # Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
@@ -38,12 +39,23 @@ def _nodes(output: Any) -> Iterator[Any]:
             roots.append(child)
 
 
+def is_script(node: Any) -> bool:
+    """Whether a node of the graph is the backward of what TorchScript has optimized."""
+    return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
+
+
 def mistaken(output: Any) -> list[MistakenRule]:
-    """The error to raise, where the library would not, if rows through the graph of `output` are batched."""
+    """The error to raise, where the library would not, if rows through the graph of `output` are batched.
+
+    TorchScript in the graph raises at once, since what is differentiated once here may be differentiated again by
+    whoever gets it.
+    """
     for node in _nodes(output):
         name = type(node).__name__
         if name.startswith(_MISTAKEN):
             return [MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0]))]
+        if is_script(node) and _facts.has("optimized_scripts_lose_terms"):
+            raise MistakenRule(MISTAKEN_SCRIPT)
     return []
 
 
@@ -105,6 +117,9 @@ class NativePullback(NativeMap):
             raise self._flaw[0]
         return super().batched(*vectors)
 
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
+        return self.pull(vectors, True, None)
+
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         if self._flaw and self._is_active():
             raise self._flaw[0]
@@ -122,6 +137,9 @@ def _tuples(func: Differentiable) -> Callable[..., Any]:
     return flat
 
 
+_optimized_execution: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
+
+
 class NativeBackend:
     """A backend on a namespace with functorch's transforms."""
 
@@ -129,7 +147,11 @@ class NativeBackend:
     has_forward_mode = True
     natives: Mapping[str, Callable[..., Any]] = {}
 
-    lock: ContextManager[Any] | None = None
+    # From torch 1.11 to 2.0, what TorchScript optimizes within a transform is wrong from then on (fact
+    # "optimized_scripts_lose_terms"): nothing is optimized there, and the function is interpreted.
+    around: Callable[[], ContextManager[Any]] | None = (
+        functools.partial(_optimized_execution, False) if _facts.has("optimized_scripts_lose_terms") else None
+    )
 
     def __init__(self, namespace: Any, private: Any, is_active: Callable[[], bool]) -> None:
         self.library = namespace

@@ -8,8 +8,9 @@ the user calls is derived from its vmap, vjp and jvp.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import Any, Callable, ContextManager, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import functorch
 import functorch.experimental
@@ -19,6 +20,7 @@ from torch import Tensor
 from .. import _facts
 from .._arguments import BatchedCall, version
 from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
+from ._calls import refused_calls
 from ._native import NativeBackend
 from .protocol import Differentiable, LinearMap, Pullback
 
@@ -71,12 +73,19 @@ class FunctorchBackend(NativeBackend):
     """Standalone `functorch` 0.1.1 and 0.2.1, and that of torch 1.13."""
 
     name = "functorch"
-    # Two threads in functorch's transforms at once trip over each other's levels ("INTERNAL ASSERT").
-    lock: ContextManager[Any] | None = threading.RLock()
 
     def __init__(self) -> None:
         super().__init__(functorch, _private, is_active)
         self._derivatives = threading.local()
+        # Two threads in functorch's transforms at once trip over each other's levels ("INTERNAL ASSERT").
+        lock, interpreted = threading.RLock(), self.around or contextlib.nullcontext
+
+        @contextlib.contextmanager
+        def around() -> Iterator[None]:
+            with lock, interpreted(), refused_calls():
+                yield
+
+        self.around = around
 
     def vmap(
         self, call: BatchedCall, tensors: Sequence[torch.Tensor], randomness: str

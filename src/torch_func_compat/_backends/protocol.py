@@ -65,8 +65,8 @@ class Backend(Protocol):
     # The namespace with the library's transforms; None where there is no library.
     library: Any
 
-    # Held by the outermost transform where the library is not thread-safe.
-    lock: ContextManager[Any] | None
+    # What the outermost transform runs in: a lock where the library is not thread-safe, and the like.
+    around: Callable[[], ContextManager[Any]] | None
 
     # The library's own transforms of the same name and signature, to be used as they are.
     natives: Mapping[str, Callable[..., Any]]

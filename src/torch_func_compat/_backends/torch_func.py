@@ -122,12 +122,13 @@ class TorchFuncBackend(TracedBackend):
         super().__init__()
         if _facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
+        scripts = _facts.has("optimized_scripts_lose_terms")
         natives = {
             "vmap": _library.vmap,
             "vjp": _vjp,
             "jvp": _jvp,
-            "grad": _guarded(_library.grad),
-            "grad_and_value": _guarded(_library.grad_and_value),
+            "grad": _guarded(_library.grad, first=scripts),
+            "grad_and_value": _guarded(_library.grad_and_value, first=scripts),
             "jacrev": _guarded(_library.jacrev, first=True),
             "jacfwd": _one_thread_at_a_time(_guarded(_library.jacfwd, rows=False, forward=True)),
         }

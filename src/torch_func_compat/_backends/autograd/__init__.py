@@ -29,7 +29,7 @@ class AutogradBackend:
     def __init__(self) -> None:
         self.innermost: Callable[[], Any] = lambda: None
 
-    lock: ContextManager[Any] | None = None
+    around: Callable[[], ContextManager[Any]] | None = None
     natives: Mapping[str, Callable[..., Any]] = {}
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:

@@ -59,6 +59,14 @@ def custom_nodes(tensors: Sequence[Tensor]) -> list[Any]:
     ]
 
 
+def has_scripts(tensors: Sequence[Tensor]) -> bool:
+    """Whether the graph has a node of what TorchScript has optimized."""
+    return any(
+        type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
+        for node in nodes(tensor.grad_fn for tensor in tensors)
+    )
+
+
 # Backward nodes of a backward: torch differentiates them wrongly, for it takes the saved mean and
 # standard deviation for constants there (layer_norm and batch_norm from 1.8, instance_norm, group_norm).
 _NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")

@@ -22,7 +22,7 @@ class Pullback:
         self.outputs = outputs
         # whether what the caller got of the outputs shares this graph, so that it must not be freed
         self.attached = attached
-        self.rows = Rows()
+        self.rows = Rows(outputs)
         self._flaw: list[str | None] = []
 
     def _apply(
@@ -93,7 +93,7 @@ class Pushforward:
         self.outputs = outputs
         self.cotangents: list[Tensor] = []
         self.gradients: list[Tensor | None] = []
-        self.rows = Rows()
+        self.rows = Rows(outputs)
         self.by_rows = not self._transpose()
         self._probe: tuple[list[Tensor], list[Tensor | None]] | None = None
 
@@ -169,7 +169,7 @@ class Pushforward:
         total = _real(basis).new_zeros(*batch, size)
         if size == 0:
             return total
-        rows = Rows()(
+        rows = Rows([output])(
             lambda vectors, create: gradients([output], inputs, vectors, create_graph=create),
             [basis.reshape(-1, *output.shape)],
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _facts
+from ._graph import has_scripts
 
 # Vectors -> results; None where a result does not depend on them. The flag is create_graph.
 Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
@@ -19,8 +20,10 @@ _vmap: Any = getattr(torch, "vmap", None)
 class Rows:
     """How a linear map is applied to stacked vectors; it remembers where torch refused to batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: Sequence[Tensor]) -> None:
         self.vectorised: bool | None = None  # what happened last; None before the first batch
+        if _facts.has("optimized_scripts_lose_terms") and has_scripts(outputs):
+            self.vectorised = False
 
     def __call__(self, apply: Apply, vectors: Sequence[Tensor]) -> list[Tensor | None]:
         """Results for each of the vectors stacked along dimension 0, stacked likewise."""

@@ -1,0 +1,63 @@
+"""Python functions that functorch 0.1 and 0.2 get wrong without an error, noticed as they are called.
+
+These releases give no other way to see them: there are no modes, and hooks leave no trace in a graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import CodeType
+from typing import Any, Callable, ContextManager, Iterator
+
+import torch
+
+from .. import _facts
+from .._capabilities import MISTAKEN_EAGER, MISTAKEN_HOOKS, MistakenRule
+
+
+def _found() -> dict[CodeType, str]:
+    """The code of each such function of this torch, and what to say of it."""
+    found: dict[CodeType, str] = {}
+    if _facts.has("saved_tensor_hooks_lose_terms"):
+        hooks: Any = torch.autograd.graph.saved_tensors_hooks
+        found[hooks.__enter__.__code__] = MISTAKEN_HOOKS
+    if _facts.has("functional_is_zero_within_vmap"):
+        for name in ("jacobian", "hessian", "vjp", "jvp", "vhp", "hvp"):
+            found[getattr(torch.autograd.functional, name).__code__] = MISTAKEN_EAGER
+    return found
+
+
+def _watch(refused: dict[CodeType, str]) -> Callable[..., None]:
+    def at_call(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            reason = refused.get(frame.f_code)
+            if reason is not None:
+                raise MistakenRule(reason)
+
+    return at_call
+
+
+_watching = _watch(_found())
+
+
+@contextlib.contextmanager
+def _refused_calls() -> Iterator[None]:
+    before = sys.getprofile()
+    if before is _watching:
+        yield
+        return
+    if before is not None:
+        # Python has room for one profiler; that of the user stays, and nothing is computed unseen
+        raise MistakenRule(MISTAKEN_HOOKS)
+    sys.setprofile(_watching)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+# Raises within where the function calls what would come out wrong.
+refused_calls: Callable[[], ContextManager[None]] = (
+    _refused_calls if _facts.has("saved_tensor_hooks_lose_terms") else contextlib.nullcontext
+)
