@@ -83,6 +83,15 @@ def _jacrev(func):
     return lambda: tfc.jacrev(func)(X)
 
 
+def _closes_over_a_batch(a):
+    @tfc.custom_vjp
+    def scaled(x):
+        return a * x.sin()
+
+    scaled.defvjp(lambda x: (scaled(x), x), lambda x, g: (g * a * x.cos(),))
+    return scaled(X)
+
+
 def _gradient_of(make):
     def gradient():
         func = make()
@@ -126,6 +135,7 @@ PROVOKED = {
         (1, 11),
         (2, 0),
     ),
+    "foreign_tensor": (_vmap(_closes_over_a_batch), (2, 0), None),
     "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), (2, 1)),
     "functorch_unique": (_vmap(refused.unique_size), (1, 11), (1, 13)),
     "functorch_conjugate": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
