@@ -247,8 +247,9 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause(
             "cannot be differentiated again",
-            "a higher derivative would lack terms, for a custom backward is not differentiable",
-            "give it a backward of torch operations, or stop at the first derivative; the message ends with the reason",
+            "a higher derivative would be wrong: for a custom backward that is not differentiable, for third "
+            "derivatives of layer_norm and its like, and for second ones of weight_norm by its weight",
+            "what the message ends with: a backward of torch operations, or the normalisation written out",
         ),
     ],
     "Custom Functions": [

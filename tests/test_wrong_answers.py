@@ -194,6 +194,35 @@ def test_indexing_by_mapped_tensors(backend, i, j):
     assert torch.equal(found, torch.stack([a[x, y] for x, y in zip(i, j)]))
 
 
+# --- weight_norm ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outer", [tfc.jacrev, tfc.jacfwd], ids=["jacrev", "jacfwd"])
+@pytest.mark.parametrize("inner", [tfc.jacrev, tfc.jacfwd, tfc.grad], ids=["jacrev", "jacfwd", "grad"])
+def test_second_derivatives_of_weight_norm(backend, inner, outer):
+    v, g = X.reshape(2, 3), X[:2].exp().reshape(2, 1)
+    right = backend == "torch.func" or refused.TORCH < (1, 12)  # it is fused from 1.12 on
+    derivative = outer(inner(lambda v: torch._weight_norm(v, g, 0).sin().sum()))
+    if not right:
+        with pytest.raises(RuntimeError, match="second derivatives of weight_norm are wrong"):
+            derivative(v)
+        return
+    assert_close(derivative(v), outer(inner(lambda v: (v * g / v.norm(dim=1, keepdim=True)).sin().sum()))(v))
+
+
+def test_second_derivatives_of_a_network_with_weight_norm_by_its_input(backend):
+    """Which pass its backward once, also where the weights are differentiated by afterwards."""
+    v = X.reshape(2, 3).clone().requires_grad_()
+
+    def derivatives(weight):
+        second = tfc.hessian(lambda x: (weight() @ x).sin().sum())(X[:3])
+        return second, torch.autograd.grad(second.sum(), v)[0]
+
+    g = v[:, :1].detach()
+    by_hand = derivatives(lambda: v * g / v.norm(dim=1, keepdim=True))
+    assert_close(derivatives(lambda: torch._weight_norm(v, g, 0)), by_hand)
+
+
 # --- TorchScript --------------------------------------------------------------------------------------------------
 
 MATRIX = torch.tensor([[0.9, -0.3, 0.2], [0.1, 0.7, -0.4], [-0.5, 0.6, 0.8]], dtype=torch.float64)

@@ -18,7 +18,6 @@ class XFail(NamedTuple):
     applies: Callable[[], bool] = lambda: True
 
 
-_SECOND = "conformance/test_nesting.py::test_second_derivatives_are_never_silently_wrong"
 _NO_GRAD = "conformance/test_state.py::test_no_grad_inside_is_respected"
 _NATIVE = "[*func*"  # torch.func and functorch
 
@@ -43,8 +42,6 @@ XFAILS: tuple[XFail, ...] = (
         (RuntimeError,),
         lambda: (1, 11) <= TORCH < (1, 13),
     ),
-    # no issue of its own was found: the umbrella for derivatives of higher order that are wrong
-    _wrong(f"{_SECOND}[*-weight_norm-*", "the backward takes the saved norms for constant", 198017, (1, 12)),
     _wrong(f"{_NO_GRAD}{_NATIVE}-jvp]", "no_grad does not apply to forward mode", 78961, (1, 11)),
     _wrong(f"{_NO_GRAD}{_NATIVE}-jacfwd]", "no_grad does not apply to forward mode", 78961, (1, 11)),
 )

@@ -119,6 +119,13 @@ def _jvp_rules_lose_terms() -> bool:
     return bool(second != 2)
 
 
+def _weight_norm_twice() -> bool:
+    """Is the second derivative of v g / |v| by v, which is zero in one dimension, something else?"""
+    v = torch.full((1, 1), 2.0).requires_grad_()
+    (first,) = torch.autograd.grad(torch._weight_norm(v, torch.ones(1, 1)), v, create_graph=True)
+    return bool(torch.autograd.grad(first, v, allow_unused=True)[0])
+
+
 def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until: tuple[int, int] | None) -> bool:
     return (since is None or torch_release >= since) and (until is None or torch_release < until)
 
@@ -237,6 +244,13 @@ FACTS: dict[str, Fact] = {
         (1, 11),
         (1, 13),
         "measured: grad of b[1:] = x * x is 0 on 1.11 and 1.12 and an error from 1.13 on; no upstream issue found",
+    ),
+    "weight_norm_twice": Fact(
+        "second derivatives of torch._weight_norm are wrong: its backward takes the saved norms for constant",
+        _weight_norm_twice,
+        (1, 12),
+        None,
+        "https://github.com/pytorch/pytorch/issues/198017",
     ),
     "optimized_scripts_lose_terms": Fact(
         "nested derivatives of what TorchScript has optimized lack terms in functorch's transforms, and plain ones do "

@@ -54,8 +54,16 @@ def _find(names: tuple[str, ...]) -> set[Any]:
     return found
 
 
-_THIRD = _find(_NORMALISATIONS)
-_FORWARD = _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if _facts.TORCH < (2, 15) else ()))
+def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
+    """torch's own is fused, and its backward takes the saved norms for constant (fact "weight_norm_twice")."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+# What is evaluated instead of an operation, within another derivative
+_INSTEAD = {torch._weight_norm: _weight_norm}
+_SECOND = set(_INSTEAD)
+_THIRD = _SECOND | _find(_NORMALISATIONS)
+_FORWARD = _SECOND | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if _facts.TORCH < (2, 15) else ()))
 # The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
 _FORWARD_TWICE = _FORWARD | {custom_function_call}
 
@@ -92,6 +100,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._fragile:
+            if func in _INSTEAD:
+                return _INSTEAD[func](*args, **(kwargs or {}))
             raise MistakenRule(MISTAKEN_NESTING.format(getattr(func, "__name__", func)))
         if self._lossy and isinstance(func, (OpOverload, OpOverloadPacket)):
             packet: Any = func.overloadpacket if isinstance(func, OpOverload) else func
@@ -115,12 +125,15 @@ def _fragile(forward: bool) -> set[Any]:
     if not around:
         return set()
     if not forward:
-        return _THIRD if len(around) >= 2 else set()
+        return _THIRD if len(around) >= 2 else _SECOND
     return _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD
 
 
 def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
-    """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not)."""
+    """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not).
+
+    What can be written in operations that torch gets right is evaluated in those.
+    """
     fragile = _fragile(forward)
     lossy = without_tangents() if forward else set()
     if not fragile and not lossy:

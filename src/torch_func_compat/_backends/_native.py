@@ -44,6 +44,11 @@ def is_script(node: Any) -> bool:
     return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
 
 
+def has_node(output: Any, name: str) -> bool:
+    """Whether the graph of a pytree of outputs has a node whose name starts so."""
+    return any(type(node).__name__.startswith(name) for node in _nodes(output))
+
+
 def mistaken(output: Any) -> list[MistakenRule]:
     """The error to raise, where the library would not, if rows through the graph of `output` are batched.
 

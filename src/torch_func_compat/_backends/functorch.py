@@ -21,7 +21,7 @@ from .. import _facts
 from .._arguments import BatchedCall, version
 from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
 from ._calls import refused_calls
-from ._native import NativeBackend
+from ._native import NativeBackend, has_node
 from .protocol import Differentiable, LinearMap, Pullback
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
@@ -118,8 +118,11 @@ class FunctorchBackend(NativeBackend):
         def guarded(*primals: Any) -> Any:
             self._derivatives.count = around + 1
             try:
-                return func(*primals)
+                results = func(*primals)
             finally:
                 self._derivatives.count = around
+            if around and _facts.has("weight_norm_twice") and has_node(results, "WeightNormInterface"):
+                raise MistakenRule(MISTAKEN_NESTING.format("weight_norm"))
+            return results
 
         return guarded

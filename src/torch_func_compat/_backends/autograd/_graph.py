@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from ... import _facts
+
 # The attribute of a leaf that belongs to a transform. Duck-typed and not named after this package,
 # so that two vendored copies of it understand each other's leaves.
 OWNER = "_autograd_transform_level"
@@ -75,6 +77,21 @@ _NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*Backwa
 def third_order_nodes(tensors: Sequence[Tensor]) -> bool:
     """Whether the graph has nodes whose own derivative, a third one, torch gets wrong."""
     return any(_NORM_TWICE.search(type(node).__name__) for node in nodes(tensor.grad_fn for tensor in tensors))
+
+
+def norms_twice(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether the graph from `inputs` to `outputs` has nodes whose own derivative, a second one, torch gets wrong."""
+    if not _facts.has("weight_norm_twice"):
+        return False
+    found = [
+        node.next_functions[0][0]
+        for node in nodes(output.grad_fn for output in outputs)
+        if type(node).__name__.startswith("WeightNormInterface")
+    ]
+    ours = [tensor for tensor in inputs if tensor.requires_grad]
+    return bool(found) and any(
+        getattr(node, "variable", None) is x or node is x.grad_fn for node in nodes(found) for x in ours
+    )
 
 
 def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:

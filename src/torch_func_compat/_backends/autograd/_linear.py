@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from ..protocol import Differentiable
-from ._graph import custom_nodes, gradients, third_order_nodes
+from ._graph import custom_nodes, gradients, norms_twice, third_order_nodes
 from ._level import Level, recording, run
 from ._rows import Rows
+
+WEIGHT_NORM = (
+    "torch's second derivatives of weight_norm are wrong: write the weight as v * g / v.norm(dim=..., keepdim=True) to "
+    "differentiate it that often"
+)
 
 
 class Pullback:
@@ -60,6 +65,8 @@ class Pullback:
 
     def find_flaw(self) -> str | None:
         """Why second derivatives of what the pullback gives would be wrong, if they would."""
+        if norms_twice(self.outputs, self.inputs):
+            return WEIGHT_NORM
         if third_order_nodes(self.outputs):
             return (
                 "torch's third derivatives of layer_norm, batch_norm and their like are wrong: write the normalisation "
@@ -95,6 +102,7 @@ class Pushforward:
         self.gradients: list[Tensor | None] = []
         self.rows = Rows(outputs)
         self.by_rows = not self._transpose()
+        self._flaw: str | None = None
         self._probe: tuple[list[Tensor], list[Tensor | None]] | None = None
 
     def _transpose(self) -> bool:
@@ -198,13 +206,12 @@ class Pushforward:
     def _finish(self, found: Sequence[Tensor]) -> list[Tensor]:
         """As for the pullback, whose rows these are then."""
         results = self.level.release(found)
-        attached = (
-            torch.is_grad_enabled()
-            and self.by_rows
-            and any(output.requires_grad for output in self.level.release(self.outputs))
-        )
-        if not attached:
+        if not torch.is_grad_enabled() or not any(output.requires_grad for output in self.level.release(self.outputs)):
             return results
+        if self._flaw is None:
+            self._flaw = WEIGHT_NORM if norms_twice(self.outputs, self.inputs) else ""
+        if not self.by_rows:
+            return seal(results, self.outputs, self._flaw or None)
         return seal(results, self.outputs, Pullback(self.level, self.inputs, self.outputs, True).find_flaw())
 
     def tangents(self, tangents: Sequence[Tensor], strict: bool) -> list[Tensor]:
