@@ -15,7 +15,7 @@ copyright = author
 release = version = torch_func_compat.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "_generated"]
+exclude_patterns = ["_build", "_generated", "benchmarks"]
 html_theme = "furo"
 html_title = project
 html_copy_source = False
