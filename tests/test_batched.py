@@ -185,6 +185,16 @@ def test_within_vmap(backend, transform):
 def test_empty_batches(backend, transform):
     full, empty = transform(network)(X), transform(network)(X[:0])
     assert empty.shape == (0, *full.shape[1:])
+    assert transform(network, check=True)(X[:0]).shape == empty.shape
+
+
+@pytest.mark.parametrize("transform", CURRIED)
+def test_inputs_without_elements(backend, transform):
+    def func(x):
+        return torch.einsum("bij,jk->bki", x, W[:, : x.shape[2]].t()) ** 2
+
+    sample = (2, 0) * {tfc.batch_hessian: 2, tfc.batch_laplacian: 0}.get(transform, 1)
+    assert transform(func)(X.new_zeros(4, 2, 0)).shape == (4, 2, 2, *sample)
 
 
 def test_custom_functions_and_eval_mode(backend):

@@ -84,7 +84,11 @@ def test_auto_takes_the_mode_that_its_rule_names(backend):
     cases = (
         (tfc.jacobian(vector), "forward mode" if backend != "autograd" else "reverse mode"),
         (tfc.jacobian(scalar), "reverse mode"),
-        (tfc.jacobian(lambda x: x.repeat(4)), "forward mode"),
+        (tfc.jacobian(lambda x: x.repeat(100)), "forward mode, since 300 outputs"),
+        (
+            tfc.jacobian(lambda x: x.repeat(5)),
+            "forward mode" if backend != "autograd" else "reverse mode, since 15 rows",
+        ),
         (tfc.hessian(scalar), "reverse over reverse"),
         (tfc.hessian(vector), "forward over reverse" if backend != "autograd" else "reverse over reverse"),
     )
@@ -95,18 +99,20 @@ def test_auto_takes_the_mode_that_its_rule_names(backend):
 
 
 def test_auto_decides_for_each_shape(backend):
-    jacobian = tfc.jacobian(lambda x: x.sum() * torch.arange(1.0, 5.0, dtype=x.dtype))
-    assert_close(jacobian(X), torch.arange(1.0, 5.0, dtype=X.dtype)[:, None].expand(4, 3))
-    assert "reverse mode, since 4 outputs" in tfc.explain(jacobian)
-    assert_close(jacobian(X[:1]), torch.arange(1.0, 5.0, dtype=X.dtype)[:, None])
-    assert "forward mode, since 4 outputs" in tfc.explain(jacobian)
-    jacobian(X)
+    factors = torch.arange(1.0, 301.0, dtype=X.dtype)
+    jacobian = tfc.jacobian(lambda x: x.sum() * factors)
+    many = torch.linspace(0, 1, 200, dtype=X.dtype)
+    assert_close(jacobian(many), factors[:, None].expand(300, 200))
+    assert "reverse mode, since 300 outputs" in tfc.explain(jacobian)
+    assert_close(jacobian(X), factors[:, None].expand(300, 3))
+    assert "forward mode, since 300 outputs" in tfc.explain(jacobian)
+    jacobian(many)
     assert "reverse mode" in tfc.explain(jacobian)
 
 
 def test_a_begun_mode_leaves_no_draw_behind(backend):
     def noisy(x):
-        return (x.sum() * torch.rand(6, dtype=x.dtype)).sum(0, keepdim=True).expand(6)
+        return (x.sum() * torch.rand(6, dtype=x.dtype)).sum(0, keepdim=True).expand(300)
 
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -114,7 +120,7 @@ def test_a_begun_mode_leaves_no_draw_behind(backend):
     after = torch.get_rng_state()
     torch.set_rng_state(state)
     found = tfc.jacobian(noisy, mode="reverse")(X[:1])
-    assert_close(found, expected.expand(6, 1))
+    assert_close(found, expected.expand(300, 1))
     assert torch.equal(torch.get_rng_state(), after)
 
 

@@ -122,16 +122,16 @@ class Call:
         for position, value in zip(self.positions, _tree.unflatten(primals, self.primals_spec)):
             args[position] = value
         output = self.func(*args, **self.kwargs)
-        aux: Any = ()
+        flat_aux: list[Any] = []
         if self.has_aux:
             if not (isinstance(output, tuple) and len(output) == 2):
                 raise RuntimeError(
                     f"{self.api}: output of function f should be a tuple: (output, aux) if has_aux is True"
                 )
             output, aux = output
+            flat_aux, self.aux_spec = _tree.flatten(aux)
         outputs, self.output_spec = _tree.flatten(output)
         self.check_output(output)
-        flat_aux, self.aux_spec = _tree.flatten(aux)
         for leaf in flat_aux:
             if not isinstance(leaf, Tensor):
                 raise RuntimeError(f"{self.api}: Expected tensors, got unsupported type {type(leaf)} in aux")
@@ -139,6 +139,8 @@ class Call:
 
     def check_output(self, output: Any) -> None:
         """Raise unless the function's output (without aux) can be differentiated; operators may ask for more."""
+        if isinstance(output, Tensor):
+            return
         outputs = _tree.flatten(output)[0]
         if not outputs or (len(outputs) == 1 and outputs[0] is None):
             raise RuntimeError(
@@ -420,6 +422,11 @@ def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
     order = [d for d in range(tensor.dim()) if d != source % tensor.dim()]
     order.insert(destination % tensor.dim(), source % tensor.dim())
     return tensor.permute(order)
+
+
+def pieces(tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> Sequence[Tensor]:
+    """`tensor.split`, whose backward is a copy, only where there is something to split."""
+    return [tensor] if len(sizes) == 1 else tensor.split(list(sizes), dim)
 
 
 # Above this many samples, slices are taken in two steps. The backward of select() makes a tensor as

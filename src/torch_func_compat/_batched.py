@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._arguments import Argnums, Call, movedim, name_of, positions, require_real, require_tensors
+from ._arguments import Argnums, Call, movedim, name_of, pieces, positions, require_real, require_tensors
 from ._backends.protocol import Backend, LinearMap
 from ._chunks import AT_ONCE, Chunks, in_chunks
 from ._curvature import diagonal_mode, trace, with_output
@@ -141,7 +141,7 @@ def _reverse(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         blocks = []
         for part, primal, dim in zip(rows, single(call.primals, call.dims), call.dims):
             samples = movedim(part, dim + 1, 0)  # (B, rows, *sample)
-            blocks.append([b.reshape(out.shape + primal.shape) for b, out in zip(samples.split(sizes, 1), outputs)])
+            blocks.append([b.reshape(out.shape + primal.shape) for b, out in zip(pieces(samples, sizes, 1), outputs)])
         return call.with_aux(call.output([call.select(row) for row in zip(*blocks)]), aux)
 
     return wrapped
@@ -165,7 +165,7 @@ def _forward(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         jacobians = []
         for column in columns:
             shape = column.shape[1:]
-            blocks = movedim(column, 0, -1).split(sizes, -1)
+            blocks = pieces(movedim(column, 0, -1), sizes, -1)
             jacobians.append(call.select([b.reshape(shape + like.shape) for b, like in zip(blocks, space)]))
         return call.with_aux(call.output(jacobians), aux())
 
@@ -340,7 +340,7 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
             device=blocks[0].device,
             in_place=backend.innermost() is None,
         )
-        parts = flat.transpose(0, 1).split([block.numel() for block in space], 1)
+        parts = pieces(flat.transpose(0, 1), [block.numel() for block in space], 1)
         return call.with_aux(call.output([p.reshape(b.shape).to(b.dtype) for p, b in zip(parts, blocks)]), aux)
 
     return wrapped
@@ -391,7 +391,7 @@ def _by_directions(backend: Backend, func: Function, options: dict[str, Any], ch
         )
         diagonals = []
         for column in found:
-            blocks = movedim(column, 0, -1).split(sizes, -1)
+            blocks = pieces(movedim(column, 0, -1), sizes, -1)
             diagonals.append(call.select([b.reshape(column.shape[1:] + like.shape) for b, like in zip(blocks, space)]))
         return call.with_aux(call.output(diagonals), aux)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._arguments import Argnums, Call, movedim, name_of, require_tensors
+from ._arguments import Argnums, Call, movedim, name_of, pieces, require_tensors
 from ._backends.protocol import Backend
 from ._chunks import AT_ONCE, Chunks, in_chunks
 from ._jacobians import automatic
@@ -56,7 +56,8 @@ def _gradient(backend: Backend, func: Function, primals: tuple[Any, ...], has_au
 
 def diagonal_mode(backend: Backend, outputs: int, inputs: int, samples: int = 1) -> tuple[str, str]:
     """The cheaper way to the diagonal for so many elements of outputs, and why."""
-    if outputs <= 1 or not backend.has_forward_mode:
+    # torch's forward mode within forward mode can fail on tensors without elements
+    if outputs <= 1 or not inputs or not backend.has_forward_mode:
         return "reverse", f"rows of the Hessian by reverse mode, since the function has {outputs} output(s)"
     return "forward", f"forward over forward mode, since the function has {outputs} outputs"
 
@@ -147,7 +148,7 @@ def _by_rows(backend: Backend, func: Function, argnums: Argnums, has_aux: bool, 
             device=blocks[0].device,
             in_place=backend.innermost() is None,
         )
-        parts = flat.split([block.numel() for block in blocks])
+        parts = pieces(flat, [block.numel() for block in blocks])
         return call.with_aux(call.output([p.reshape(b.shape).to(b.dtype) for p, b in zip(parts, blocks)]), aux)
 
     return wrapped
@@ -194,7 +195,7 @@ def _by_directions(backend: Backend, func: Function, argnums: Argnums, has_aux: 
         )
         diagonals = []
         for column in found:
-            blocks = movedim(column, 0, -1).split([primal.numel() for primal in primals], -1)
+            blocks = pieces(movedim(column, 0, -1), [primal.numel() for primal in primals], -1)
             diagonals.append(
                 call.select([block.reshape(column.shape[1:] + primal.shape) for block, primal in zip(blocks, primals)])
             )

@@ -26,6 +26,8 @@ HESSIAN_MODES = ("auto", "reverse-reverse", "forward-reverse", "reverse-forward"
 # Of a batch, forward mode is taken where it saves so many rows of samples, or this many times as many as it costs.
 WORTH_IT = 2500
 SKEWED = 16
+# Rows of a single sample up to which their transpose, of one more backward pass, does not pay.
+FEW = 255
 
 
 def check_mode(api: str, mode: str, modes: tuple[str, ...]) -> None:
@@ -43,6 +45,8 @@ def jacobian_mode(has_forward_mode: bool, outputs: int, inputs: int, samples: in
     saved = (outputs - inputs) * samples
     if samples > 1 and ratio * inputs < outputs <= SKEWED * inputs and saved < WORTH_IT:
         return "reverse", f"reverse mode, since forward mode would save no more than {saved} rows of samples"
+    if not has_forward_mode and samples == 1 and ratio * inputs < outputs <= FEW:
+        return "reverse", f"reverse mode, since {outputs} rows cost less than the transpose of reverse mode"
     mode = "forward" if outputs > ratio * inputs else "reverse"
     sign = ">" if mode == "forward" else "<="
     return mode, f"{mode} mode, since {outputs} outputs {sign} {ratio} x {inputs} inputs"

@@ -23,6 +23,7 @@ from ._arguments import (
     check_randomness,
     movedim,
     name_of,
+    pieces,
     require_real,
     require_tensors,
 )
@@ -266,7 +267,7 @@ def jacobian_of_rows(call: Call, outputs: Sequence[Tensor], rows: Sequence[Tenso
     """Rows of each primal (the elements of all outputs one after another) in the structure of a Jacobian."""
     sizes = [output.numel() for output in outputs]
     jacobians = [
-        [block.reshape(output.shape + primal.shape) for block, output in zip(part.split(sizes), outputs)]
+        [block.reshape(output.shape + primal.shape) for block, output in zip(pieces(part, sizes), outputs)]
         for part, primal in zip(rows, call.primals)
     ]
     return call.output([call.select(row) for row in zip(*jacobians)])
@@ -311,7 +312,7 @@ def jacobian_of_columns(call: Call, columns: Sequence[Tensor]) -> Any:
     jacobians = []
     for column in columns:
         shape = column.shape[1:]
-        blocks = movedim(column, 0, -1).split(sizes, -1)
+        blocks = pieces(movedim(column, 0, -1), sizes, -1)
         jacobians.append(
             call.select([block.reshape(shape + primal.shape) for block, primal in zip(blocks, call.primals)])
         )
@@ -363,14 +364,15 @@ def map_basis(
     """
     chunks = chunks or AT_ONCE
     first, last = which
-    if first == last and elements(space):
+    total = sum(tensor.numel() for tensor in space)
+    if first == last and total:
         # None of many: of one, so that shapes, aux, what depends on what and what is refused are as for the others.
         found, size = map_basis(backend, linear, space, (0, 1), chunks, label)
         return [part[:0] for part in found], size
 
     def run(start: int, rows: int) -> list[Tensor]:
         vectors = basis(space, first + start, rows)
-        if rows == 1 and (chunks.size is not None or elements(space) == 1):
+        if rows == 1 and (chunks.size is not None or total == 1):
             # as in torch.func: a plain loop, for functions that cannot be batched
             return [row.unsqueeze(0) for row in linear(*(vector.squeeze(0) for vector in vectors))]
         return linear.batched(*vectors)

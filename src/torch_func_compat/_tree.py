@@ -104,12 +104,14 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
 
 
 def _collect(tree: Any, leaves: list[Any]) -> TreeSpec:
-    handlers = _handlers(type(tree))
+    cls = type(tree)
+    # most are tensors, which is quicker to see than that nobody handles them
+    handlers = None if cls is torch.Tensor else _handlers(cls)
     if handlers is None:
         leaves.append(tree)
         return LEAF
     children, context = handlers[0](tree)
-    return TreeSpec(type(tree), context, tuple(_collect(child, leaves) for child in children))
+    return TreeSpec(cls, context, tuple([_collect(child, leaves) for child in children]))
 
 
 def unflatten(leaves: Any, spec: TreeSpec) -> Any:
@@ -117,6 +119,8 @@ def unflatten(leaves: Any, spec: TreeSpec) -> Any:
     leaves = list(leaves)
     if len(leaves) != spec.num_leaves:
         raise ValueError(f"expected {spec.num_leaves} leaves for the structure {spec}, got {len(leaves)}")
+    if spec.type is None:
+        return leaves[0]
     return _build(iter(leaves), spec)
 
 

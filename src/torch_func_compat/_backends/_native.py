@@ -89,7 +89,8 @@ class NativeMap:
 
     def __init__(self, vmap: Callable[..., Any], apply: Callable[..., tuple[Tensor, ...]], randomness: str) -> None:
         self._apply = apply
-        self._batched = vmap(apply, randomness=randomness)
+        self._vmap = vmap
+        self._randomness = randomness
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
         return list(self._apply(*vectors))
@@ -99,7 +100,7 @@ class NativeMap:
             return [
                 result.new_zeros((0, *result.shape)) for result in self(*(v.new_zeros(v.shape[1:]) for v in vectors))
             ]
-        return list(self._batched(*vectors))
+        return list(self._vmap(self._apply, randomness=self._randomness)(*vectors))
 
 
 class NativePullback(NativeMap):
@@ -130,6 +131,31 @@ class NativePullback(NativeMap):
             raise self._flaw[0]
         create = torch.is_grad_enabled() if create_graph is None else create_graph
         return list(self._vjp_fn(tuple(cotangents), retain_graph, create))
+
+
+class Push(NativeMap):
+    """A pushforward, which gives tangents and aux: aux is that of the first tangent, as torch.func has it.
+
+    The function to apply says in `counts` how many of its results are tangents; aux goes to `collected`.
+    """
+
+    def __init__(self, vmap: Callable[..., Any], apply: Callable[..., tuple[Tensor, ...]], randomness: str) -> None:
+        super().__init__(vmap, apply, randomness)
+        self.counts = [0]
+        self.collected: list[Tensor] = []
+
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
+        return self._split(super().__call__(*vectors), lambda aux: aux)
+
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
+        if len(vectors[0]) == 0:  # there is no first one, and it calls itself with zeros
+            return super().batched(*vectors)
+        return self._split(super().batched(*vectors), lambda aux: aux[0])
+
+    def _split(self, results: list[Tensor], first: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        count = self.counts[0]
+        self.collected[:] = [first(aux) for aux in results[count:]]
+        return results[:count]
 
 
 def _tuples(func: Differentiable) -> Callable[..., Any]:
@@ -217,34 +243,16 @@ class NativeBackend:
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
-        collected: list[Tensor] = []
-        counts = [0]
-
         guarded = self.guard(_tuples(func), forward=True)
 
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             with FORWARD_MODE:
                 _, output_tangents, aux = self.library.jvp(guarded, tuple(primals), tangents, has_aux=True)
-            counts[0] = len(output_tangents)
+            linear.counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 
-        class Push(NativeMap):
-            """Tangents and aux come out of one vmap: aux is taken from the first tangent, as torch.func does."""
-
-            def __call__(self, *vectors: Tensor) -> list[Tensor]:
-                return self._split(super().__call__(*vectors), lambda aux: aux)
-
-            def batched(self, *vectors: Tensor) -> list[Tensor]:
-                if len(vectors[0]) == 0:  # there is no first one, and it calls itself with zeros
-                    return super().batched(*vectors)
-                return self._split(super().batched(*vectors), lambda aux: aux[0])
-
-            @staticmethod
-            def _split(results: list[Tensor], first: Callable[[Tensor], Tensor]) -> list[Tensor]:
-                collected[:] = [first(aux) for aux in results[counts[0] :]]
-                return results[: counts[0]]
-
-        return Push(self.library.vmap, push, randomness), lambda: collected
+        linear = Push(self.library.vmap, push, randomness)
+        return linear, lambda: linear.collected
 
     def linearize(
         self, func: Differentiable, primals: Sequence[Tensor]

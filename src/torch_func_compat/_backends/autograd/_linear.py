@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..protocol import Differentiable
-from ._graph import custom_nodes, gradients, norms_twice, third_order_nodes
+from ._graph import custom_nodes, gradients, norms_twice, rows_are_right, third_order_nodes
 from ._level import Level, recording, run
 from ._rows import Rows
 
@@ -38,6 +38,7 @@ class Pullback:
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         """Apply to one vector of cotangents, as torch.func's ``vjp_fn`` with the same two flags."""
         create = torch.is_grad_enabled() if create_graph is None else create_graph
+        create = create and self._is_differentiable(cotangents)
         found = self._apply(cotangents, create, retain_graph or self.attached)
         return self._finish(
             [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found)], cotangents, create
@@ -48,12 +49,20 @@ class Pullback:
 
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
         """One row for each of the stacked cotangents."""
-        found = self.rows(self._apply, cotangents) if len(cotangents[0]) else []
-        return self._finish(fill_rows(found, cotangents, self.inputs), cotangents, torch.is_grad_enabled())
+        create = torch.is_grad_enabled() and self._is_differentiable(cotangents)
+        found = self.rows(self._apply, cotangents, create, self._is_trusted) if len(cotangents[0]) else []
+        return self._finish(fill_rows(found, cotangents, self.inputs), cotangents, create)
+
+    def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
+        """Whether the caller can differentiate what he gets."""
+        return self.attached or any(cotangent.requires_grad for cotangent in cotangents)
+
+    def _is_trusted(self) -> bool:
+        return rows_are_right(self.outputs)
 
     def _finish(self, found: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """What the caller gets; where it would be differentiated wrongly again, without an error, trying raises."""
-        if not self.attached and not any(cotangent.requires_grad for cotangent in cotangents):
+        if not self._is_differentiable(cotangents):
             # also where torch.func's vmap has wrapped them, so that nobody could look at their graph
             return [result.detach() for result in found]
         results = self.level.release(found)
@@ -180,6 +189,8 @@ class Pushforward:
         rows = Rows([output])(
             lambda vectors, create: gradients([output], inputs, vectors, create_graph=create),
             [basis.reshape(-1, *output.shape)],
+            torch.is_grad_enabled(),
+            lambda: rows_are_right([output]),
         )
         for jacobian, tangent in zip(rows, tangents):
             if jacobian is not None:
@@ -187,11 +198,14 @@ class Pushforward:
                 total = total + _real(product)
         return total
 
+    def _is_trusted(self) -> bool:
+        return rows_are_right([g for g in self.gradients if g is not None])
+
     def _find(self, tangents: Sequence[Tensor], batch: tuple[int, ...]) -> list[Tensor | None]:
         if not self.by_rows:
             try:
                 if batch:
-                    found = self.rows(self._apply, tangents)
+                    found = self.rows(self._apply, tangents, torch.is_grad_enabled(), self._is_trusted)
                 else:
                     found = self._apply(tangents, torch.is_grad_enabled())
                 if self._agrees(tangents, found, batch):

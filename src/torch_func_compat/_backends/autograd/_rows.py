@@ -25,14 +25,18 @@ class Rows:
         if _facts.has("optimized_scripts_lose_terms") and has_scripts(outputs):
             self.vectorised = False
 
-    def __call__(self, apply: Apply, vectors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Results for each of the vectors stacked along dimension 0, stacked likewise."""
-        create_graph = torch.is_grad_enabled()
+    def __call__(
+        self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool, trusted: Callable[[], bool]
+    ) -> list[Tensor | None]:
+        """Results for each of the vectors stacked along dimension 0, stacked likewise.
+
+        Where the map is `trusted`, torch is known to batch all that it consists of rightly.
+        """
         size = vectors[0].shape[0]
         if size > 1 and self.vectorised is not False:
             try:
                 results = _at_once(apply, vectors, create_graph)
-                self.vectorised = _agrees(apply, vectors, results)
+                self.vectorised = trusted() or _agrees(apply, vectors, results)
                 if self.vectorised:
                     return results
             except (RuntimeError, TypeError, ValueError) as error:
