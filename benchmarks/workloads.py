@@ -93,7 +93,19 @@ def batched_jacobian(shape, device):
     module, x = network(inputs, outputs, device), torch.randn(batch, inputs, device=device)
     found = {OURS: functools.partial(tfc.batch_jacobian(module), x)}
     for mode in ("reverse", "forward"):
-        found[f"{mode} mode by hand"] = functools.partial(tfc.batch_jacobian(module, mode=mode), x)
+        found[f"{OURS}, {mode} mode"] = functools.partial(tfc.batch_jacobian(module, mode=mode), x)
+
+    def sum_trick():
+        leaf = x.detach().requires_grad_()
+        output = module(leaf)
+        rows = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in output.unbind(1)]
+        return torch.stack(rows, 1)
+
+    found["sum trick in a loop"] = sum_trick
+    if torch_func is not None:
+        units = torch.eye(inputs, device=device)
+        column = lambda unit: torch_func.jvp(module, (x,), (unit.expand(batch, inputs),))[1]
+        found["torch.func: jvp of columns"] = lambda: torch_func.vmap(column)(units).permute(1, 2, 0)
     for name, library in libraries():
         found[f"{name}: vmap(jacrev)"] = functools.partial(library.vmap(library.jacrev(module)), x)
         found[f"{name}: vmap(jacfwd)"] = functools.partial(library.vmap(library.jacfwd(module)), x)
@@ -123,8 +135,12 @@ def batched_hessian(shape, device):
 
     found = {OURS: functools.partial(tfc.batch_hessian(energies), x), "sum trick in a loop": sum_trick}
     if hasattr(torch, "compiler"):
-        compiled = torch.compile(lambda x: tfc.batch_hessian(energies)(x))
-        found[f"{OURS}, torch.compile"] = functools.partial(compiled, x)
+        torch._dynamo.reset()  # else the sizes of the workload before count as varying
+        for name, call in (
+            ("", lambda x: tfc.batch_hessian(energies)(x)),
+            (" of vmap(hessian)", lambda x: tfc.vmap(tfc.hessian(energies))(x)),
+        ):
+            found[f"{OURS}, torch.compile{name}"] = functools.partial(torch.compile(call, dynamic=False), x)
     for name, library in libraries():
         found[f"{name}: vmap(hessian)"] = functools.partial(library.vmap(library.hessian(energies)), x)
     one = lambda sample: energies(sample[None])[0]
@@ -133,7 +149,9 @@ def batched_hessian(shape, device):
         found["functional.hessian in a loop" + ", vectorize" * vectorize] = loop(hessian, x)
     if jax is not None:
         function = jax_network(module)
-        found["JAX, jit"] = jitted(jax.vmap(jax.hessian(lambda x: function(x)[0])), x)
+        scalar = lambda x: function(x)[0]
+        found["JAX, jit"] = jitted(jax.vmap(jax.hessian(scalar)), x)
+        found["JAX, jit of jacrev(jacrev)"] = jitted(jax.vmap(jax.jacrev(jax.jacrev(scalar))), x)
     return found
 
 
@@ -261,7 +279,21 @@ def _matrix(x):
     return rows @ rows.t() + torch.eye(4, device=x.device)
 
 
+def _attention(x):
+    heads = x.reshape(-1, 4)
+    return ((heads @ heads.t()).softmax(-1) @ heads).tanh().sum()
+
+
+def hessian_of_network(inputs, device):
+    module = network(inputs, 1, device)
+    return hessian_of(lambda x: module(x)[0], functools.partial(_vector, size=inputs), device)
+
+
+for _inputs in (4, 32, 200):
+    WORKLOADS[f"Hessian of a network {_inputs}->1"] = functools.partial(hessian_of_network, _inputs)
+
 OPERATIONS = {
+    "attention": _attention,
     "exp": lambda x: x.exp().sum(),
     "tanh of a product": lambda x: torch.tanh(torch.ger(x, x)).sum(),
     "softplus": lambda x: torch.nn.functional.softplus(x).pow(2).sum(),
