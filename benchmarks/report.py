@@ -29,14 +29,31 @@ def summarised(results):
 
 def table(summary):
     """Markdown: what the others take, relative to this library."""
-    lines = ["| workload | this library | times as long, by |", "| --- | --- | --- |"]
+    lines = ["| workload | this library | times as long (peak memory), by |", "| --- | --- | --- |"]
     for workload, candidates in summary.items():
         (own, *_), *_ = candidates.values()
-        others = sorted((value[0] / own, name) for name, value in list(candidates.items())[1:])
-        text = ", ".join(f"{name} **{ratio:.2g}**" for ratio, name in others)
+        others = sorted((value[0] / own, name, value[1]) for name, value in list(candidates.items())[1:])
+        text = "; ".join(
+            f"{name} **{ratio:.2f}**{f' ({memory:.3g} MB)' if memory else ''}" for ratio, name, memory in others
+        )
         peak = next(iter(candidates.values()))[1]
         lines.append(f"| {workload} | {own:.3g} ms{f', {peak:.3g} MB' if peak else ''} | {text} |")
     return "\n".join(lines) + "\n"
+
+
+def machine(info):
+    """What was measured, in words."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    words = []
+    for package in ("torch", "jax"):
+        try:
+            words.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    cpu = info.get("cpu", {})
+    words.append(f"one thread of {cpu.get('brand_raw', info['machine'])} ({cpu.get('count', '?')} cores)")
+    return ", ".join(words)
 
 
 def plot_ratios(summary, path):
@@ -47,14 +64,15 @@ def plot_ratios(summary, path):
 
     figure, axes = pyplot.subplots(figsize=(8, 0.28 * len(summary) + 1.2))
     names = sorted({name.partition(":")[0] for candidates in summary.values() for name in list(candidates)[1:]})
-    for color, kind in enumerate(names):
+    for k, kind in enumerate(names):
         points = [
             (value[0] / next(iter(candidates.values()))[0], row)
             for row, candidates in enumerate(summary.values())
             for name, value in list(candidates.items())[1:]
             if name.partition(":")[0] == kind
         ]
-        axes.scatter(*zip(*points), s=18, label=kind, color=f"C{color}")
+        style = {"color": f"C{k % 10}", "marker": "os^"[k // 10]}
+        axes.scatter(*zip(*points), s=18, label=kind, **style)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(range(len(summary)))
@@ -122,11 +140,15 @@ def slope(points):
 
 
 def plot_scaling(curves, path):
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(2, 3, figsize=(11, 6))
     for axis, (name, points) in zip(axes.flat, curves.items()):
         axis.loglog(*zip(*points), "o-")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_minor_formatter(ticker.NullFormatter())
+        axis.set_xticks([x for x, _ in points])
+        axis.set_xticklabels([str(x) for x, _ in points])
         axis.set_title(f"{name}\nslope {slope(points):.2f}", fontsize=8)
         axis.set_ylabel("MB" if "MB" in name else "s", fontsize=8)
     figure.tight_layout()
@@ -139,13 +161,13 @@ def main(source, folder):
     results = json.loads(Path(source).read_text(encoding="utf-8"))
     summary, curves = summarised(results), scaling()
     written = {
-        "python": results["machine_info"]["python_version"],
-        "cpu": results["machine_info"].get("cpu", {}).get("brand_raw"),
+        "machine": machine(results["machine_info"]),
         "milliseconds and peak MB": summary,
         "scaling": curves,
     }
     (folder / "derivatives.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    (folder / "derivatives.md").write_text(table(summary), encoding="utf-8")
+    text = f"{machine(results['machine_info'])}.\n\n{table(summary)}"
+    (folder / "derivatives.md").write_text(text, encoding="utf-8")
     plot_ratios(summary, folder / "ratios.png")
     plot_scaling(curves, folder / "scaling.png")
 
