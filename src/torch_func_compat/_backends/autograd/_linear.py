@@ -84,8 +84,8 @@ class Pullback:
         if custom_nodes(self.outputs) and not Pushforward(self.level, self.inputs, self.outputs).is_sound():
             return (
                 "the backward of a custom autograd.Function in it is not differentiable (marked with "
-                "@once_differentiable, or with numpy, an extension or detach() inside), so its second derivative would "
-                "come out wrong: write that backward in differentiable torch operations"
+                "@once_differentiable, or with numpy, an extension, detach() or torch.compile inside), so its second "
+                "derivative would come out wrong: write that backward in differentiable torch operations"
             )
         return None
 
