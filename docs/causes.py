@@ -365,7 +365,7 @@ CAUSES: dict[str, list[Cause]] = {
         Cause(
             "don't yet support saved tensor hooks",
             "only with `set_fallback('error')`: saved-tensor hooks or a checkpoint, or on torch 1.11 and 1.12 a "
-            "Python profiler, which leaves no way to notice them",
+            "profiler in C (cProfile), which leaves no way to notice them",
             "allow falling back, or leave the hooks out",
         ),
         Cause(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import sys
 
 import pytest
@@ -283,3 +284,13 @@ def test_a_running_profiler_keeps_running(backend):
     assert "func" in called
     tfc.vmap(func)(POINT)
     assert sys.getprofile() is None
+
+
+def test_under_cprofile(backend):
+    """Whose place cannot be shared: what would have to be watched is left to the autograd backend."""
+    profile = cProfile.Profile()
+    transform = tfc.vmap(tfc.grad(lambda x: x.sin()))
+    with tfc.use_fallback("silent"):
+        profile.runcall(lambda: assert_close(transform(POINT), POINT.cos()))
+    assert ("autograd" in tfc.explain(transform)) == (backend == "autograd" or (1, 11) <= refused.TORCH < (1, 13))
+    assert any("<lambda>" in str(entry.code) for entry in profile.getstats())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, Callable, ContextManager, Iterator
 
 import torch
@@ -28,36 +28,40 @@ def _found() -> dict[CodeType, str]:
     return found
 
 
-def _watch(refused: dict[CodeType, str]) -> Callable[..., None]:
-    def at_call(frame: Any, event: str, argument: Any) -> None:
+class _Watch:
+    """A profile function that raises at the call of a refused one, and leaves all events to another."""
+
+    def __init__(self, refused: dict[CodeType, str], other: Callable[..., Any] | None) -> None:
+        self._refused = refused
+        self._other = other
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "call":
-            reason = refused.get(frame.f_code)
+            reason = self._refused.get(frame.f_code)
             if reason is not None:
                 raise MistakenRule(reason)
+        if self._other is not None:
+            self._other(frame, event, argument)
 
-    return at_call
 
-
-_watching = _watch(_found())
+_refused = _found()
 
 
 @contextlib.contextmanager
 def _refused_calls() -> Iterator[None]:
-    before = sys.getprofile()
-    if before is _watching:
+    other = sys.getprofile()
+    if isinstance(other, _Watch):
         yield
         return
-    if before is not None:
-        # Python has room for one profiler; that of the user stays, and nothing is computed unseen
+    if other is not None and not callable(other):
+        # a profiler in C, whose place cannot be shared: it stays, and nothing is computed unseen
         raise MistakenRule(MISTAKEN_HOOKS)
-    sys.setprofile(_watching)
+    sys.setprofile(_Watch(_refused, other))
     try:
         yield
     finally:
-        sys.setprofile(None)
+        sys.setprofile(other)
 
 
 # Raises within where the function calls what would come out wrong.
-refused_calls: Callable[[], ContextManager[None]] = (
-    _refused_calls if _facts.has("saved_tensor_hooks_lose_terms") else contextlib.nullcontext
-)
+refused_calls: Callable[[], ContextManager[None]] = _refused_calls if _refused else contextlib.nullcontext
