@@ -1,0 +1,75 @@
+"""The examples of custom Functions: as scripts, and under every transform."""
+
+from __future__ import annotations
+
+import importlib.util
+from math import factorial
+from pathlib import Path
+
+import pytest
+import torch
+from function_transforms import TRANSFORMS, Case
+from functions import Kind
+from processes import run_python
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["linear_solve", "bessel"])
+def test_as_a_script(name):
+    if name == "bessel":
+        pytest.importorskip("scipy")
+    process = run_python("-W", "ignore", str(EXAMPLES / f"{name}.py"))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "ok " in process.stdout and "FAILED" not in process.stdout
+
+
+def _system(x):
+    return x.unsqueeze(0) * x.unsqueeze(1) / 2 + 3 * torch.eye(4, dtype=x.dtype, device=x.device)
+
+
+K = torch.arange(14)
+COEFFICIENTS = torch.tensor(
+    [(-1) ** k / (4.0 ** (k + 1) * factorial(k) * factorial(k + 2)) for k in range(14)], dtype=torch.float64
+)
+
+
+def _bessel_series(x):
+    """J_2(x) from its power series."""
+    return (COEFFICIENTS * x.unsqueeze(-1) ** (2 * K + 2)).sum(-1)
+
+
+KINDS = {
+    "linear_solve": lambda module: Kind(
+        lambda x: module.Solve.apply(_system(x), x.sin()), lambda x: torch.inverse(_system(x)) @ x.sin()
+    ),
+    "bessel": lambda module: Kind(lambda x: module.Bessel.apply(2, x), _bessel_series),
+}
+
+
+SOME = (
+    *("double backward", "jvp", "jacrev", "hessian", "jacrev(jacfwd)", "jacfwd(jacfwd(jacfwd))", "nested vmap"),
+    *("vmap(grad)", "vmap(hessian)", "jvp(vmap(jvp))", "backward of grad"),
+)
+
+
+@pytest.mark.parametrize("transform", SOME)
+@pytest.mark.parametrize("name", KINDS)
+def test_under_every_transform(backend, name, transform):
+    if name == "bessel":
+        pytest.importorskip("scipy")
+    case = Case(f"example {name}", KINDS[name](_load(name)))
+    with tfc.use_fallback("silent"):
+        result, expected = (side(case) for side in TRANSFORMS[transform])
+    assert_close(result, expected, rtol=1e-8, atol=1e-10)
