@@ -395,6 +395,11 @@ CAUSES: dict[str, list[Cause]] = {
             "pass it as an argument",
         ),
         Cause(
+            "the rows of a backward that takes numbers",
+            "only with `set_fallback('error')`: a pullback through numpy is mapped over",
+            "allow falling back",
+        ),
+        Cause(
             "and so has no transpose",
             "only with `set_fallback('error')`: forward mode through a backward that is not differentiable",
             "allow falling back, or give the Function a `jvp`",

@@ -9,6 +9,7 @@ import math
 from typing import Callable, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 import torch_func_compat as tfc
 
@@ -453,6 +454,65 @@ class Untouched(tfc.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad * ctx.saved_tensors[0].exp(), None
+
+
+class NumpyBackward(tfc.Function):
+    """A backward that leaves torch with what was saved, so that it has no derivative."""
+
+    @staticmethod
+    def forward(x):
+        return _in_numpy("sin", x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * _in_numpy("cos", x)
+
+
+class NumpyAttribute(NumpyBackward):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        (ctx.x,) = inputs
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * _in_numpy("cos", ctx.x)
+
+
+class NumpyCotangent(NumpyBackward):
+    """One that leaves torch with its cotangent."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return _in_numpy("positive", grad) * x.cos()
+
+
+class Once(NumpyBackward):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * x.cos()
+
+
+def _in_numpy(name, x):
+    import numpy
+
+    return torch.from_numpy(getattr(numpy, name)(x.detach().cpu().numpy())).to(x)
+
+
+# first derivatives only
+FIRST = {
+    "numpy backward": NumpyBackward,
+    "numpy of an attribute": NumpyAttribute,
+    "numpy of the cotangent": NumpyCotangent,
+    "once_differentiable": Once,
+}
 
 
 class Kind(NamedTuple):

@@ -11,6 +11,7 @@ import warnings
 import pytest
 import refused
 import torch
+from functions import NumpyBackward
 from tolerances import assert_close
 
 import torch_func_compat as tfc
@@ -100,6 +101,12 @@ def _gradient_of(make):
     return gradient
 
 
+def _maps_a_pullback_through_numpy():
+    with tfc.use_fallback("silent"):
+        pull = tfc.vjp(NumpyBackward.apply, X.clone().requires_grad_())[1]
+    tfc.vmap(pull)(torch.stack([X, X]))
+
+
 PROVOKED = {
     "mapped_indices": (lambda: tfc.vmap(lambda i: BATCH[i])(torch.tensor([1, 0])), (1, 11), (1, 12)),
     "legacy_function": (_jacrev(refused.old_function), (2, 0), None),
@@ -135,6 +142,7 @@ PROVOKED = {
         (1, 11),
         (2, 0),
     ),
+    "backward_leaves_torch": (_maps_a_pullback_through_numpy, (1, 11), (2, 0)),
     "foreign_tensor": (_vmap(_closes_over_a_batch), (2, 0), None),
     "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), (2, 1)),
     "functorch_unique": (_vmap(refused.unique_size), (1, 11), (1, 13)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from function_transforms import TRANSFORMS, Case, X
-from functions import KINDS
+from functions import FIRST, KINDS, Kind
 from tolerances import assert_close
 
 import torch_func_compat as tfc
@@ -33,3 +33,53 @@ def test_gradcheck(kind):
     x = X.clone().requires_grad_()
     assert torch.autograd.gradcheck(case.f, (x,))
     assert torch.autograd.gradgradcheck(case.f, (x,))
+
+
+OF_FIRST_ORDER = {
+    *("value", "backward", "vjp", "jvp", "grad", "jacrev", "jacfwd", "vmap", "vmap of columns", "nested vmap"),
+    *("vmap with shared", "vmap(grad)", "nested vmap(grad)", "vmap(vjp_fn)", "vmap(jvp)", "vmap(jacrev)"),
+    *("vmap(jacfwd)", "grad(vmap)", "jvp(vmap)", "backward of vmap"),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("kind", FIRST)
+def test_a_backward_without_a_derivative(backend, kind, transform):
+    """First derivatives are right; others are, or there are none."""
+    case = Case(kind, Kind(FIRST[kind].apply, torch.sin))
+    result, expected = TRANSFORMS[transform]
+    if transform in OF_FIRST_ORDER:
+        assert_close(result(case), expected(case), rtol=1e-8)
+        return
+    try:
+        found = result(case)
+    except RuntimeError as error:
+        assert "cannot be differentiated again" in str(error)
+    else:  # the cotangent that leaves torch is a constant
+        assert kind == "numpy of the cotangent"
+        assert_close(found, expected(case), rtol=1e-8)
+
+
+class Detached(FIRST["numpy backward"]):
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].detach().cos()
+
+
+class Step(FIRST["numpy backward"]):
+    @staticmethod
+    def forward(x):
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.from_numpy((ctx.saved_tensors[0].detach().numpy() > 0) * 1.0)
+
+
+def test_what_is_constant_in_a_backward_is_constant(backend):
+    """detach() is on purpose, as in torch; and a step has no slope."""
+    assert_close(tfc.hessian(lambda x: Detached.apply(x).sum())(X), torch.zeros(4, 4, dtype=X.dtype))
+    expected = torch.diag(2.0 * (X > 0))
+    assert_close(tfc.hessian(lambda x: (Step.apply(x) ** 2).sum())(X), expected.to(X.dtype))
+    zero = torch.zeros_like(X)  # where a step is next to every point
+    assert_close(tfc.hessian(lambda x: (Step.apply(x) ** 2).sum())(zero), torch.zeros(4, 4, dtype=X.dtype))

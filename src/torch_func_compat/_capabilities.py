@@ -44,6 +44,8 @@ NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transp
 LEGACY_IN_PLACE = "the forward of {} modifies its input in place, and would have to run again"
 # And of one that uses more than its arguments.
 FOREIGN = "{} uses a tensor of a transform around it that is not among its arguments"
+# And of the second derivative of a backward with numpy in it.
+LEFT_BY_ROWS = "the rows of a backward that takes numbers out of torch cannot be batched"
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -92,6 +94,13 @@ CAPABILITIES: tuple[Capability, ...] = (
         LEGACY_IN_PLACE.format(r"\w+"),
         "it uses an adapted Function in the old style that modifies its input in place",
         "write the Function with setup_context()",
+    ),
+    Capability(
+        "backward_leaves_torch",
+        LEFT_BY_ROWS,
+        "it maps over the pullback of an autograd.Function whose backward uses numpy or an extension",
+        "call another Function in that backward, with a backward and a vmap rule of its own",
+        cost=LOOPED,
     ),
     Capability(
         "foreign_tensor",

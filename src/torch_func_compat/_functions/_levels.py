@@ -26,9 +26,11 @@ from torch.autograd.function import FunctionMeta
 
 from .. import _tree
 from .._randomness import RandomState
-from ._context import Context, is_differentiable
+from ._context import Context, attributes, is_differentiable
 from ._definition import backward_of, has, is_once_differentiable, untraced
-from ._seal import ONCE, seal
+from ._foreign import depth
+from ._left import leaves_torch
+from ._seal import LEFT, ONCE, seal
 from ._transpose import pushed
 from ._vmapped import make_vmapped, move_to_front, remove_batch
 
@@ -86,8 +88,13 @@ def _record(interpreter: Any, definition: Any, operands: Sequence[Any], call: Ca
             definition.setup_context(ctx, inputs, output)
 
     def differentiate(ctx: Any, *grads: Any) -> Any:
-        if not once:
+        if not once and depth():
             return backward(ctx, *grads)
+        if not once:  # torch 2.0, which is below all levels here, where numbers may leave torch without an error
+            below = _below(ctx)
+            results = backward(below, *grads)
+            lost = leaves_torch(backward, below, grads, results)
+            return seal(results, lost, LEFT, call) if lost else results
         with torch.no_grad():
             results = backward(ctx, *grads)
         return seal(results, [x for x in (*operands, *grads) if is_differentiable(x)], ONCE, call)
@@ -103,6 +110,14 @@ def _record(interpreter: Any, definition: Any, operands: Sequence[Any], call: Ca
     )
     with enable_single_level_autograd_function():
         return node.apply(*operands)
+
+
+def _below(ctx: Any) -> Context:
+    """A context without the layers of levels that are over."""
+    context = Context(ctx.needs_input_grad)
+    context.to_save, own = _map(unwrap_if_dead, (ctx.saved_tensors, attributes(ctx)))
+    vars(context).update(own)
+    return context
 
 
 def _push_forward(interpreter: Any, definition: Any, operands: Sequence[Any], call: Call) -> Any:

@@ -11,7 +11,8 @@ from torch.autograd.function import FunctionMeta
 from .._arguments import version
 from ._context import KEPT, Context, attributes, is_differentiable, same, tensors_in
 from ._definition import backward_of, has, is_once_differentiable, untraced
-from ._seal import NOT_REPEATED, ONCE, seal
+from ._left import leaves_torch
+from ._seal import LEFT, NOT_REPEATED, ONCE, seal
 
 Call = Callable[..., Any]
 # whether torch knows setup_context(), and calls it itself
@@ -109,30 +110,28 @@ def make(definition: Any, call: Call) -> Call:
     """
     backward = backward_of(definition)
     once = is_once_differentiable(backward)
-
+    read_once = getattr(definition, "clear_saved_tensors_on_access", False)
     set_up, evaluate = definition.setup_context, definition.forward
 
-    def forward(*args: Any) -> Any:
+    # in the old style, which every torch knows: to split it costs a call on most and ten microseconds on torch 2.15
+    def forward(ctx: Any, *args: Any) -> Any:
         output = evaluate(*args)
         if type(output) is tuple and len({*map(id, output)}) < len(output):
-            return _apart(output)
-        return output
-
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        set_up(ctx, inputs, output)
-        if once or ctx.__dict__ or not _is_passed_on(ctx.to_save, inputs, output):
-            if any(ctx.needs_input_grad) and (once or _has_own(ctx, inputs, output)):
-                setattr(ctx, KEPT, Kept(inputs, not ctx.dirty_tensors))
-
-    def old_forward(ctx: Any, *args: Any) -> Any:  # of torch < 2.0
-        output = forward(*args)
-        setup_context(ctx, args, output)
+            output = _apart(output)
+        set_up(ctx, args, output)
+        if once or ctx.__dict__ or not _is_passed_on(ctx.to_save, args, output):
+            if any(ctx.needs_input_grad) and (once or _has_own(ctx, args, output)):
+                setattr(ctx, KEPT, Kept(args, not ctx.dirty_tensors))
         return output
 
     def differentiate(ctx: Any, *grads: Any) -> Any:
-        kept = ctx.__dict__.get(KEPT)
-        if kept is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return backward(ctx, *grads)
+        kept = ctx.__dict__.get(KEPT)
+        if kept is None:
+            results = backward(ctx, *grads)
+            lost = [] if read_once else leaves_torch(backward, ctx, grads, results)
+            return seal(results, lost, LEFT, call) if lost else results
         anchors = [x for x in (*kept.inputs, *grads) if isinstance(x, Tensor) and x.requires_grad]
         if once:
             with torch.no_grad():
@@ -141,16 +140,17 @@ def make(definition: Any, call: Call) -> Call:
         context = _again(definition, call, ctx, kept)
         if context is None:
             return seal(backward(ctx, *grads), anchors, NOT_REPEATED, call)
-        return backward(context, *grads)
+        results = backward(context, *grads)
+        return seal(results, anchors, LEFT, call) if leaves_torch(backward, context, grads, results) else results
 
-    rules: dict[str, Any] = {"backward": staticmethod(differentiate), "__module__": definition.__module__}
-    if _SPLIT:
-        rules.update(forward=staticmethod(forward), setup_context=staticmethod(setup_context))
-    else:
-        rules.update(forward=staticmethod(old_forward))
+    rules: dict[str, Any] = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(differentiate),
+        "__module__": definition.__module__,
+    }
     if has(definition, "jvp"):
         rules.update(jvp=staticmethod(definition.jvp))
-    if getattr(definition, "clear_saved_tensors_on_access", False):
+    if read_once:
         rules.update(clear_saved_tensors_on_access=True)
     function: Any = FunctionMeta(definition.__name__, (torch.autograd.Function,), rules)
     if not hasattr(torch.autograd.Function, "save_for_forward"):

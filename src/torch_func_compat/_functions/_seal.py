@@ -9,6 +9,10 @@ from torch import Tensor
 from ._context import is_differentiable
 
 ONCE = "its backward is marked with once_differentiable"
+LEFT = (
+    "its backward takes numbers out of torch (numpy, item()) that depend on what it is differentiated by: call another "
+    "Function there, which has a backward of its own"
+)
 NOT_REPEATED = (
     "it uses a tensor, saved beside inputs and outputs, whose origin autograd cannot see (numpy, or an input that was "
     "modified since): make it of torch operations in setup_context(), or return it from forward() as a further output"

@@ -52,8 +52,8 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         On the first ``apply``: a rule is missing, or ``forward`` takes ctx (see `from_legacy`).
     RuntimeError
         "this derivative cannot be differentiated again": a derivative of higher order would be wrong, since
-        ``backward`` is marked with ``once_differentiable``, or uses a tensor saved by ``setup_context`` that is not
-        determined by inputs and outputs.
+        ``backward`` is marked with ``once_differentiable``, takes numbers out of torch (numpy) on which its result
+        depends, or uses a tensor saved by ``setup_context`` that is not determined by inputs and outputs.
 
     Notes
     -----
@@ -62,9 +62,9 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
     outputs is computed once more, with ``forward``, where a second derivative is taken on plain autograd: return
     expensive intermediates from ``forward`` as further outputs.
 
-    A second derivative is that of ``backward``: values which that takes out of autograd's sight (``detach()``, numpy)
-    are constants there, as in torch. For ``functorch`` on torch < 2.0 nothing of this exists; the outermost
-    transform falls back to the autograd backend.
+    A second derivative is that of ``backward``: what it detaches is constant there, as in torch. For ``functorch`` on
+    torch < 2.0 nothing of this exists; the outermost transform falls back to the autograd backend. A tensor that
+    ``forward`` uses without having it as an argument has no derivative, as in torch.
 
     Examples
     --------
