@@ -196,9 +196,10 @@ def docs(session):
 @nox.session(python=NEWEST["python"])
 @disposable
 def bench(session):
-    """Overheads over torch.func and loops by hand; derivatives by this library and by others, for docs/benchmarks."""
+    """Overheads over torch and loops by hand; derivatives by this library and by others, for docs/benchmarks."""
     install_project(session, *requirements(NEWEST, "bench"))
-    benchmarks = ["benchmarks/bench_overhead.py", "benchmarks/bench_loop.py", "--benchmark-quiet"]
+    files = ("bench_overhead.py", "bench_function.py", "bench_loop.py")
+    benchmarks = [*(f"benchmarks/{file}" for file in files), "--benchmark-quiet"]
     env = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
     session.run("pytest", *benchmarks, *session.posargs, env=env)
     results = str(Path(session.create_tmp(), "derivatives.json").resolve())
