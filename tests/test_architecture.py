@@ -18,7 +18,8 @@ LAYERS = [
     ("_backends.protocol", "_chunks"),
     ("_shares",),
     ("_collectives",),
-    ("_backends._native", "_backends._fragile", "_backends._calls", "_backends.autograd"),
+    ("_backends._native", "_backends._calls", "_backends.autograd"),
+    ("_backends._fragile",),
     ("_backends.torch_func", "_backends.functorch"),
     ("_compiled_batched",),
     ("_backends.", "_operators", "_compiled"),
@@ -52,7 +53,7 @@ ONLY = {
     "_backends._native": GROUND,
     "_backends.autograd": GROUND | {"_backends.autograd"},
     "_backends.torch_func": GROUND | {"_backends._native", "_backends._fragile"},
-    "_backends._fragile": GROUND,
+    "_backends._fragile": GROUND | {"_backends._native"},
     "_backends._calls": GROUND,
     "_backends.functorch": GROUND | {"_backends._native", "_backends._calls"},
 }

@@ -294,3 +294,62 @@ def test_under_cprofile(backend):
         profile.runcall(lambda: assert_close(transform(POINT), POINT.cos()))
     assert ("autograd" in tfc.explain(transform)) == (backend == "autograd" or (1, 11) <= refused.TORCH < (1, 13))
     assert any("<lambda>" in str(entry.code) for entry in profile.getstats())
+
+
+LAYERS = {
+    "layer_norm": lambda x: torch.nn.functional.layer_norm(x, (4,)) ** 2,
+    "batch_norm": lambda x: torch.nn.functional.batch_norm(x.reshape(4, 1), None, None, training=True).reshape(4) ** 2,
+    "logdet": lambda x: torch.logdet(torch.diag(x) + torch.ger(x, x)).reshape(1),
+    "det": lambda x: torch.det(torch.diag(x) + torch.ger(x, x)).reshape(1),
+    "arithmetic": lambda x: x.exp() * x.sum(),
+}
+TAKEN = {
+    "jacfwd": tfc.jacfwd,
+    "jvp": lambda f: (
+        lambda x: torch.stack([tfc.jvp(f, (x,), (unit,))[1] for unit in torch.eye(4, dtype=x.dtype).unbind(0)], -1)
+    ),
+    "linearize": lambda f: lambda x: tfc.vmap(tfc.linearize(f, x)[1])(torch.eye(4, dtype=x.dtype)).t(),
+    "vmap": lambda f: lambda x: tfc.vmap(tfc.jacfwd(f))(x[None])[0],
+    "batch_jacobian": lambda f: lambda x: tfc.batch_jacobian(lambda xs: f(xs[0])[None], mode="forward")(x[None])[0],
+    "captured": lambda f: lambda x: tfc.jacfwd(lambda z: f(x + z))(torch.zeros_like(x.detach())),
+}
+
+
+@pytest.mark.parametrize("way", TAKEN)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_forward_mode_that_plain_autograd_differentiates(backend, layer, way):
+    def by_rows(x):
+        return torch.stack([torch.autograd.grad(y, x, create_graph=True)[0] for y in LAYERS[layer](x)])
+
+    x = torch.linspace(0.3, 1.9, 4, dtype=torch.float64).requires_grad_()
+    weights = torch.arange(1.0, 17.0, dtype=x.dtype).cos().reshape(4, 4)
+    expected = by_rows(x)
+    (second,) = torch.autograd.grad((expected * weights[: len(expected)]).sum(), x)
+    with tfc.use_fallback("silent"):
+        found = TAKEN[way](LAYERS[layer])(x)
+        (derivative,) = torch.autograd.grad((found * weights[: len(found)]).sum(), x)
+    assert_close(found.detach(), expected.detach())
+    assert_close(derivative, second)
+
+
+@pytest.mark.parametrize("layer", ("layer_norm", "batch_norm"))
+def test_third_derivatives_by_plain_autograd_raise(backend, layer):
+    def by_hand(x):
+        return ((x - x.mean()) ** 2) / (x.var(unbiased=False) + 1e-5)
+
+    x = torch.linspace(0.3, 1.9, 4, dtype=torch.float64).requires_grad_()
+    weights = torch.arange(1.0, 65.0, dtype=x.dtype).cos().reshape(4, 4, 4)
+    with tfc.use_fallback("silent"):
+        found, expected = (tfc.jacrev(tfc.jacrev(f))(x) for f in (LAYERS[layer], by_hand))
+    assert_close(found.detach(), expected.detach())
+    (third,) = torch.autograd.grad((expected * weights).sum(), x)
+    try:  # torch 1.8 has a backward of layer_norm that can be differentiated as often as one wants
+        assert_close(torch.autograd.grad((found * weights).sum(), x)[0], third)
+    except RuntimeError as error:
+        assert "cannot be differentiated again" in str(error)
+
+
+def test_what_was_before_does_not_matter():
+    before = torch.nn.functional.layer_norm(torch.arange(4.0).requires_grad_(), (4,))
+    with tfc.use_fallback("error"):
+        assert_close(tfc.jvp(torch.sin, (before,), (torch.ones(4),))[1], before.cos())

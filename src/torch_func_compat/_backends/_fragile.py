@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _facts
 from .._capabilities import MISTAKEN_NESTING, MISTAKEN_TANGENT, MistakenRule
+from ._native import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
 _NORMALISATIONS = (
@@ -137,6 +138,10 @@ def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     """
     fragile = _fragile(forward)
     lossy = without_tangents() if forward else set()
+    if forward:
+        func = kept_outside(func, torch._C._functorch, IN_FORWARD_MODE)
+    elif fragile:  # so this is not the first derivative
+        func = kept_outside(func, torch._C._functorch, NORMALISATIONS)
     if not fragile and not lossy:
         return func
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any, Callable, ContextManager, Iterator, Mapping, Sequence
+from typing import Any, Callable, ContextManager, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.autograd.function import BackwardCFunction
 
 from .. import _facts, _tree
 from .._arguments import BatchedCall
-from .._capabilities import MISTAKEN_ROWS, MISTAKEN_SCRIPT, MistakenRule
+from .._capabilities import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, MistakenRule
 from .protocol import Differentiable, LinearMap, Pullback
 
 # Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
@@ -24,11 +24,15 @@ FORWARD_MODE = threading.RLock()
 _MISTAKEN = ("CdistBackward",)
 
 
-def _nodes(output: Any) -> Iterator[Any]:
-    """The nodes of the graph of a pytree of outputs."""
-    leaves = [output] if isinstance(output, Tensor) else _tree.flatten(output)[0]
-    roots = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
-    seen = set()
+def _leaves(tree: Any) -> list[Tensor]:
+    leaves = [tree] if isinstance(tree, Tensor) else _tree.flatten(tree)[0]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _nodes(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
+    """The nodes of the graph of a pytree of outputs, without those from some nodes on."""
+    roots = [leaf.grad_fn for leaf in _leaves(output)]
+    seen = set(until)
     while roots:
         node = roots.pop()
         if node is None or node in seen:
@@ -37,6 +41,43 @@ def _nodes(output: Any) -> Iterator[Any]:
         yield node
         for child, _ in node.next_functions:
             roots.append(child)
+
+
+# Nodes of operations that forward mode saves something of, which another derivative takes for constant; and of those
+# that only a third derivative takes so. The same as in _fragile.py, which sees operations, by their nodes.
+NORMALISATIONS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
+IN_FORWARD_MODE = (
+    *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
+    *(("LinalgDet", "LinalgSlogdet", "LinalgSolve", "DetB", "SlogdetB", "LogdetB") if _facts.TORCH < (2, 15) else ()),
+)
+
+
+def kept_outside(func: Callable[..., Any], private: Any, names: tuple[str, ...]) -> Callable[..., Any]:
+    """`func`, raising where plain autograd, outside of all transforms, is recording operations of these names.
+
+    Whoever has tensors that require grad can differentiate the result once more than there are transforms.
+    """
+
+    def below(tree: Any) -> list[Tensor]:
+        found = _leaves(tree)
+        for k, leaf in enumerate(found):
+            while private.is_batchedtensor(leaf) or private.is_gradtrackingtensor(leaf):
+                leaf = private.get_unwrapped(leaf)
+            found[k] = leaf
+        return found
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        output = func(*args, **kwargs)
+        outputs = below(output)
+        if any(leaf.requires_grad for leaf in outputs):
+            until = [leaf.grad_fn for leaf in below((args, kwargs))]
+            for node in _nodes(outputs, until):
+                name = type(node).__name__
+                if name.startswith(names):
+                    raise MistakenRule(MISTAKEN_NESTING.format(name.partition("Backward")[0]))
+        return output
+
+    return wrapper
 
 
 def is_script(node: Any) -> bool:
@@ -264,7 +305,9 @@ class NativeBackend:
             transposable[0] = _transposable(outputs)
             return tuple(outputs), tuple(aux)
 
-        outputs, vjp_fn, aux = self.library.vjp(self.guard(noted, forward=False), *primals, has_aux=True)
+        # what is differentiated once more outside is differentiated three times
+        kept = kept_outside(noted, self._private, NORMALISATIONS)
+        outputs, vjp_fn, aux = self.library.vjp(self.guard(kept, forward=False), *primals, has_aux=True)
         if transposable[0]:
             # the double-backward trick: the function is not evaluated again, and any mix of levels can call the result
             _, push = self.library.vjp(lambda *ct: vjp_fn(ct), *(torch.zeros_like(output) for output in outputs))

@@ -21,7 +21,7 @@ from .. import _facts
 from .._arguments import BatchedCall, version
 from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
 from ._calls import refused_calls
-from ._native import NativeBackend, has_node
+from ._native import IN_FORWARD_MODE, NORMALISATIONS, NativeBackend, has_node, kept_outside
 from .protocol import Differentiable, LinearMap, Pullback
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
@@ -125,4 +125,6 @@ class FunctorchBackend(NativeBackend):
                 raise MistakenRule(MISTAKEN_NESTING.format("weight_norm"))
             return results
 
+        if forward or around:
+            return kept_outside(guarded, _private, IN_FORWARD_MODE if forward else NORMALISATIONS)
         return guarded

@@ -13,7 +13,7 @@ import torch.func
 from .. import _facts
 from .._capabilities import MistakenRule
 from ._fragile import watched, without_tangents
-from ._native import FORWARD_MODE, NativeBackend, checked, mistaken
+from ._native import FORWARD_MODE, IN_FORWARD_MODE, NativeBackend, checked, kept_outside, mistaken
 
 Transform = Callable[..., Callable[..., Any]]
 
@@ -43,7 +43,7 @@ def _guarded(transform: Transform, *, first: bool = False, rows: bool = True, fo
             inner = watched(checked(func) if rows else func, forward=forward)
             return transform(inner, **options)(*args, **kwargs)
 
-        plain: Any = transform(func, **options)
+        plain: Any = transform(_differentiable(func) if forward else func, **options)
         if forward:
             plain = functools.partial(_where_tangents_are_kept, plain, within)
         plain.within = within
@@ -52,6 +52,10 @@ def _guarded(transform: Transform, *, first: bool = False, rows: bool = True, fo
         return plain  # type: ignore[no-any-return]
 
     return native
+
+
+def _differentiable(func: Callable[..., Any]) -> Callable[..., Any]:
+    return kept_outside(func, torch._C._functorch, IN_FORWARD_MODE)
 
 
 def _where_tangents_are_kept(plain: Transform, watched: Transform, *args: Any, **kwargs: Any) -> Any:
