@@ -126,12 +126,34 @@ def _weight_norm_twice() -> bool:
     return bool(torch.autograd.grad(first, v, allow_unused=True)[0])
 
 
+def _saved_intermediates_are_constant() -> bool:
+    """Is the second derivative of x**2, by a slope that forward() saved, lost?"""
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.slope = 2 * x
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return gradient * ctx.slope
+
+    x = torch.ones((), requires_grad=True)
+    square: Any = Square
+    first: Any = torch.autograd.grad(square.apply(x), x, create_graph=True)[0]
+    return not first.requires_grad
+
+
 def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until: tuple[int, int] | None) -> bool:
     return (since is None or torch_release >= since) and (until is None or torch_release < until)
 
 
 def _complex_outputs_have_gradients() -> bool:
-    z = torch.ones((), dtype=torch.complex64).requires_grad_()
+    try:
+        z = torch.ones((), dtype=torch.complex64).requires_grad_()
+    except RuntimeError:  # within a running transform of torch.func
+        return _within(TORCH, None, (2, 1))
     try:
         torch.autograd.grad(z * z, z)
     except RuntimeError:
@@ -193,6 +215,30 @@ FACTS: dict[str, Fact] = {
         (2, 0),
         None,
         "https://github.com/pytorch/pytorch/issues/197867",
+    ),
+    "saved_intermediates_are_constant": Fact(
+        "the double backward of an autograd.Function takes what it saved beside inputs and outputs for constant",
+        _saved_intermediates_are_constant,
+        None,
+        None,
+        "https://github.com/pytorch/pytorch/issues/76185",
+    ),
+    "compiled_transforms_pass_backward_by": Fact(
+        "torch.compile takes the derivative of the forward of an autograd.Function within torch.func's transforms, and "
+        "not its backward, or loses what that takes from saved tensors",
+        # not probed: to compile takes seconds
+        _between((2, 1), None),
+        (2, 1),
+        None,
+        "https://github.com/pytorch/pytorch/issues/193279; measured on 2.6, 2.13 and 2.15",
+    ),
+    "compiled_writes_are_lost": Fact(
+        "torch.compile forgets the derivative of an input that an autograd.Function modified, if its result is dropped",
+        # not probed: to compile takes seconds
+        _between((2, 6), (2, 13)),
+        (2, 6),
+        (2, 13),
+        "https://github.com/pytorch/pytorch/issues/184113; measured on 2.6, not on 2.13 and 2.15",
     ),
     "mapped_indices_are_wrong": Fact(
         "functorch's vmap of a[i, j] is wrong, without an error, for mapped i and j of different dimensions",

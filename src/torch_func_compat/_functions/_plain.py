@@ -23,7 +23,8 @@ class Kept:
     """The inputs of one evaluation, for the second derivative of what was saved of it.
 
     What is saved beside inputs and outputs (a factorisation, say) was computed without recording, so that plain
-    torch takes it for constant in a second derivative and returns a wrong one without an error.
+    torch takes it for constant in a second derivative and returns a wrong one without an error
+    (https://github.com/pytorch/pytorch/issues/76185).
     """
 
     def __init__(self, inputs: Sequence[Any], repeatable: bool) -> None:
@@ -161,8 +162,24 @@ def make(definition: Any, call: Call) -> Call:
 
 
 def traced(definition: Any) -> Any:
-    """The same as a class that torch.compile takes whole; None on a torch that knows no setup_context()."""
-    if not _SPLIT or not has(definition, "setup_context"):
+    """The same as a class that torch.compile takes whole; None where it would go wrong.
+
+    It forgets that an input was modified in place, unless the output is used in its place
+    (https://github.com/pytorch/pytorch/issues/184113); and a torch that knows no setup_context() has none to take.
+    """
+    if not _SPLIT or not has(definition, "setup_context") or modifies(definition.setup_context):
         return None
-    rules = {name: staticmethod(getattr(definition, name)) for name in ("forward", "setup_context", "backward")}
+    evaluate = definition.forward
+
+    def forward(*args: Any) -> Any:
+        output = evaluate(*args)
+        return _apart(output) if type(output) is tuple else output
+
+    rules = {name: staticmethod(getattr(definition, name)) for name in ("setup_context", "backward")}
+    rules.update(forward=staticmethod(forward))
     return FunctionMeta(definition.__name__, (torch.autograd.Function,), {**rules, "__module__": definition.__module__})
+
+
+def modifies(rule: Any) -> bool:
+    """Whether a rule is seen to call mark_dirty()."""
+    return "mark_dirty" in getattr(getattr(rule, "__code__", None), "co_names", ())

@@ -11,7 +11,7 @@ import torch
 from .._functions import _legacy
 from .._functions._call import call, is_level, is_level_traced, plain, settled
 from .._functions._definition import has, untraced
-from .._functions._plain import traced
+from .._functions._plain import modifies, traced
 
 __all__ = ["Function"]
 
@@ -23,7 +23,8 @@ class TracedMeta(torch.autograd.function.FunctionMeta):
 
     Of a class whose metaclass is torch's, torch.compile takes forward() and leaves backward() out where torch.func's
     transforms are traced, too: the derivative is then that of the operations in forward(), or lacks what backward()
-    takes from saved tensors (torch 2.1-2.15). Of this one it traces apply().
+    takes from saved tensors (torch 2.1-2.15, https://github.com/pytorch/pytorch/issues/193279). Of this one it traces
+    apply().
     """
 
 
@@ -107,7 +108,7 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the Function. Keyword arguments and defaults are those of ``forward``."""
         if _is_compiling():
-            if kwargs or is_level_traced():
+            if kwargs or cls._traced is None or is_level_traced():
                 return _untraced(cls, args, kwargs)
             return cls._traced.apply(*args)
         positional = cls._positional
@@ -189,7 +190,7 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         meta: Any = type(cls)
         adapted = meta(old.__name__, bases, {**rules, **names})
         if not is_new:
-            adapted._traced = old
+            adapted._traced = None if modifies(old.forward) else old
         return adapted
 
 
