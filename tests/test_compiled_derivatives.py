@@ -5,10 +5,10 @@ import torch
 from tolerances import assert_close
 
 import torch_func_compat as tfc
+from torch_func_compat import _facts
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch, "func") or not hasattr(torch, "compiler"), reason="torch.compile traces torch.func from 2.1 on"
-)
+pytestmark = pytest.mark.skipif(not hasattr(torch, "compile"), reason="there is no torch.compile")
+traced = pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.2 on")
 
 W = torch.linspace(-1.0, 1.0, 16, dtype=torch.float64).reshape(4, 4)
 X = torch.linspace(0.2, 0.8, 4, dtype=torch.float64)
@@ -66,8 +66,27 @@ CASES = {
 }
 
 
+@traced
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_is_eager(case):
     torch._dynamo.reset()
     function = CASES[case]
     assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(X), function(X))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: tfc.vmap(tfc.grad(scalar))(x),
+        lambda x: tfc.vjp(scalar, x[0])[1](x[1, 0])[0],
+        lambda x: tfc.batch_hessian(lambda x: (x @ W).tanh().sum(1))(x),
+    ],
+    ids=["vmap(grad)", "vjp", "batch_hessian"],
+)
+def test_within_a_compiled_function(call):
+    """Where torch.compile cannot trace it, the graph breaks, and the call is as it is."""
+    try:
+        compiled = torch.compile(lambda x: call(2 * x) + 1, backend="eager")
+    except RuntimeError as error:
+        pytest.skip(str(error))  # not on this system or Python
+    assert_close(compiled(XS), call(2 * XS) + 1)

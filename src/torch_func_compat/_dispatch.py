@@ -32,8 +32,19 @@ DERIVED: dict[str, Callable[..., Any]] = {
 _NOTHING: dict[str, Any] = {}
 
 # found before anything is traced
-_TRACED: Backend | None = _policy.compiled() if _facts.has("torch_func") else None
-_is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
+_TRACED: Backend | None = _policy.compiled() if _facts.has("compiled_transforms") else None
+# torch.compile takes either for True; torch 2.0 and 2.1 have the second one only
+_is_compiling: Callable[[], bool] = (
+    getattr(getattr(torch, "compiler", None), "is_compiling", None)
+    or getattr(torch._utils, "is_compiling", None)
+    or (lambda: False)
+)
+
+
+def beside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as torch.compile does not trace it: the graph breaks there."""
+    disable: Any = torch.compiler.disable if hasattr(torch, "compiler") else torch._dynamo.disable  # type: ignore[attr-defined,unused-ignore]
+    return disable(function)  # type: ignore[no-any-return]
 
 
 def _resolve(
@@ -91,6 +102,8 @@ def transform(
         if kwargs and name in _WITHOUT_KEYWORDS:
             return transform(name, functools.partial(func, **kwargs), options, extra)(*args)
         if _is_compiling():
+            if _TRACED is None:
+                return beside_the_graph(wrapper)(*args, **kwargs)
             if kwargs and name in _compiled.TRANSFORMS and name != "vmap":
                 return _resolve_compiled(name, lambda *inner: func(*inner, **kwargs), options, extra)(*args)
             return _resolve_compiled(name, func, options, extra)(*args, **kwargs)
@@ -117,7 +130,8 @@ def call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any
         return functools.partial(DERIVED[name], backend) if native is None else native
 
     if _is_compiling():
-        assert _TRACED is not None
+        if _TRACED is None:
+            return beside_the_graph(call)(name, func, *args, **options)
         if name in _compiled.TRANSFORMS:
             return _compiled.TRANSFORMS[name](_TRACED.natives, func, *args, **options)
         return on(_TRACED)(func, *args, **options)

@@ -18,7 +18,7 @@ from ._backends.autograd._graph import gradients
 from ._backends.autograd._level import Level
 from ._backends.protocol import Backend
 from ._chunks import AT_ONCE, Chunks
-from ._dispatch import _is_compiling
+from ._dispatch import _is_compiling, beside_the_graph
 from ._operators import elements, jacobian_of_rows, map_basis
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,8 +36,7 @@ def untraced(function: F) -> F:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if _is_compiling():
-            disable: Any = torch.compiler.disable
-            return disable(function)(*args, **kwargs)
+            return beside_the_graph(function)(*args, **kwargs)
         return function(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]

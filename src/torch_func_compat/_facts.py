@@ -328,6 +328,13 @@ FACTS: dict[str, Fact] = {
         None,
         "https://github.com/pytorch/pytorch/blob/v1.13.0/torch/utils/_python_dispatch.py",
     ),
+    "compiled_transforms": Fact(
+        "torch.compile traces torch.func's transforms; before, its graph breaks there",
+        _between((2, 2), None),
+        (2, 2),
+        None,
+        "https://pytorch.org/docs/2.1/torch.compiler_faq.html#limited-torch-func-support",
+    ),
     "inference_mode": Fact(
         "torch.inference_mode exists",
         _has("is_inference_mode_enabled"),
