@@ -270,6 +270,11 @@ CAUSES: dict[str, list[Cause]] = {
             "a `Function` in the style `forward(ctx, ...)`",
             "move what uses ctx to `setup_context`",
         ),
+        Cause(
+            "return a tensor or a tuple of tensors",
+            "autograd sees no tensors in a dict or a nested tuple, which would have no gradient",
+            "return a flat tuple, or use `custom_vjp`, which takes pytrees",
+        ),
         Cause("has keyword-only parameters", "autograd passes arguments by position", "make them positional"),
         Cause("implements both backward() and vjp()", "two names of one rule", "keep one"),
         Cause("both generate_vmap_rule=True and a vmap", "two rules for one thing", "keep one"),

@@ -7,6 +7,7 @@ import torch
 from function_transforms import TRANSFORMS, Case, X
 from functions import FIRST, KINDS, Kind
 from tolerances import assert_close
+from xfails import TORCH
 
 import torch_func_compat as tfc
 
@@ -83,3 +84,40 @@ def test_what_is_constant_in_a_backward_is_constant(backend):
     assert_close(tfc.hessian(lambda x: (Step.apply(x) ** 2).sum())(X), expected.to(X.dtype))
     zero = torch.zeros_like(X)  # where a step is next to every point
     assert_close(tfc.hessian(lambda x: (Step.apply(x) ** 2).sum())(zero), torch.zeros(4, 4, dtype=X.dtype))
+
+
+def _returning(make):
+    class Made(FIRST["numpy backward"]):
+        @staticmethod
+        def forward(x):
+            return make(x.sin())
+
+        @staticmethod
+        def backward(ctx, grad, *others):
+            (x,) = ctx.saved_tensors
+            return grad * x.cos()
+
+    return Made.apply
+
+
+@pytest.mark.parametrize("make", [lambda y: [y], lambda y: (y,), lambda y: (y, None, 3), lambda y: [y, "name"]])
+def test_outputs(backend, make):
+    apply = _returning(make)
+    if TORCH < (1, 11) and len(make(X)) > 1:
+        try:
+            apply(X)
+        except TypeError as error:  # of torch 1.8
+            assert "expected Tensor or tuple of Tensor" in str(error)
+            return
+    assert_close(tfc.grad(lambda x: apply(x)[0].sum())(X), X.cos())
+    assert_close(tfc.vmap(tfc.grad(lambda x: apply(x)[0]))(X), X.cos())
+    assert_close(tfc.jvp(lambda x: apply(x)[0], (X,), (X,)), (X.sin(), X * X.cos()))
+    assert isinstance(apply(X), tuple)
+
+
+@pytest.mark.parametrize("make", [lambda y: {"y": y}, lambda y: (y, (y,)), lambda y: [y, {"y": y}]])
+def test_outputs_that_autograd_does_not_see(backend, make):
+    with pytest.raises(TypeError, match="tuple of tensors"):
+        tfc.grad(lambda x: (_returning(make)(x), x.sum())[1])(X)
+    with pytest.raises(TypeError, match="tuple of tensors"):
+        tfc.vmap(_returning(make))(X)

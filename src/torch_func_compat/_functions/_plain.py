@@ -95,12 +95,28 @@ def _varies(definition: Any, call: Call, ctx: Any, kept: Kept, now: Sequence[Any
     return len(there) != len(now) or not all(same(now[i], there[i]) for i in outside)
 
 
-def _apart(output: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Outputs of which none is the same tensor as another: autograd takes such a one for its last place alone."""
-    seen: list[Any] = []
-    for x in output:
-        seen.append(x.clone() if isinstance(x, Tensor) and any(x is y for y in seen) else x)
-    return tuple(seen)
+def _as_outputs(name: str, output: Any) -> Any:
+    """What autograd takes for outputs: a tensor, or a tuple, with none of them twice.
+
+    Of one that is twice it would take the last place alone, and for one within another container there would be no
+    gradient, without an error.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)):
+        seen: list[Any] = []
+        for x in output:
+            seen.append(x.clone() if isinstance(x, Tensor) and any(x is y for y in seen) else x)
+        if not any(_holds_tensors(x) for x in seen):
+            # itself, where it is in order, for a Function in the old style knows what it returned by that
+            return output if isinstance(output, tuple) and all(x is y for x, y in zip(output, seen)) else tuple(seen)
+    elif not _holds_tensors(output):
+        return output
+    raise TypeError(f"expected {name}.forward to return a tensor or a tuple of tensors, got tensors within {output!r}")
+
+
+def _holds_tensors(value: Any) -> bool:
+    return not isinstance(value, Tensor) and any(True for _ in tensors_in(value))
 
 
 @untraced
@@ -112,13 +128,13 @@ def make(definition: Any, call: Call) -> Call:
     backward = backward_of(definition)
     once = is_once_differentiable(backward)
     read_once = getattr(definition, "clear_saved_tensors_on_access", False)
-    set_up, evaluate = definition.setup_context, definition.forward
+    set_up, evaluate, name = definition.setup_context, definition.forward, definition.__name__
 
     # in the old style, which every torch knows: to split it costs a call on most and ten microseconds on torch 2.15
     def forward(ctx: Any, *args: Any) -> Any:
         output = evaluate(*args)
-        if type(output) is tuple and len({*map(id, output)}) < len(output):
-            output = _apart(output)
+        if type(output) is not Tensor:
+            output = _as_outputs(name, output)
         set_up(ctx, args, output)
         if once or ctx.__dict__ or not _is_passed_on(ctx.to_save, args, output):
             if any(ctx.needs_input_grad) and (once or _has_own(ctx, args, output)):
@@ -169,11 +185,10 @@ def traced(definition: Any) -> Any:
     """
     if not _SPLIT or not has(definition, "setup_context") or modifies(definition.setup_context):
         return None
-    evaluate = definition.forward
+    evaluate, name = definition.forward, definition.__name__
 
     def forward(*args: Any) -> Any:
-        output = evaluate(*args)
-        return _apart(output) if type(output) is tuple else output
+        return _as_outputs(name, evaluate(*args))
 
     rules = {name: staticmethod(getattr(definition, name)) for name in ("setup_context", "backward")}
     rules.update(forward=staticmethod(forward))
