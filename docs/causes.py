@@ -374,6 +374,11 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or leave the hooks out",
         ),
         Cause(
+            "differentiates complex numbers wrongly",
+            "only with `set_fallback('error')`, on torch 1.11 and 1.12: complex numbers made in the function",
+            "allow falling back, or upgrade torch",
+        ),
+        Cause(
             "… (_backends/_calls.py)",
             "only with `set_fallback('error')`, on torch 1.11 and 1.12: saved-tensor hooks or "
             "`torch.autograd.functional` in the function",

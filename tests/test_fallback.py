@@ -136,6 +136,7 @@ PROVOKED = {
         (1, 11),
         (1, 12),
     ),
+    "forward_formula": (lambda: tfc.jacrev(tfc.jacfwd(torch.nn.functional.glu))(X), (2, 0), None),
     "overlapping_memory": (lambda: tfc.jvp(torch.sin, (X[:1].expand(4),), (X,)), (1, 11), None),
     "functorch_sizes": (
         lambda: tfc.vmap(tfc.grad(lambda x: (x * x * x).sum()))(X[:1]),
@@ -146,7 +147,7 @@ PROVOKED = {
     "foreign_tensor": (_vmap(_closes_over_a_batch), (2, 0), None),
     "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), (2, 1)),
     "functorch_unique": (_vmap(refused.unique_size), (1, 11), (1, 13)),
-    "functorch_conjugate": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
+    "functorch_complex": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
     "inplace_in_formula": (
         lambda: tfc.grad(lambda x: tfc.jvp(tfc.grad(lambda x: x.norm()), (x,), (X,))[1].sum())(X),
         (2, 0),

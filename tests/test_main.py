@@ -103,6 +103,8 @@ def test_what_answers():
         answers = {name: _selfcheck.answered_by(name, backend) for name in _selfcheck.CHECKS}
         if backend == "torch.func":
             beyond = {"hessian", "linearize", *derivatives.__all__, *batched.__all__} - {"bjacrev"}
+            if _facts.has("complex_outputs_have_gradients"):
+                beyond |= {"grad", "grad_and_value"}
             assert {name for name, answer in answers.items() if answer != "native"} == beyond
         elif backend == "functorch":
             assert set(answers.values()) == {"derived"}

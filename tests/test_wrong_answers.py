@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import math
 import sys
 
 import pytest
@@ -222,6 +223,59 @@ def test_second_derivatives_of_a_network_with_weight_norm_by_its_input(backend):
     g = v[:, :1].detach()
     by_hand = derivatives(lambda: v * g / v.norm(dim=1, keepdim=True))
     assert_close(derivatives(lambda: torch._weight_norm(v, g, 0)), by_hand)
+
+
+# --- other operations --------------------------------------------------------------------------------------------
+
+
+def matrix(x):
+    return torch.outer(x[:2], x[2:4].sin()) + 2 * torch.eye(2, dtype=x.dtype)
+
+
+OPERATIONS = {
+    "kl_div": (
+        lambda x: torch.nn.functional.kl_div(x[:3], x[3:].exp(), reduction="sum"),
+        lambda x: (x[3:].exp() * (x[3:] - x[:3])).sum(),
+    ),
+    "abs of a complex number": (
+        lambda x: torch.complex(x[:3], x[3:]).abs(),
+        lambda x: (x[:3] ** 2 + x[3:] ** 2).sqrt(),
+    ),
+    "angle": (lambda x: torch.complex(x[:3], x[3:]).angle(), lambda x: torch.atan2(x[3:], x[:3])),
+    "logcumsumexp": (lambda x: torch.logcumsumexp(x, 0), lambda x: x.exp().cumsum(0).log()),
+    "glu": (torch.nn.functional.glu, lambda x: x[:3] * x[3:].sigmoid()),
+    "triangular solve": (
+        lambda x: torch.linalg.solve_triangular(matrix(x).triu(), x[:2, None], upper=True),
+        lambda x: torch.inverse(matrix(x).triu()) @ x[:2, None],
+    ),
+    "fft": (
+        lambda x: torch.fft.rfft(x).abs() ** 2,
+        lambda x: sum((wave(x.shape[0], part) @ x) ** 2 for part in (torch.cos, torch.sin)),
+    ),
+}
+if refused.TORCH < (1, 11):
+    del OPERATIONS["triangular solve"]
+
+
+def wave(size, part):
+    frequencies, times = torch.arange(size // 2 + 1.0), torch.arange(float(size))
+    return part(2 * math.pi * torch.outer(frequencies, times).double() / size)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_that_some_torch_gets_wrong(backend, name):
+    func, by_hand = OPERATIONS[name]
+    assert_close(func(X), by_hand(X))
+    assert_close(tfc.jacrev(func)(X), rows(by_hand, X))
+    assert_close(tfc.jacfwd(func)(X), rows(by_hand, X))
+    assert_close(tfc.vmap(tfc.jacrev(func))(X[None])[0], rows(by_hand, X))
+    expected = tfc.jacrev(tfc.jacrev(by_hand))(X)
+    for second in (tfc.jacrev(tfc.jacrev(func)), tfc.jacfwd(tfc.jacrev(func)), tfc.jacrev(tfc.jacfwd(func))):
+        if name == "kl_div" and refused.TORCH < (1, 13):
+            with pytest.raises(RuntimeError, match="mixed derivatives of kl_div"):
+                second(X)
+        else:
+            assert_close(second(X), expected)
 
 
 # --- TorchScript --------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
 MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
 MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
+MISTAKEN_COMPLEX = "functorch differentiates complex numbers wrongly"
 MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of it"
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 # What it says of a Function without a jvp rule whose backward cannot be transposed.
@@ -232,9 +233,9 @@ CAPABILITIES: tuple[Capability, ...] = (
         cost=LOOPED,
     ),
     Capability(
-        "functorch_conjugate",
-        r"view_as_real doesn't work on unresolved conjugated tensors",
-        "forward mode of functorch 0.1 and 0.2 fails on its complex numbers",
+        "functorch_complex",
+        rf"view_as_real doesn't work on unresolved conjugated tensors|{MISTAKEN_COMPLEX}",
+        "functorch 0.1 and 0.2 differentiate complex numbers wrongly",
         "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
         until=(1, 13),
         cost=TRANSPOSED,
@@ -252,6 +253,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         "forward mode of functorch 0.1 fails on its strides",
         "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
         until=(1, 12),
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "forward_formula",
+        r"Trying to set a forward gradient that has a different size than that of the original Tensor"
+        r"|ZeroTensors are immutable|derivative for aten::\w+ is not implemented",
+        "torch's own formula for one of its derivatives fails (forward mode of triangular_solve, glu)",
+        "use reverse mode (jacrev, vjp) for this function",
         cost=TRANSPOSED,
     ),
     Capability(

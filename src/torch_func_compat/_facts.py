@@ -145,6 +145,13 @@ def _saved_intermediates_are_constant() -> bool:
     return not first.requires_grad
 
 
+def _kl_div_twice() -> bool:
+    """Is the mixed derivative of t (log t - x), which is -1, something else?"""
+    x, t = torch.zeros(1).requires_grad_(), torch.ones(1).requires_grad_()
+    (first,) = torch.autograd.grad(torch.kl_div(x, t, 2), x, create_graph=True)
+    return bool(torch.autograd.grad(first, t)[0] != -1)
+
+
 def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until: tuple[int, int] | None) -> bool:
     return (since is None or torch_release >= since) and (until is None or torch_release < until)
 
@@ -297,6 +304,20 @@ FACTS: dict[str, Fact] = {
         (1, 12),
         None,
         "https://github.com/pytorch/pytorch/issues/198017",
+    ),
+    "kl_div_twice": Fact(
+        "the mixed derivatives of torch.kl_div by its input and its target are zero",
+        _kl_div_twice,
+        None,
+        (1, 13),
+        "measured: torch 1.8 to 1.12; no upstream issue found",
+    ),
+    "functorch_loses_complex_parts": Fact(
+        "functorch's forward mode and batched rows are wrong for some complex numbers: abs, angle, fft, stft",
+        _between((1, 11), (1, 13)),
+        (1, 11),
+        (1, 13),
+        "measured: functorch 0.1.1 and 0.2.1, not torch 1.13; no upstream issue found",
     ),
     "optimized_scripts_lose_terms": Fact(
         "nested derivatives of what TorchScript has optimized lack terms in functorch's transforms, and plain ones do "

@@ -13,7 +13,7 @@ from typing import Any, Callable, ContextManager, Iterator
 import torch
 
 from .. import _facts
-from .._capabilities import MISTAKEN_EAGER, MISTAKEN_HOOKS, MistakenRule
+from .._capabilities import MISTAKEN_COMPLEX, MISTAKEN_EAGER, MISTAKEN_HOOKS, MistakenRule
 
 
 def _found() -> dict[CodeType, str]:
@@ -40,11 +40,17 @@ class _Watch:
             reason = self._refused.get(frame.f_code)
             if reason is not None:
                 raise MistakenRule(reason)
+        elif event == "c_call" and argument.__name__ in _COMPLEX:
+            raise MistakenRule(MISTAKEN_COMPLEX)
         if self._other is not None:
             self._other(frame, event, argument)
 
 
 _refused = _found()
+
+# What makes complex numbers of real ones (fact "functorch_loses_complex_parts")
+_FFT: Any = torch._C._fft  # type: ignore[attr-defined]
+_COMPLEX = {"complex", "polar", "view_as_complex", "stft", *(name for name in dir(_FFT) if name.startswith("fft_"))}
 
 
 @contextlib.contextmanager

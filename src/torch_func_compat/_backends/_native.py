@@ -85,9 +85,9 @@ def is_script(node: Any) -> bool:
     return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
 
 
-def has_node(output: Any, name: str) -> bool:
-    """Whether the graph of a pytree of outputs has a node whose name starts so."""
-    return any(type(node).__name__.startswith(name) for node in _nodes(output))
+def has_node(output: Any, names: tuple[str, ...]) -> bool:
+    """Whether the graph of a pytree of outputs has a node whose name starts with one of `names`."""
+    return any(type(node).__name__.startswith(names) for node in _nodes(output))
 
 
 def mistaken(output: Any) -> list[MistakenRule]:

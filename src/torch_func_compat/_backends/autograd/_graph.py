@@ -81,19 +81,37 @@ def third_order_nodes(tensors: Sequence[Tensor]) -> bool:
     return any(_NORM_TWICE.search(type(node).__name__) for node in nodes(tensor.grad_fn for tensor in tensors))
 
 
-def norms_twice(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
-    """Whether the graph from `inputs` to `outputs` has nodes whose own derivative, a second one, torch gets wrong."""
-    if not _facts.has("weight_norm_twice"):
-        return False
-    found = [
-        node.next_functions[0][0]
-        for node in nodes(output.grad_fn for output in outputs)
-        if type(node).__name__.startswith("WeightNormInterface")
-    ]
+# Backward nodes whose own derivative by one of their inputs torch gets wrong: the fact, by which, and what to say.
+_TWICE = {
+    "WeightNormInterfaceBackward": (
+        "weight_norm_twice",
+        (0,),
+        "torch's second derivatives of weight_norm are wrong: write the weight as v * g / v.norm(dim=..., "
+        "keepdim=True) to differentiate it that often",
+    ),
+    "KlDivBackward": (
+        "kl_div_twice",
+        (0, 1),
+        "mixed derivatives of kl_div by its input and target are wrong on torch < 1.13: write it as target * "
+        "(target.log() - input) to differentiate it that often",
+    ),
+}
+
+
+def second_order_flaw(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> str | None:
+    """What to say of nodes between `inputs` and `outputs` whose own derivative, a second one, torch gets wrong."""
+    for node in nodes(output.grad_fn for output in outputs):
+        row = _TWICE.get(type(node).__name__.rstrip("0123456789"))
+        if row is None or not _facts.has(row[0]):
+            continue
+        if all(_leads_to(node.next_functions[k][0], inputs) for k in row[1]):
+            return row[2]
+    return None
+
+
+def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
     ours = [tensor for tensor in inputs if tensor.requires_grad]
-    return bool(found) and any(
-        getattr(node, "variable", None) is x or node is x.grad_fn for node in nodes(found) for x in ours
-    )
+    return any(getattr(node, "variable", None) is x or node is x.grad_fn for node in nodes([start]) for x in ours)
 
 
 # What torch batches rightly on every release (a test takes each of them through every one): arithmetic, products of
