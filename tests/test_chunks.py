@@ -46,6 +46,14 @@ def test_automatic_chunks_keep_to_the_budget(backend):
     assert sizes[1] * row <= 64e6  # a row of the result alone needs as much
 
 
+def test_numbers_in_forward_mode(backend):
+    # which multiplied to no tensor under the watch of torch 1.13 to 2.2
+    x = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    for func, slope in ((lambda x: x * 2, 2.0), (lambda x: x / 4, 0.25), (lambda x: torch.where(x > 0, x * 3, x), 3.0)):
+        found = tfc.jacfwd(func, chunk_size="auto")(x)
+        assert torch.allclose(found, slope * torch.eye(5, dtype=x.dtype))
+
+
 def test_a_profile_of_the_user_does_not_matter(backend):
     with torch.autograd.profiler.profile(profile_memory=True):
         found = tfc.jacrev(network, chunk_size="auto")(torch.ones(50))

@@ -356,6 +356,14 @@ FACTS: dict[str, Fact] = {
         None,
         "https://pytorch.org/docs/2.1/torch.compiler_faq.html#limited-torch-func-support",
     ),
+    "watched_forward_mode_takes_no_numbers": Fact(
+        "within a TorchDispatchMode, forward mode of a product with a number raises: alias() expected a tensor",
+        # not probed: that takes a forward-mode derivative, and 2.3 was not looked at
+        _between((1, 13), (2, 4)),
+        (1, 13),
+        (2, 4),
+        "measured: jacfwd of x * 2 with chunk_size=auto on torch 1.13.1, 2.0.1, 2.1.2 and 2.2.2; right on 2.4.1",
+    ),
     "inference_mode": Fact(
         "torch.inference_mode exists",
         _has("is_inference_mode_enabled"),
