@@ -308,6 +308,18 @@ def test_the_rules_agree_on_structure():
             tfc.grad(lambda x: made(x)[0].sum())(X)
 
 
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="forward mode is off in an autograd.Function of torch < 2.0")
+@pytest.mark.parametrize("scaled", [_scaled_vjp, _scaled_jvp])
+def test_forward_mode_of_torch_itself(scaled):
+    from torch.autograd import forward_ad
+
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(X, U)
+        assert_close(forward_ad.unpack_dual(forward_sine(dual)).tangent, X.cos() * U)
+        with pytest.raises(RuntimeError, match="among its arguments"):
+            scaled(dual)(X)
+
+
 @pytest.mark.skipif(not hasattr(torch, "compiler"), reason="torch.compile traces autograd.Functions from 2.1 on")
 @pytest.mark.parametrize("kind", ["custom_vjp", "custom_jvp"])
 @pytest.mark.parametrize(

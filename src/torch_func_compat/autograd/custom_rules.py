@@ -11,6 +11,7 @@ from typing import Any, Callable, ContextManager, Sequence, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _tree
 from .._arguments import version
@@ -110,6 +111,20 @@ def _describe(value: Any) -> str:
     return f"{len(value)}" if isinstance(value, (tuple, list)) else f"{type(value)}"
 
 
+# torch's own forward mode, which an autograd.Function turns off in its forward: back on, one sees what it would drop
+_forward_mode: Any = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+_forward_mode = contextlib.nullcontext if _forward_mode is None else functools.partial(_forward_mode, True)
+
+
+def _primal(x: Tensor) -> Tensor:
+    """The tensor without a tangent of torch's own forward mode, or itself where it has none."""
+    if getattr(forward_ad, "_current_level", -1) < 0:
+        return x
+    with _forward_mode():
+        primal, tangent = forward_ad.unpack_dual(x)
+    return x if tangent is None else primal
+
+
 class _Known(threading.local):
     """Calls whose forward rule is running again, with their outputs: it may ask for those, as rules of JAX do."""
 
@@ -157,9 +172,9 @@ class _Rule:
 
     def evaluate(self, func: Callable[..., Any], call: _Call, tensors: Sequence[Tensor]) -> Any:
         """A result of these tensors alone: one that depends on others would lack their derivatives, and raises."""
-        inner = [x.detach() for x in tensors]
+        inner = [_primal(x).detach() for x in tensors]
         versions = list(map(version, inner))
-        with torch.set_grad_enabled(call.recording), self.watch(call):
+        with torch.set_grad_enabled(call.recording), _forward_mode(), self.watch(call):
             result = func(*call.args(inner))
         if versions != list(map(version, inner)):
             raise RuntimeError(
@@ -167,7 +182,7 @@ class _Rule:
             )
         leaves, spec = _tree.flatten(result)
         known = {id(x): outer for x, outer in zip(inner, tensors)}
-        if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
+        if any(isinstance(x, Tensor) and (x.requires_grad or _primal(x) is not x) for x in leaves):
             raise RuntimeError(
                 f"{self.name} uses a tensor that requires grad and is not among its arguments: its own rule gives no "
                 f"gradient for it. Pass it as an argument, or detach() it"
