@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from compiling import compiled
 from function_transforms import TRANSFORMS, Case, U, X
 from functions import Kind
 from tolerances import assert_close
@@ -326,9 +327,7 @@ def test_forward_mode_of_torch_itself(scaled):
     "derivative", [lambda f: f, lambda f: tfc.vmap(tfc.grad(f)), lambda f: tfc.hessian(lambda x: f(x).sum())]
 )
 def test_compiled(kind, derivative):
-    torch._dynamo.reset()
-    compiled = torch.compile(derivative(KINDS[kind].func), backend="aot_eager")
     x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
-    result, expected = compiled(x), derivative(torch.sin)(y)
+    result, expected = compiled(derivative(KINDS[kind].func), backend="aot_eager")(x), derivative(torch.sin)(y)
     assert_close(result, expected)
     assert_close(torch.autograd.grad(result.sum(), x), torch.autograd.grad(expected.sum(), y))

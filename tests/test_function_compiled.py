@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compiling import compiled
 from function_transforms import X
 from functions import KINDS, Exponential, Sine
 from tolerances import assert_close
@@ -63,9 +64,8 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled_backward(name):
-    torch._dynamo.reset()
     x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
-    result, expected = torch.compile(FUNCTIONS[name], backend="aot_eager")(x), FUNCTIONS[name](y)
+    result, expected = compiled(FUNCTIONS[name], backend="aot_eager")(x), FUNCTIONS[name](y)
     assert_close(result, expected)
     weights = torch.arange(1.0, 5.0, dtype=X.dtype)
     assert_close(torch.autograd.grad((result * weights).sum(), x), torch.autograd.grad((expected * weights).sum(), y))
@@ -86,8 +86,6 @@ TRANSFORMS = {
 def test_compiled_transform(transform):
     """torch takes the forward's derivative here (https://github.com/pytorch/pytorch/issues/193279)."""
     make, expected = TRANSFORMS[transform]
-    torch._dynamo.reset()
-    assert_close(torch.compile(make(), backend="aot_eager")(X), expected)
-    torch._dynamo.reset()
+    assert_close(compiled(make(), backend="aot_eager")(X), expected)
     with pytest.raises(Exception, match=r"(?i)skip|disable|graph break"):  # and says so where it may not be left eager
-        torch.compile(make(), backend="aot_eager", fullgraph=True)(X)
+        compiled(make(), backend="aot_eager", fullgraph=True)(X)
