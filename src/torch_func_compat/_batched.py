@@ -17,7 +17,7 @@ from torch import Tensor
 from . import _tree
 from ._arguments import Argnums, Call, movedim, name_of, pieces, positions, require_real, require_tensors
 from ._backends.protocol import Backend, LinearMap
-from ._chunks import AT_ONCE, Chunks, in_chunks
+from ._chunks import AT_ONCE, Chunks, Taken, in_chunks
 from ._curvature import diagonal_mode, trace, with_output
 from ._independence import require_independent
 from ._jacobians import automatic, hessian_mode, jacobian_mode, with_value
@@ -127,6 +127,8 @@ def single(likes: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
 def _reverse(backend: Backend, func: Function, options: dict[str, Any], chunks: Chunks | None, label: str) -> Function:
     """Row by row of a sample's outputs."""
 
+    taken = Taken()
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = BatchCall(label, func, args, kwargs, options)
@@ -134,7 +136,7 @@ def _reverse(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         first = [0] * len(outputs)
         space = single(outputs, first)
         name = lambda: f"{label}({name_of(func)})"
-        rows, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
+        rows, taken.chunk = map_basis(
             backend, Spread(pullback, outputs, first), space, (0, elements(space)), chunks, name
         )
         sizes = [like.numel() for like in space]
@@ -144,11 +146,14 @@ def _reverse(backend: Backend, func: Function, options: dict[str, Any], chunks: 
             blocks.append([b.reshape(out.shape + primal.shape) for b, out in zip(pieces(samples, sizes, 1), outputs)])
         return call.with_aux(call.output([call.select(row) for row in zip(*blocks)]), aux)
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 
 def _forward(backend: Backend, func: Function, options: dict[str, Any], chunks: Chunks | None, label: str) -> Function:
     """Column by column of a sample's inputs."""
+
+    taken = Taken()
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -158,7 +163,7 @@ def _forward(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         push, aux = backend.pushforward(call, call.primals, "same")
         spread = Spread(push, call.primals, call.dims)
         linear = spread if (chunks or AT_ONCE).trivial else _Redrawn(spread, RandomState(call.generators()))
-        columns, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
+        columns, taken.chunk = map_basis(
             backend, linear, space, (0, elements(space)), chunks, lambda: f"{label}({name_of(func)})"
         )
         sizes = [like.numel() for like in space]
@@ -169,6 +174,7 @@ def _forward(backend: Backend, func: Function, options: dict[str, Any], chunks: 
             jacobians.append(call.select([b.reshape(shape + like.shape) for b, like in zip(blocks, space)]))
         return call.with_aux(call.output(jacobians), aux())
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 
@@ -303,6 +309,8 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
     """From the row of the Hessian that belongs to an element of the gradient, keep that element's own entry."""
     label = "batch_hessian_diagonal"
 
+    taken = Taken()
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = BatchCall(label, _reverse(backend, func, options, None, label), args, kwargs, options)
@@ -332,7 +340,7 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
             index = own[start : start + rows, None, None].expand(rows, call.size, 1)
             return [torch.cat(parts, 2).gather(2, index).squeeze(2)]
 
-        (flat,), wrapped.chunk = in_chunks(  # type: ignore[attr-defined]
+        (flat,), taken.chunk = in_chunks(
             len(own),
             chunks,
             run,
@@ -343,12 +351,15 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         parts = pieces(flat.transpose(0, 1), [block.numel() for block in space], 1)
         return call.with_aux(call.output([p.reshape(b.shape).to(b.dtype) for p, b in zip(parts, blocks)]), aux)
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 
 def _by_directions(backend: Backend, func: Function, options: dict[str, Any], chunks: Chunks) -> Function:
     """The second derivative of all outputs along each element of a sample, in all samples at once."""
     label = "batch_hessian_diagonal"
+
+    taken = Taken()
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -381,7 +392,7 @@ def _by_directions(backend: Backend, func: Function, options: dict[str, Any], ch
             aux = [value[0] for value in rest]
             return list(second)
 
-        found, wrapped.chunk = in_chunks(  # type: ignore[attr-defined]
+        found, taken.chunk = in_chunks(
             sum(sizes),
             chunks,
             run,
@@ -395,6 +406,7 @@ def _by_directions(backend: Backend, func: Function, options: dict[str, Any], ch
             diagonals.append(call.select([b.reshape(column.shape[1:] + like.shape) for b, like in zip(blocks, space)]))
         return call.with_aux(call.output(diagonals), aux)
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 
@@ -436,9 +448,8 @@ def _verified(
     @functools.wraps(found)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         _verify(backend, label, stages, options, args, kwargs)
-        result = found(*args, **kwargs)
-        wrapped.chunk = getattr(found, "chunk", None)  # type: ignore[attr-defined]
-        return result
+        return found(*args, **kwargs)
 
+    wrapped.taken = getattr(found, "taken", None)  # type: ignore[attr-defined]
     wrapped.choice = getattr(found, "choice", None)  # type: ignore[attr-defined]
     return wrapped

@@ -21,6 +21,20 @@ PROBE = 2
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
+class Taken:
+    """How large the chunks of the last call were: an attribute of what made it, which so need not refer to itself.
+
+    A function that does is not freed, with all that it closes over, before the garbage collector comes by.
+    """
+
+    chunk: int | None = None
+
+
+def taken_by(transformed: Any) -> int | None:
+    """The size of the chunks of its last call, None where there were none."""
+    return getattr(getattr(transformed, "taken", None), "chunk", None)
+
+
 class Chunks(NamedTuple):
     """What a transform was asked for.
 

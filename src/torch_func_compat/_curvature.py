@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _tree
 from ._arguments import Argnums, Call, movedim, name_of, pieces, require_tensors
 from ._backends.protocol import Backend
-from ._chunks import AT_ONCE, Chunks, in_chunks
+from ._chunks import AT_ONCE, Chunks, Taken, in_chunks
 from ._jacobians import automatic
 from ._operators import (
     Function,
@@ -120,6 +120,8 @@ def with_output(func: Function, has_aux: bool) -> Function:
 def _by_rows(backend: Backend, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks) -> Function:
     """From the row of the Hessian that belongs to an element of the gradient, keep that element's own entry."""
 
+    taken = Taken()
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         gradient = jacrev(backend, func, argnums, has_aux=has_aux)
@@ -140,7 +142,7 @@ def _by_rows(backend: Backend, func: Function, argnums: Argnums, has_aux: bool, 
             whole = torch.cat([part.reshape(rows, primal.numel()) for part, primal in zip(found, call.primals)], 1)
             return [whole.gather(1, own[start : start + rows, None]).squeeze(1)]
 
-        (flat,), wrapped.chunk = in_chunks(  # type: ignore[attr-defined]
+        (flat,), taken.chunk = in_chunks(
             len(own),
             chunks,
             run,
@@ -151,11 +153,14 @@ def _by_rows(backend: Backend, func: Function, argnums: Argnums, has_aux: bool, 
         parts = pieces(flat, [block.numel() for block in blocks])
         return call.with_aux(call.output([p.reshape(b.shape).to(b.dtype) for p, b in zip(parts, blocks)]), aux)
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 
 def _by_directions(backend: Backend, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks) -> Function:
     """The second derivative of all outputs along each element of the input."""
+
+    taken = Taken()
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -185,7 +190,7 @@ def _by_directions(backend: Backend, func: Function, argnums: Argnums, has_aux: 
             aux = [value[0] for value in rest]
             return list(second)
 
-        found, wrapped.chunk = in_chunks(  # type: ignore[attr-defined]
+        found, taken.chunk = in_chunks(
             total,
             chunks,
             run,
@@ -201,4 +206,5 @@ def _by_directions(backend: Backend, func: Function, argnums: Argnums, has_aux: 
             )
         return call.with_aux(call.output(diagonals), aux)
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped

@@ -23,6 +23,7 @@ from . import _backends, _facts
 from ._arguments import name_of, version
 from ._backends.protocol import Backend
 from ._capabilities import Capability, LoopError, refusal
+from ._chunks import taken_by
 from ._policy import active_native, chosen, use_backend
 from ._randomness import RandomState
 from ._settings import Setting
@@ -127,7 +128,7 @@ def explain(transformed: Callable[..., Any]) -> str:
     choice = getattr(made, "choice", None)
     if choice is not None and choice.explanation:
         last += f" It took {choice.explanation}."
-    chunk = getattr(made, "chunk", None)
+    chunk = taken_by(made)
     if chunk is not None:
         last += f" It took chunks of {chunk}."
     if record.refused is None:

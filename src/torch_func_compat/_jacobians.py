@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _tree
 from ._arguments import Argnums, name_of, positions
 from ._backends.protocol import Backend
-from ._chunks import Chunks
+from ._chunks import Chunks, Taken, taken_by
 from ._operators import Function, elements, jacfwd, jacrev, require_floating
 from ._randomness import RandomState
 from ._shares import Part
@@ -68,17 +68,17 @@ class Choice:
         self._found: dict[Any, tuple[str, str]] = {}
         self.explanation = ""
 
-    def known(self, args: tuple[Any, ...]) -> str | None:
+    def known(self, shapes: Any) -> str | None:
         """The mode for arguments of these shapes, once one was found."""
-        found = self._found.get(_shapes(args))
+        found = self._found.get(shapes)
         if found is None:
             return None
         self.explanation = found[1]
         return found[0]
 
-    def found(self, args: tuple[Any, ...], mode: tuple[str, str]) -> str:
+    def found(self, shapes: Any, mode: tuple[str, str]) -> str:
         """Remember a mode."""
-        self._found[_shapes(args)] = mode
+        self._found[shapes] = mode
         self.explanation = mode[1]
         return mode[0]
 
@@ -107,12 +107,13 @@ def automatic(
 
     Outputs and inputs are those of one of the `samples` that the arguments have.
     """
-    choice = Choice()
+    choice, taken = Choice(), Taken()
     made: dict[str, Function] = {}
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        mode = choice.known(args)
+        shapes = _shapes(args)
+        mode = choice.known(shapes)
         if mode is None:
             size = max(samples(args), 1)
             inputs = elements([args[i] for i in positions(argnums, len(args))]) // size
@@ -120,7 +121,7 @@ def automatic(
             def sized(*inner: Any, **options: Any) -> Any:
                 result = func(*inner, **options)
                 output = result[0] if has_aux and isinstance(result, tuple) and result else result
-                if choice.found(args, rule(elements(output) // size, inputs, size)) != first:
+                if choice.found(shapes, rule(elements(output) // size, inputs, size)) != first:
                     raise _Dearer
                 return result
 
@@ -128,19 +129,19 @@ def automatic(
             try:
                 begun = make(first, functools.wraps(func)(sized))
                 result = begun(*args, **kwargs)
-                wrapped.chunk = getattr(begun, "chunk", None)  # type: ignore[attr-defined]
+                taken.chunk = taken_by(begun)
                 return result
             except _Dearer:
                 state.restore()
-            mode = choice.known(args)
+            mode = choice.known(shapes)
             assert mode is not None
         if mode not in made:
             made[mode] = make(mode, func)
         result = made[mode](*args, **kwargs)
-        wrapped.chunk = getattr(made[mode], "chunk", None)  # type: ignore[attr-defined]
+        taken.chunk = taken_by(made[mode])
         return result
 
-    wrapped.choice = choice  # type: ignore[attr-defined]
+    wrapped.choice, wrapped.taken = choice, taken  # type: ignore[attr-defined]
     return wrapped
 
 

@@ -28,7 +28,7 @@ from ._arguments import (
     require_tensors,
 )
 from ._backends.protocol import Backend, LinearMap, Pullback
-from ._chunks import AT_ONCE, Chunks, in_chunks
+from ._chunks import AT_ONCE, Chunks, Taken, in_chunks
 from ._randomness import RandomState
 from ._shares import Part, Share
 
@@ -41,6 +41,8 @@ def vmap(
     """See `torch_func_compat.vmap`."""
     check_randomness(randomness)
     chunks = chunks or AT_ONCE
+
+    taken = Taken()
 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -64,7 +66,7 @@ def vmap(
             stacked, shared = backend.vmap(call, chunk, randomness)
             return stacked
 
-        stacked, wrapped.chunk = in_chunks(  # type: ignore[attr-defined]
+        stacked, taken.chunk = in_chunks(
             call.batch_size,
             chunks,
             run,
@@ -74,6 +76,7 @@ def vmap(
         )
         return call.result(stacked, shared)
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 
@@ -243,6 +246,8 @@ def jacrev(
 ) -> Function:
     """See `torch_func_compat.jacrev`; with `part`, a `Share` of the rows."""
 
+    taken = Taken()
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         require_real("jacrev", _tree.flatten(args)[0], "inputs")
@@ -252,14 +257,13 @@ def jacrev(
         require_real("jacrev", outputs, "outputs")
         require_differentiable(outputs)
         which = (0, elements(outputs)) if part is None else part.bounds(elements(outputs))
-        rows, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
-            backend, pullback, outputs, which, chunks, lambda: f"jacrev({name_of(func)})"
-        )
+        rows, taken.chunk = map_basis(backend, pullback, outputs, which, chunks, lambda: f"jacrev({name_of(func)})")
         whole = functools.partial(jacobian_of_rows, call, outputs)
         if part is None:
             return call.with_aux(whole(rows), aux)
         return call.with_aux(Share("rows", *which, elements(outputs), rows, call.select, whole), aux)
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 
@@ -286,6 +290,8 @@ def jacfwd(
     """See `torch_func_compat.jacfwd`; with `part`, a `Share` of the columns."""
     check_randomness(randomness)
 
+    taken = Taken()
+
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         require_real("jacfwd", _tree.flatten(args)[0], "inputs")
@@ -294,15 +300,14 @@ def jacfwd(
         require_floating("primal", call.primals)
         push, aux = backend.pushforward(call, call.primals, randomness)
         which = (0, elements(call.primals)) if part is None else part.bounds(elements(call.primals))
-        columns, wrapped.chunk = map_basis(  # type: ignore[attr-defined]
-            backend, push, call.primals, which, chunks, lambda: f"jacfwd({name_of(func)})"
-        )
+        columns, taken.chunk = map_basis(backend, push, call.primals, which, chunks, lambda: f"jacfwd({name_of(func)})")
         require_real("jacfwd", columns, "outputs")
         whole = functools.partial(jacobian_of_columns, call)
         if part is None:
             return call.with_aux(whole(columns), aux())
         return call.with_aux(Share("columns", *which, elements(call.primals), columns, call.output, whole), aux())
 
+    wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped
 
 

@@ -177,12 +177,14 @@ class NativePullback(NativeMap):
 class Push(NativeMap):
     """A pushforward, which gives tangents and aux: aux is that of the first tangent, as torch.func has it.
 
-    The function to apply says in `counts` how many of its results are tangents; aux goes to `collected`.
+    The function to apply sets the entry of `counts`, how many of its results are tangents; aux goes to `collected`.
     """
 
-    def __init__(self, vmap: Callable[..., Any], apply: Callable[..., tuple[Tensor, ...]], randomness: str) -> None:
+    def __init__(
+        self, vmap: Callable[..., Any], apply: Callable[..., tuple[Tensor, ...]], randomness: str, counts: list[int]
+    ) -> None:
         super().__init__(vmap, apply, randomness)
-        self.counts = [0]
+        self.counts = counts
         self.collected: list[Tensor] = []
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
@@ -285,14 +287,15 @@ class NativeBackend:
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         guarded = self.guard(_tuples(func), forward=True)
+        counts = [0]
 
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             with FORWARD_MODE:
                 _, output_tangents, aux = self.library.jvp(guarded, tuple(primals), tangents, has_aux=True)
-            linear.counts[0] = len(output_tangents)
+            counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 
-        linear = Push(self.library.vmap, push, randomness)
+        linear = Push(self.library.vmap, push, randomness, counts)
         return linear, lambda: linear.collected
 
     def linearize(
