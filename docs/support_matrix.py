@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,19 @@ def picture(backends: tuple[str, ...]) -> str:
     seen = load()
     kinds = {kind: None for release in seen.values() for kind in release}
     operators = {name: None for release in seen.values() for kind in release.values() for name in kind}
-    width, height, left, top, gap = 9, 15, 232, 66, 14
+    left, top, height, gap = 232, 84, 15, 14
+    width = max(9, 150 // len(seen))
     panel = width * len(seen)
     parts = []
     for row, operator in enumerate(operators):
         parts.append(figures.text(left - 8, top + height * row + 11, operator, 11, anchor="end"))
     for number, kind in enumerate(kinds):
         x = left + number * (panel + gap)
-        parts.append(figures.text(x + panel / 2, 40, kind, 12, font_weight="600"))
+        for line, words in enumerate(textwrap.wrap(kind, panel // 7)):
+            parts.append(figures.text(x, 42 + 14 * line, words, 12, anchor="start", font_weight="600"))
         first, last = (f"{release[0]}.{release[1]}" for release in (min(seen), max(seen)))
-        parts.append(figures.text(x, 58, first, 10, figures.FAINT, anchor="start"))
-        parts.append(figures.text(x + panel, 58, last, 10, figures.FAINT, anchor="end"))
+        parts.append(figures.text(x, 78, first, 10, figures.FAINT, anchor="start"))
+        parts.append(figures.text(x + panel, 78, last, 10, figures.FAINT, anchor="end"))
         for column, (release, found) in enumerate(seen.items()):
             for row, operator in enumerate(operators):
                 cells = found[kind].get(operator, {})
@@ -75,7 +78,7 @@ def picture(backends: tuple[str, ...]) -> str:
                     tip = html.escape(f"{operator}, torch {release[0]}.{release[1]}: " + ": ".join(route))
                     colour = ROUTES[route[0].partition(", ")[0]][2]
                     parts.append(f'<rect {where} fill="{colour}"><title>{tip}</title></rect>')
-    bottom, x = top + height * len(operators) + 24, left
+    bottom, x = top + height * len(operators) + 24, 8
     for route, (_, _, colour, _) in ROUTES.items():
         parts.append(f'<rect x="{x}" y="{bottom - 11}" width="14" height="14" fill="{colour}"/>')
         parts.append(figures.text(x + 20, bottom, route, 12, anchor="start"))
