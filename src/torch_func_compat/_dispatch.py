@@ -103,7 +103,7 @@ def transform(
             return transform(name, functools.partial(func, **kwargs), options, extra)(*args)
         if _is_compiling():
             if _TRACED is None:
-                return beside_the_graph(wrapper)(*args, **kwargs)
+                return beside_the_graph(answer)(record, name, func, on, args, kwargs)
             if kwargs and name in _compiled.TRANSFORMS and name != "vmap":
                 return _resolve_compiled(name, lambda *inner: func(*inner, **kwargs), options, extra)(*args)
             return _resolve_compiled(name, func, options, extra)(*args, **kwargs)
