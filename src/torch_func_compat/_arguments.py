@@ -414,7 +414,7 @@ def _is_whole(stacked: Tensor, tensor: Tensor, dim: int) -> bool:
         return False
     moved = movedim(tensor, dim, 0)
     same_memory = stacked._base is moved._base and stacked.storage_offset() == moved.storage_offset()
-    return same_memory and layout_of(stacked) == layout_of(moved)
+    return bool(same_memory and layout_of(stacked) == layout_of(moved))
 
 
 def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
