@@ -29,7 +29,7 @@ VERSION = str(torch.__version__)
 TORCH = release(VERSION)
 
 # As they were found: a test suite may put this library into the place of torch.func.
-_FUNC: dict[str, Any] = dict(vars(getattr(torch, "func", object)))
+FUNC: dict[str, Any] = dict(vars(getattr(torch, "func", object)))
 
 
 class Fact(NamedTuple):
@@ -78,7 +78,7 @@ def _has_torch_func() -> bool:
 
 def _cdist_rows_are_wrong() -> bool:
     """Do batched rows of torch.cdist differ from single ones?"""
-    jacrev = _FUNC.get("jacrev")
+    jacrev = FUNC.get("jacrev")
     if jacrev is None:
         return False
     x, y = torch.arange(6.0).view(3, 2), torch.arange(6.0).view(3, 2).cos()
@@ -87,7 +87,7 @@ def _cdist_rows_are_wrong() -> bool:
 
 def _loses_negative_argnums() -> bool:
     """Is d(xy)/dy, with y as the argument -1, zero?"""
-    jacfwd = _FUNC.get("jacfwd")
+    jacfwd = FUNC.get("jacfwd")
     if jacfwd is None:
         return False
     one = torch.ones(())
@@ -169,7 +169,7 @@ def _complex_outputs_have_gradients() -> bool:
 
 
 def _derivatives_vanish_in_inference_mode() -> bool:
-    grad = _FUNC.get("grad")
+    grad = FUNC.get("grad")
     if grad is None:  # to probe would be to import functorch
         return _within(TORCH, (1, 11), (2, 0))
     with torch.inference_mode():

@@ -17,9 +17,9 @@ from ._native import FORWARD_MODE, IN_FORWARD_MODE, NativeBackend, checked, kept
 
 Transform = Callable[..., Callable[..., Any]]
 
-# As it was found: a test suite may put this library into the place of torch.func.
+# As it was found when this package was imported: a test suite may put this library into the place of torch.func.
 _library = types.ModuleType(torch.func.__name__)
-vars(_library).update(vars(torch.func))
+vars(_library).update(_facts.FUNC)
 
 _peek = torch._C._functorch.peek_interpreter_stack
 
