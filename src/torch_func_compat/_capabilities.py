@@ -7,6 +7,7 @@ through untouched: the user's own errors, shape errors, randomness='error', memo
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -309,9 +310,12 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
 )
 
-_PATTERNS = [
-    (re.compile(row.pattern, re.DOTALL), row) for row in CAPABILITIES if row.until is None or _facts.TORCH < row.until
-]
+
+@functools.lru_cache(maxsize=None)
+def _patterns() -> list[tuple[re.Pattern[str], Capability]]:
+    """The rows of this torch. Not made at import, of which it would be an eighth."""
+    rows = [row for row in CAPABILITIES if row.until is None or _facts.TORCH < row.until]
+    return [(re.compile(row.pattern, re.DOTALL), row) for row in rows]
 
 
 class MistakenRule(RuntimeError):
@@ -347,7 +351,7 @@ def refusal(error: BaseException) -> Capability | None:
     if not isinstance(error, (RuntimeError, IndexError)):
         return None
     text = str(error)
-    for pattern, row in _PATTERNS:
+    for pattern, row in _patterns():
         if pattern.search(text):
             return row
     return None
