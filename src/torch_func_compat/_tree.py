@@ -9,7 +9,7 @@ this module: the registry is global and belongs to its owner.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, ClassVar, List, Tuple
 
 import torch
 import torch.utils._pytree as _torch_pytree
@@ -29,9 +29,9 @@ class TreeSpec:
     __slots__ = ("type", "context", "children", "num_leaves")
 
     def __init__(self, type: Any = None, context: Any = None, children: tuple[TreeSpec, ...] = ()) -> None:
-        self.type = type
-        self.context = context
-        self.children = children
+        self.type: Any = type
+        self.context: Any = context
+        self.children: tuple[TreeSpec, ...] = children
         self.num_leaves: int = 1 if type is None else sum(child.num_leaves for child in children)
 
     def __eq__(self, other: object) -> bool:
@@ -39,7 +39,7 @@ class TreeSpec:
             return NotImplemented
         return (self.type, self.context, self.children) == (other.type, other.context, other.children)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         if self.type is None:

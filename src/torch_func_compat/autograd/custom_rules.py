@@ -31,18 +31,20 @@ class _Call:
     """One call: its arguments as a flat list of tensors, and all that is needed beside them."""
 
     def __init__(self, rule: _Rule, args: tuple[Any, ...]) -> None:
-        self.rule = rule
-        self._leaves, self.spec = _tree.flatten(args)
+        self.rule: _Rule = rule
+        leaves, spec = _tree.flatten(args)
+        self._leaves: list[Any] = leaves
+        self.spec: _tree.TreeSpec = spec
         self._where = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
-        self.tensors = [self._leaves[i] for i in self._where]
+        self.tensors: list[Any] = [self._leaves[i] for i in self._where]
         fixed = rule.fixed(len(args))
         owners = [n for n, child in enumerate(self.spec.children) for _ in range(child.num_leaves)]
-        self.is_fixed = [owners[i] in fixed for i in self._where]
+        self.is_fixed: list[bool] = [owners[i] in fixed for i in self._where]
         for i in self._where:
             self._leaves[i] = None
         self.output_spec: Any = None
-        self.recording = torch.is_grad_enabled()
-        self.transformed = is_level()
+        self.recording: bool = torch.is_grad_enabled()
+        self.transformed: bool = is_level()
 
     def like(self, other: _Call) -> _Call:
         """This call, with what is known of the output of another one."""
@@ -137,9 +139,9 @@ class _Rule:
 
     def __init__(self, func: Callable[..., Any], nondiff_argnums: int | Sequence[int]) -> None:
         functools.update_wrapper(self, func)  # type: ignore[arg-type]
-        self.func = func
+        self.func: Callable[..., Any] = func
         self.name: str = getattr(func, "__name__", repr(func))
-        self.known = _Known()
+        self.known: _Known = _Known()
         self._nondiff = (nondiff_argnums,) if isinstance(nondiff_argnums, int) else tuple(nondiff_argnums)
 
     def fixed(self, count: int) -> tuple[int, ...]:
