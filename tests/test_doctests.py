@@ -67,7 +67,7 @@ def test_python_in_markdown(name, backend):
     """The blocks of a file one after the other, as somebody who reads it would run them."""
     namespace = {"__name__": "__main__"}
     for number, block in enumerate(BLOCKS[name]):
-        exec(compile(block, f"{name}, block {number}", "exec"), namespace)
+        exec(compile(block, f"{name}, block {number}", "exec", dont_inherit=True), namespace)
 
 
 def test_readme_has_code():

@@ -464,12 +464,17 @@ def test_functionalize(backend):
 @pytest.mark.skipif(not hasattr(torch, "compiler"), reason="torch.compile does not say that it is compiling")
 def test_compiled():
     net, inputs = Net(), numbers(4, 3)
-    gradients = tfc.vmap(tfc.grad(lambda p, x: functional_call(net, p, (x,)).sum()), in_dims=(None, 0))
-    try:
-        compiled = torch.compile(
-            lambda p, x: gradients(p, x), backend="eager", fullgraph=_facts.has("compiled_transforms")
-        )
-    except RuntimeError as error:
-        pytest.skip(str(error))  # not on this system or Python
+    fullgraph = _facts.has("compiled_transforms")
+
+    def compiled(library):
+        gradients = library.vmap(library.grad(lambda p, x: library.functional_call(net, p, (x,)).sum()), (None, 0))
+        return torch.compile(lambda p, x: gradients(p, x), backend="eager", fullgraph=fullgraph)(GIVEN, inputs)
+
+    if fullgraph:
+        try:
+            compiled(torch.func)
+        except Exception as error:  # noqa: BLE001 - of many types
+            pytest.skip(f"torch {_facts.VERSION} does not compile its own: {type(error).__name__}")
     with Unchanged(net):
-        assert_close(compiled(GIVEN, inputs), gradients(GIVEN, inputs))
+        expected = tfc.vmap(tfc.grad(lambda p, x: functional_call(net, p, (x,)).sum()), (None, 0))(GIVEN, inputs)
+        assert_close(compiled(tfc), expected)

@@ -11,7 +11,7 @@ from typing import Any, Callable, Mapping
 
 from torch import Tensor
 
-from . import _compiled_batched, _tree
+from . import _compiled_batched, _facts, _tree
 from ._arguments import Argnums, positions
 from ._chunks import Chunks
 
@@ -26,6 +26,9 @@ def _elements(tree: Any) -> int:
 def _jac(natives: Natives, mode: str, func: Function, argnums: Argnums, has_aux: bool, chunks: Chunks | None) -> Any:
     if mode == "forward":
         return jacfwd(natives, func, argnums, has_aux=has_aux)
+    if _facts.has("compiled_pullbacks_leak"):
+        options = {"argnums": argnums, "in_dims": None, "has_aux": has_aux, "check": False}
+        return _compiled_batched.by_mode(natives, "reverse", func, options, chunks)
     size = chunks.size if chunks is not None and isinstance(chunks.size, int) else None
     return natives["jacrev"](func, argnums, has_aux=has_aux, chunk_size=size)
 
@@ -143,10 +146,13 @@ def vhp(natives: Natives, func: Function, primals: Any, cotangents: Any, *, has_
 
 def linearize(natives: Natives, func: Function, *primals: Any) -> Any:
     """The double-backward trick on the library's vjp."""
-    output, pullback = natives["vjp"](func, *primals)
+    output = func(*primals)
     zeros = _tree.unflatten([leaf.new_zeros(leaf.shape) for leaf in _tree.flatten(output)[0]], _tree.flatten(output)[1])
-    _, push = natives["vjp"](lambda cotangents: pullback(cotangents), zeros)
-    return output, lambda *tangents: push(tangents)[0]
+
+    def pull(cotangents: Any) -> Any:
+        return natives["vjp"](func, *primals)[1](cotangents)
+
+    return output, lambda *tangents: natives["vjp"](pull, zeros)[1](tangents)[0]
 
 
 def hessian_diagonal(

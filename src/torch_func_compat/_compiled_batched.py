@@ -5,7 +5,7 @@ Nothing is checked here that an eager call checks: shapes are the function's own
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +18,19 @@ Function = Callable[..., Any]
 Natives = Mapping[str, Callable[..., Any]]
 
 
+def _chosen(values: Sequence[Any], where: Iterable[int]) -> tuple[Any, ...]:
+    """Some of the values; in a loop, since a comprehension is a closure that holds them."""
+    chosen = []
+    for i in where:
+        chosen.append(values[i])
+    return tuple(chosen)
+
+
 class _Leaves:
-    """What is differentiated of a call, flat: `dims` are batch dimensions, `spec` the structure."""
+    """What is differentiated of a call, flat: `dims` are batch dimensions, `spec` the structure.
+
+    With None for `in_dims` there is no batch, and dims are None.
+    """
 
     def __init__(self, args: tuple[Any, ...], argnums: Argnums, in_dims: Any, check: bool) -> None:
         if check:
@@ -27,14 +38,14 @@ class _Leaves:
         self.args = args
         self.single = isinstance(argnums, int)
         self.where = positions(argnums, len(args))
-        primals, self.spec = _tree.flatten(tuple(args[i] for i in self.where))
+        primals, self.spec = _tree.flatten(_chosen(args, self.where))
         self.primals: tuple[Tensor, ...] = tuple(primals)
-        if isinstance(in_dims, int):
+        if in_dims is None or isinstance(in_dims, int):
             dims: Any = [in_dims] * len(primals)
         else:
-            dims = _tree.broadcast_prefix(tuple(in_dims[i] for i in self.where), self.spec)
-        self.dims = [dim % leaf.dim() for dim, leaf in zip(dims, primals)]
-        self.shapes = [tuple(leaf.shape[:dim]) + tuple(leaf.shape[dim + 1 :]) for leaf, dim in zip(primals, self.dims)]
+            dims = _tree.broadcast_prefix(_chosen(in_dims, self.where), self.spec)
+        self.dims = [None if dim is None else dim % leaf.dim() for dim, leaf in zip(dims, primals)]
+        self.shapes = [_sample(leaf, dim) for leaf, dim in zip(primals, self.dims)]
 
     def call(self, func: Function, leaves: tuple[Tensor, ...]) -> Any:
         args = list(self.args)
@@ -47,55 +58,104 @@ class _Leaves:
         return trees[0] if self.single else trees
 
 
-def _basis(likes: list[Tensor], dims: list[int]) -> tuple[Tensor, ...]:
+def _sample(leaf: Tensor, dim: int | None) -> tuple[int, ...]:
+    """The shape of one sample."""
+    return tuple(leaf.shape) if dim is None else tuple(leaf.shape[:dim]) + tuple(leaf.shape[dim + 1 :])
+
+
+def _count(leaf: Tensor, dim: int | None) -> int:
+    """The elements of one sample."""
+    return leaf.numel() if dim is None else leaf.numel() // max(leaf.shape[dim], 1)
+
+
+def _basis(likes: list[Tensor], dims: list[int | None]) -> tuple[Tensor, ...]:
     """The standard basis of one sample, each vector in all samples."""
-    counts = [like.numel() // max(like.shape[dim], 1) for like, dim in zip(likes, dims)]
+    counts = [_count(like, dim) for like, dim in zip(likes, dims)]
     total, offset, vectors = sum(counts), 0, []
     for like, dim, count in zip(likes, dims, counts):
         unit = torch.eye(total, dtype=like.dtype, device=like.device)[:, offset : offset + count]
-        shape = tuple(like.shape[:dim]) + tuple(like.shape[dim + 1 :])
-        vectors.append(unit.reshape(total, *shape).unsqueeze(dim + 1).expand(total, *like.shape))
+        unit = unit.reshape(total, *_sample(like, dim))
+        vectors.append(unit if dim is None else unit.unsqueeze(dim + 1).expand(total, *like.shape))
         offset += count
     return tuple(vectors)
 
 
-def _by(natives: Natives, mode: str, func: Function, options: dict[str, Any], chunks: Chunks | None) -> Function:
+def _rows(
+    natives: Natives,
+    func: Function,
+    options: dict[str, Any],
+    args: tuple[Any, ...],
+    units: tuple[Tensor, ...],
+    size: int | None,
+) -> tuple[Tensor, ...]:
+    """The pullback of each of the units. The pass is made within vmap, where it is not batched.
+
+    No closure holds a tensor: see the fact "compiled_pullbacks_leak".
+    """
+    leaves, spec = _tree.flatten(args)
+    floats = [
+        i
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+    ]
+    rest = [None if i in floats else leaf for i, leaf in enumerate(leaves)]
+    where = positions(options["argnums"], len(args))
+    marks = _tree.flatten([[i in where] * len(_tree.flatten(arg)[0]) for i, arg in enumerate(args)])[0]
+
+    def flat(*values: Tensor) -> tuple[Tensor, ...]:
+        filled = list(rest)
+        for i, value in zip(floats, values):
+            filled[i] = value
+        result = func(*_tree.unflatten(filled, spec))
+        return tuple(_tree.flatten(result[0] if options["has_aux"] else result)[0])
+
+    def row(values: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        pulled = natives["vjp"](flat, *values)[1](cotangents)
+        return tuple(part for i, part in zip(floats, pulled) if marks[i])
+
+    return natives["vmap"](row, in_dims=(None, 0), chunk_size=size)(_chosen(leaves, floats), units)  # type: ignore[no-any-return]
+
+
+def _columns(natives: Natives, func: Function, own: _Leaves, has_aux: bool, size: int | None) -> tuple[Tensor, ...]:
+    """The tangents of the outputs along each unit vector of a sample."""
+
+    def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
+        result = own.call(func, leaves)
+        return tuple(_tree.flatten(result[0] if has_aux else result)[0])
+
+    def push(*tangents: Tensor) -> Any:
+        return natives["jvp"](flat, own.primals, tangents)[1]
+
+    return natives["vmap"](push, chunk_size=size)(*_basis(list(own.primals), own.dims))  # type: ignore[no-any-return]
+
+
+def by_mode(natives: Natives, mode: str, func: Function, options: dict[str, Any], chunks: Chunks | None) -> Function:
     size = chunks.size if chunks is not None and isinstance(chunks.size, int) else None
     has_aux = options["has_aux"]
 
     def wrapped(*args: Any) -> Any:
         own = _Leaves(args, options["argnums"], options["in_dims"], options["check"])
 
-        def flat(*leaves: Tensor) -> Any:
-            result = own.call(func, leaves)
-            output, aux = result if has_aux else (result, ())
-            return tuple(_tree.flatten(output)[0]), aux
-
-        result = own.call(func, own.primals)  # to see its structure: dead code
+        result = own.call(func, own.primals)  # for its structure and aux; the rest is dead code
         likes, spec = _tree.flatten(result[0] if has_aux else result)
-        jacobians = []
+        jacobians, aux = [], result[1] if has_aux else ()
         if mode == "reverse":
-            _, pull, aux = natives["vjp"](flat, *own.primals, has_aux=True)
-            rows = natives["vmap"](lambda *cotangents: pull(cotangents), chunk_size=size)(
-                *_basis(likes, [0] * len(likes))
-            )
-            samples = [movedim(part, dim + 1, 0) for part, dim in zip(rows, own.dims)]
+            batch = None if options["in_dims"] is None else 0
+            units = _basis(likes, [batch] * len(likes))
+            rows = _rows(natives, func, options, args, units, size)
+            samples = [part if dim is None else movedim(part, dim + 1, 0) for part, dim in zip(rows, own.dims)]
             offset = 0
             for like in likes:
-                count = like.numel() // max(like.shape[0], 1)
+                count = _count(like, batch)
+                around = tuple(like.shape)
                 blocks = [
-                    part[:, offset : offset + count].reshape(*like.shape, *shape)
+                    part.narrow(0 if batch is None else 1, offset, count).reshape(*around, *shape)
                     for part, shape in zip(samples, own.shapes)
                 ]
                 jacobians.append(own.select(blocks))
                 offset += count
         else:
-            aux = result[1] if has_aux else ()
-
-            def push(*tangents: Tensor) -> Any:
-                return natives["jvp"](lambda *leaves: flat(*leaves)[0], own.primals, tangents)[1]
-
-            columns = natives["vmap"](push, chunk_size=size)(*_basis(list(own.primals), own.dims))
+            columns = _columns(natives, func, own, has_aux, size)
             for like, column in zip(likes, columns):
                 last = movedim(column, 0, -1)
                 offset, blocks = 0, []
@@ -137,7 +197,7 @@ def batch_jacobian(
             likes = _tree.flatten(result[0] if has_aux else result)[0]
             outputs, inputs = (sum(leaf.numel() for leaf in leaves) for leaves in (likes, own.primals))
             chosen = "forward" if outputs > 1.5 * inputs else "reverse"
-        return _by(natives, chosen, func, options, chunks)(*args)
+        return by_mode(natives, chosen, func, options, chunks)(*args)
 
     return wrapped
 
@@ -155,7 +215,7 @@ def batch_hessian(
     """In reverse over reverse mode unless told otherwise, as `_compiled.hessian`."""
     options = _options(argnums, in_dims, has_aux, check)
     outer, inner = ("reverse-reverse" if mode == "auto" else mode).split("-")
-    return _by(natives, outer, _by(natives, inner, func, options, chunks), options, chunks)
+    return by_mode(natives, outer, by_mode(natives, inner, func, options, chunks), options, chunks)
 
 
 def batch_hvp(
@@ -168,7 +228,7 @@ def batch_hvp(
         result = func(*args)
         return (result[0], result) if has_aux else (result, result)
 
-    gradient = _by(natives, "reverse", valued, options, None)
+    gradient = by_mode(natives, "reverse", valued, options, None)
     _, product, value = natives["jvp"](gradient, primals, tangents, has_aux=True)
     return (value[0], product, value[1]) if has_aux else (value, product)
 

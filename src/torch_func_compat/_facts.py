@@ -356,6 +356,14 @@ FACTS: dict[str, Fact] = {
         None,
         "https://pytorch.org/docs/2.1/torch.compiler_faq.html#limited-torch-func-support",
     ),
+    "compiled_pullbacks_leak": Fact(
+        "a compiled pullback under vmap returns wrapped tensors from the graph: Cannot access storage of TensorWrapper",
+        # not probed: that takes a compilation
+        _between((2, 4), (2, 5)),
+        (2, 4),
+        (2, 5),
+        "https://github.com/pytorch/pytorch/pull/126878",
+    ),
     "watched_forward_mode_takes_no_numbers": Fact(
         "within a TorchDispatchMode, forward mode of a product with a number raises: alias() expected a tensor",
         # not probed: that takes a forward-mode derivative, and 2.3 was not looked at

@@ -109,7 +109,8 @@ def vmap(
 def _chunks(api: str, chunk_size: ChunkSize, memory: Memory, progress: bool) -> dict[str, Any]:
     """The parameters about chunks, as an option that torch.func does not have."""
     chunks = Chunks.checked(api, chunk_size, memory, progress)
-    return {"chunks": None if chunks.trivial else chunks}
+    # `chunks.trivial`, written out: torch.compile of torch 2.4 does not trace the property of a named tuple.
+    return {"chunks": None if chunk_size is None and not progress else chunks}
 
 
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
