@@ -19,7 +19,7 @@ LAYERS = [
     ("_shares",),
     ("_collectives",),
     ("_backends._native", "_backends._calls", "_backends.autograd"),
-    ("_backends._fragile",),
+    ("_backends._fragile", "_backends._levels"),
     ("_backends.torch_func", "_backends.functorch"),
     ("_compiled_batched",),
     ("_backends.", "_operators", "_compiled"),
@@ -52,7 +52,8 @@ ONLY = {
     "_batched": GROUND | {"_operators", "_jacobians", "_curvature", "_independence"},
     "_backends._native": GROUND,
     "_backends.autograd": GROUND | {"_backends.autograd"},
-    "_backends.torch_func": GROUND | {"_backends._native", "_backends._fragile"},
+    "_backends.torch_func": GROUND | {"_backends._native", "_backends._fragile", "_backends._levels"},
+    "_backends._levels": set(),
     "_backends._fragile": GROUND | {"_backends._native"},
     "_backends._calls": GROUND,
     "_backends.functorch": GROUND | {"_backends._native", "_backends._calls"},
@@ -60,7 +61,8 @@ ONLY = {
 TORCH_FUNC = {"_facts", "_backends.torch_func", "_functions._transpose"}
 FUNCTORCH = {"_facts", "_backends.functorch"}
 PRIVATE = {
-    *("_backends._native", "_backends._fragile", "_backends.torch_func", "_backends.functorch", "autograd.checks"),
+    *("_backends._native", "_backends._fragile", "_backends._levels", "_backends.torch_func", "_backends.functorch"),
+    "autograd.checks",
     *("_functions._levels", "_functions._vmapped", "_functions._linear", "_functions._foreign", "autograd.nested"),
 }
 

@@ -114,7 +114,7 @@ class Call:
         self.has_aux = has_aux
         self.single = isinstance(argnums, int)
         self.positions = tuple(range(len(args))) if argnums is ALL else positions(argnums, len(args))
-        self.primals, self.primals_spec = _tree.flatten(tuple(args[i] for i in self.positions))
+        self.primals, self.primals_spec = _tree.flatten(tuple([args[i] for i in self.positions]))
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Flat outputs and flat aux for these values of the primals."""
@@ -419,6 +419,8 @@ def _is_whole(stacked: Tensor, tensor: Tensor, dim: int) -> bool:
 
 def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
     """`torch.movedim`, which the batching rules of old torches lack, by permute."""
+    if {source, destination} == {0, 1}:
+        return tensor.transpose(0, 1)
     order = [d for d in range(tensor.dim()) if d != source % tensor.dim()]
     order.insert(destination % tensor.dim(), source % tensor.dim())
     return tensor.permute(order)

@@ -23,9 +23,9 @@ from ._independence import require_independent
 from ._jacobians import automatic, hessian_mode, jacobian_mode, with_value
 from ._operators import (
     Function,
+    Samples,
     basis,
     check_tangents,
-    elements,
     jvp,
     map_basis,
     require_differentiable,
@@ -44,6 +44,8 @@ class BatchCall(Call):
         Where the primals have their samples.
     size : int
         How many samples there are.
+    space : list of Samples
+        The primals as the space that one sample of them is of.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class BatchCall(Call):
         require_real(api, self.primals, "inputs")
         require_floating("primal", self.primals)
         self.dims, self.size = batch_dims(api, options["in_dims"], args, self.positions)
+        self.space = [Samples(primal, dim) for primal, dim in zip(self.primals, self.dims)]
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         outputs, aux = super().__call__(*primals)
@@ -68,13 +71,21 @@ class BatchCall(Call):
                 )
         return outputs, aux
 
+    def of_columns(self, column: Tensor) -> Any:
+        """Derivatives of one output by each primal, from those by all their elements, stacked."""
+        sizes = [like.numel() for like in self.space]
+        blocks = pieces(movedim(column, 0, -1), sizes, -1)
+        return self.select([b.reshape(*column.shape[1:], *like.shape) for b, like in zip(blocks, self.space)])
+
 
 def batch_dims(api: str, in_dims: Any, args: tuple[Any, ...], wanted: Sequence[int]) -> tuple[list[int], int]:
     """The batch dimension of each leaf to differentiate (not negative), and how many samples there are."""
-    leaves, spec = _tree.flatten(args)
-    owners = [i for i, child in enumerate(spec.children) for _ in range(child.num_leaves)]
-    if isinstance(in_dims, int):  # of what is differentiated; the other arguments are what they are
-        dims: list[Any] | None = [in_dims if owner in wanted else None for owner in owners]
+    # an int is of what is differentiated; the other arguments are what they are
+    where = wanted if isinstance(in_dims, int) else range(len(args))
+    leaves, spec = _tree.flatten(tuple([args[i] for i in where]))
+    owners = [i for i, child in zip(where, spec.children) for _ in range(child.num_leaves)]
+    if isinstance(in_dims, int):
+        dims: list[Any] | None = [in_dims] * len(leaves)
     else:
         dims = _tree.broadcast_prefix(in_dims, spec) if isinstance(in_dims, tuple) else None
     if dims is None:
@@ -102,28 +113,6 @@ def batch_dims(api: str, in_dims: Any, args: tuple[Any, ...], wanted: Sequence[i
     return [dim for i in wanted for dim in chosen[i]], sizes[0]
 
 
-class Spread:
-    """A linear map of batches as one of single samples: the same vector in every sample."""
-
-    def __init__(self, linear: LinearMap, likes: Sequence[Tensor], dims: Sequence[int]) -> None:
-        self._linear = linear
-        self._likes = [(like.shape, dim) for like, dim in zip(likes, dims)]
-
-    def __call__(self, *vectors: Tensor) -> list[Tensor]:
-        return self._linear(*(v.unsqueeze(dim).expand(shape) for v, (shape, dim) in zip(vectors, self._likes)))
-
-    def batched(self, *vectors: Tensor) -> list[Tensor]:
-        # The first operation of many a derivative would copy it anyway, and those that do not are slower.
-        return self._linear.batched(
-            *(v.unsqueeze(dim + 1).expand(len(v), *shape).contiguous() for v, (shape, dim) in zip(vectors, self._likes))
-        )
-
-
-def single(likes: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
-    """Tensors like those of one sample; their values do not matter."""
-    return [like.new_empty(like.shape[:dim] + like.shape[dim + 1 :]) for like, dim in zip(likes, dims)]
-
-
 def _reverse(backend: Backend, func: Function, options: dict[str, Any], chunks: Chunks | None, label: str) -> Function:
     """Row by row of a sample's outputs."""
 
@@ -133,17 +122,13 @@ def _reverse(backend: Backend, func: Function, options: dict[str, Any], chunks: 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = BatchCall(label, func, args, kwargs, options)
         outputs, pullback, aux = backend.vjp(call, call.primals)
-        first = [0] * len(outputs)
-        space = single(outputs, first)
-        name = lambda: f"{label}({name_of(func)})"
-        rows, taken.chunk = map_basis(
-            backend, Spread(pullback, outputs, first), space, (0, elements(space)), chunks, name
-        )
+        space = [Samples(output, 0) for output in outputs]
+        rows, taken.chunk = map_basis(backend, pullback, space, None, chunks, lambda: f"{label}({name_of(func)})")
         sizes = [like.numel() for like in space]
         blocks = []
-        for part, primal, dim in zip(rows, single(call.primals, call.dims), call.dims):
-            samples = movedim(part, dim + 1, 0)  # (B, rows, *sample)
-            blocks.append([b.reshape(out.shape + primal.shape) for b, out in zip(pieces(samples, sizes, 1), outputs)])
+        for part, primal in zip(rows, call.space):
+            samples = movedim(part, primal.dim + 1, 0)  # (B, rows, *sample)
+            blocks.append([b.reshape(*out.shape, *primal.shape) for b, out in zip(pieces(samples, sizes, 1), outputs)])
         return call.with_aux(call.output([call.select(row) for row in zip(*blocks)]), aux)
 
     wrapped.taken = taken  # type: ignore[attr-defined]
@@ -158,20 +143,11 @@ def _forward(backend: Backend, func: Function, options: dict[str, Any], chunks: 
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = BatchCall(label, func, args, kwargs, options)
-        space = single(call.primals, call.dims)
         # one draw for all columns, in all chunks: the Jacobian is that of one realisation, as in reverse mode
         push, aux = backend.pushforward(call, call.primals, "same")
-        spread = Spread(push, call.primals, call.dims)
-        linear = spread if (chunks or AT_ONCE).trivial else _Redrawn(spread, RandomState(call.generators()))
-        columns, taken.chunk = map_basis(
-            backend, linear, space, (0, elements(space)), chunks, lambda: f"{label}({name_of(func)})"
-        )
-        sizes = [like.numel() for like in space]
-        jacobians = []
-        for column in columns:
-            shape = column.shape[1:]
-            blocks = pieces(movedim(column, 0, -1), sizes, -1)
-            jacobians.append(call.select([b.reshape(shape + like.shape) for b, like in zip(blocks, space)]))
+        linear = push if (chunks or AT_ONCE).trivial else _Redrawn(push, RandomState(call.generators()))
+        columns, taken.chunk = map_basis(backend, linear, call.space, None, chunks, lambda: f"{label}({name_of(func)})")
+        jacobians = [call.of_columns(column) for column in columns]
         return call.with_aux(call.output(jacobians), aux())
 
     wrapped.taken = taken  # type: ignore[attr-defined]
@@ -315,11 +291,9 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = BatchCall(label, _reverse(backend, func, options, None, label), args, kwargs, options)
         blocks, pullback, aux = backend.vjp(call, call.primals)
-        first = [0] * len(blocks)
-        space, samples = single(blocks, first), single(call.primals, call.dims)
-        spread = Spread(pullback, blocks, first)
+        space = [Samples(block, 0) for block in blocks]
         # the blocks are those of a Jacobian: for each output, one for each primal, whose elements vary fastest
-        sizes = [sample.numel() for sample in samples]
+        sizes = [sample.numel() for sample in call.space]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
         columns = [
             offsets[k % len(sizes)] + torch.arange(block.numel()) % max(sizes[k % len(sizes)], 1)
@@ -330,9 +304,9 @@ def _by_rows(backend: Backend, func: Function, options: dict[str, Any], chunks: 
         def run(start: int, rows: int) -> list[Tensor]:
             vectors = basis(space, start, rows)
             if rows == 1:
-                found = [row.unsqueeze(0) for row in spread(*(vector.squeeze(0) for vector in vectors))]
+                found = [row.unsqueeze(0) for row in pullback(*(vector.squeeze(0) for vector in vectors))]
             else:
-                found = spread.batched(*vectors)
+                found = pullback.batched(*vectors)
             parts = [
                 movedim(part, dim + 1, 1).reshape(rows, call.size, size)
                 for part, dim, size in zip(found, call.dims, sizes)
@@ -364,8 +338,7 @@ def _by_directions(backend: Backend, func: Function, options: dict[str, Any], ch
     @functools.wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = BatchCall(label, func, args, kwargs, options)
-        primals, space = tuple(call.primals), single(call.primals, call.dims)
-        sizes = [sample.numel() for sample in space]
+        primals = tuple(call.primals)
         state = RandomState(call.generators())
 
         def flat(*inner: Tensor) -> Any:
@@ -373,13 +346,11 @@ def _by_directions(backend: Backend, func: Function, options: dict[str, Any], ch
             return tuple(outputs), tuple(rest)
 
         def along(*direction: Tensor) -> Any:
-            vectors = tuple(v.unsqueeze(d).expand(p.shape) for v, d, p in zip(direction, call.dims, primals))
-
             def slope(*inner: Tensor) -> Any:
-                _, tangents, rest = jvp(backend, flat, inner, vectors, strict=False, has_aux=True)
+                _, tangents, rest = jvp(backend, flat, inner, direction, strict=False, has_aux=True)
                 return tangents, rest
 
-            _, second, rest = jvp(backend, slope, primals, vectors, strict=False, has_aux=True)
+            _, second, rest = jvp(backend, slope, primals, direction, strict=False, has_aux=True)
             return second, rest
 
         aux: Sequence[Tensor] = ()
@@ -388,23 +359,19 @@ def _by_directions(backend: Backend, func: Function, options: dict[str, Any], ch
             nonlocal aux
             if start:
                 state.restore()
-            second, rest = vmap(backend, along, 0, 0, "same")(*basis(space, start, rows))
+            second, rest = vmap(backend, along, 0, 0, "same")(*basis(call.space, start, rows))
             aux = [value[0] for value in rest]
             return list(second)
 
         found, taken.chunk = in_chunks(
-            sum(sizes),
+            sum([like.numel() for like in call.space]),
             chunks,
             run,
             label=lambda: f"{label}({name_of(func)})",
             device=primals[0].device,
             in_place=backend.innermost() is None,
         )
-        diagonals = []
-        for column in found:
-            blocks = pieces(movedim(column, 0, -1), sizes, -1)
-            diagonals.append(call.select([b.reshape(column.shape[1:] + like.shape) for b, like in zip(blocks, space)]))
-        return call.with_aux(call.output(diagonals), aux)
+        return call.with_aux(call.output([call.of_columns(column) for column in found]), aux)
 
     wrapped.taken = taken  # type: ignore[attr-defined]
     return wrapped

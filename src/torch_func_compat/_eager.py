@@ -19,7 +19,7 @@ from ._backends.autograd._level import Level
 from ._backends.protocol import Backend
 from ._chunks import AT_ONCE, Chunks
 from ._dispatch import _is_compiling, beside_the_graph
-from ._operators import elements, jacobian_of_rows, map_basis
+from ._operators import jacobian_of_rows, map_basis
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Looks at the outputs and the variables of a level that is running, and raises where something is wrong.
@@ -114,13 +114,11 @@ class Request:
             if forward:
                 # all columns belong to one draw, whatever is random
                 push, _ = self.backend.pushforward(call, self.inputs, "same")
-                columns, _ = map_basis(
-                    self.backend, push, self.inputs, (0, elements(self.inputs)), chunks, lambda: self.name
-                )
+                columns, _ = map_basis(self.backend, push, self.inputs, None, chunks, lambda: self.name)
                 blocks = [_of_columns(column, self.inputs) for column in columns]
             else:
                 outputs, pullback, _ = self.backend.vjp(call, self.inputs)
-                rows, _ = map_basis(self.backend, pullback, outputs, (0, elements(outputs)), chunks, lambda: self.name)
+                rows, _ = map_basis(self.backend, pullback, outputs, None, chunks, lambda: self.name)
                 blocks = jacobian_of_rows(call, outputs, rows)
         results = tuple(self.finish(block, self.is_tuple) for block in blocks)
         return results if is_tuple() else results[0]

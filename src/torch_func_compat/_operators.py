@@ -8,7 +8,8 @@ here takes the backend first and returns what the public function of the same na
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Sequence
+import math
+from typing import Any, Callable, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -358,18 +359,18 @@ def elements(tree: Any) -> int:
 def map_basis(
     backend: Backend,
     linear: LinearMap,
-    space: Sequence[Tensor],
-    which: tuple[int, int],
+    space: Sequence[Like],
+    which: tuple[int, int] | None,
     chunks: Chunks | None,
     label: Callable[[], str],
 ) -> tuple[list[Tensor], int]:
     """Apply `linear` to vectors of the standard basis of the space that `space` is a vector of.
 
-    Returns the results of those from ``which[0]`` to ``which[1]``, stacked, and the size of the chunks.
+    Returns the results of those from ``which[0]`` to ``which[1]``, or of all, stacked, and the size of the chunks.
     """
     chunks = chunks or AT_ONCE
-    first, last = which
-    total = sum(tensor.numel() for tensor in space)
+    total = sum([tensor.numel() for tensor in space])
+    first, last = which or (0, total)
     if first == last and total:
         # None of many: of one, so that shapes, aux, what depends on what and what is refused are as for the others.
         found, size = map_basis(backend, linear, space, (0, 1), chunks, label)
@@ -386,17 +387,49 @@ def map_basis(
     return in_chunks(last - first, chunks, run, label=label, device=space[0].device, in_place=in_place)
 
 
-def basis(space: Sequence[Tensor], start: int, rows: int) -> list[Tensor]:
+class Samples:
+    """A batch, as the space of what is the same for each of its samples: it has as many elements as one of them.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of one sample.
+    size, dim : int
+        How many samples there are, and along which dimension.
+    """
+
+    __slots__ = ("shape", "size", "dim", "dtype", "device", "_numel")
+
+    def __init__(self, batch: Tensor, dim: int) -> None:
+        shape = tuple(batch.shape)
+        self.shape = shape[:dim] + shape[dim + 1 :]
+        self.size = shape[dim]
+        self.dim = dim
+        self.dtype = batch.dtype
+        self.device = batch.device
+        self._numel = math.prod(self.shape)
+
+    def numel(self) -> int:
+        """How many elements a sample has."""
+        return self._numel
+
+
+Like = Union[Tensor, Samples]
+
+
+def basis(space: Sequence[Like], start: int, rows: int) -> list[Tensor]:
     """Rows of the identity matrix from `start` on, cut into the tensors of `space`."""
     vectors, offset = [], 0
-    for tensor in space:
-        size = tensor.numel()
-        block = torch.zeros(rows, size, dtype=tensor.dtype, device=tensor.device)
-        # row r of the chunk is basis vector start + r, whose one is in column start + r - offset
-        first, last = max(offset - start, 0), min(offset + size - start, rows)
-        if first < last:
-            column = start + first - offset
-            block[first:last, column : column + last - first].diagonal().fill_(1)
-        vectors.append(block.view(rows, *tensor.shape))
+    for like in space:
+        size = like.numel()
+        around = (like.size,) if isinstance(like, Samples) else ()
+        if rows == size == 1 and start == offset:
+            block = torch.ones((1, *around, 1), dtype=like.dtype, device=like.device)
+        else:
+            block = torch.zeros((rows, *around, size), dtype=like.dtype, device=like.device)
+            # row r of the chunk is basis vector start + r, whose one is in column start + r - offset
+            block.diagonal(start - offset, 0, -1).fill_(1)
+        vector = block.view(rows, *around, *like.shape)
+        vectors.append(movedim(vector, 1, like.dim + 1) if isinstance(like, Samples) and like.dim else vector)
         offset += size
     return vectors

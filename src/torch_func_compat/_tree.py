@@ -50,6 +50,7 @@ class TreeSpec:
 
 
 LEAF = TreeSpec()
+_ONE = TreeSpec(tuple, None, (LEAF,))  # the arguments of most functions
 
 
 def _dict_like(rebuild: Callable[[Any, Any], Any], extra: Callable[[Any], Any]) -> tuple[_Flatten, _Unflatten]:
@@ -99,6 +100,10 @@ def _handlers(cls: type) -> tuple[_Flatten, _Unflatten] | None:
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     """Leaves of a pytree in order, and its shape. ``None`` is a leaf, as in torch."""
+    if type(tree) is torch.Tensor:
+        return [tree], LEAF
+    if type(tree) is tuple and len(tree) == 1 and type(tree[0]) is torch.Tensor:
+        return [tree[0]], _ONE
     leaves: list[Any] = []
     return leaves, _collect(tree, leaves)
 
@@ -121,6 +126,8 @@ def unflatten(leaves: Any, spec: TreeSpec) -> Any:
         raise ValueError(f"expected {spec.num_leaves} leaves for the structure {spec}, got {len(leaves)}")
     if spec.type is None:
         return leaves[0]
+    if spec is _ONE:
+        return (leaves[0],)
     return _build(iter(leaves), spec)
 
 

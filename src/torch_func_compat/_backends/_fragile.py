@@ -75,7 +75,11 @@ _OWN = set(
     "prims nvprims rngprims quantized_decomposed flex_lib flex_gemm debug_mode_ops export onnx onnx_symbolic streams "
     "inductor mempool _dtensor coor".split()
 )
-_lossy: dict[int, set[str]] = {}  # the last answer, by how many kernels were registered then
+# Those of torch.distributed, which torch imports by itself and nobody can call before there is a group of processes.
+_COLLECTIVES = "_c10d_functional"
+_has_processes: Callable[[], bool] = getattr(torch.distributed, "is_initialized", bool)
+# the last answers, with and without those, by how many kernels were registered then
+_lossy: dict[int, tuple[set[str], set[str]]] = {}
 
 
 def without_tangents() -> set[str]:
@@ -83,15 +87,16 @@ def without_tangents() -> set[str]:
 
     Their tangents are dropped without an error: jvp and jacfwd are zero (measured on torch 2.6 to 2.15).
     """
-    # a copy: libraries that are collected meanwhile take theirs out
-    kernels = set(getattr(torch.library, "_impls", ()))
-    known = _lossy.get(len(kernels))
+    registered = getattr(torch.library, "_impls", ())
+    known = _lossy.get(len(registered))
     if known is None:
-        split = [kernel.split("/") for kernel in kernels]
-        known = {f"{key[0]}::{key[1].split('.')[0]}" for key in split if key[-1] == "Autograd" and key[0] not in _OWN}
+        # a copy: libraries that are collected meanwhile take theirs out
+        split = [kernel.split("/") for kernel in set(registered)]
+        found = {f"{key[0]}::{key[1].split('.')[0]}" for key in split if key[-1] == "Autograd" and key[0] not in _OWN}
+        known = found, {name for name in found if not name.startswith(_COLLECTIVES)}
         _lossy.clear()
-        _lossy[len(kernels)] = known
-    return known
+        _lossy[len(split)] = known
+    return known[not _has_processes()]
 
 
 class _Watch(TorchFunctionMode):

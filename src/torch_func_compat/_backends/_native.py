@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any, Callable, ContextManager, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, ContextManager, Iterable, Iterator, List, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -80,6 +80,9 @@ def kept_outside(func: Callable[..., Any], private: Any, names: tuple[str, ...])
     return wrapper
 
 
+_SCRIPTS = _facts.has("optimized_scripts_lose_terms")
+
+
 def is_script(node: Any) -> bool:
     """Whether a node of the graph is the backward of what TorchScript has optimized."""
     return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
@@ -100,7 +103,7 @@ def mistaken(output: Any) -> list[MistakenRule]:
         name = type(node).__name__
         if name.startswith(_MISTAKEN):
             return [MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0]))]
-        if is_script(node) and _facts.has("optimized_scripts_lose_terms"):
+        if _SCRIPTS and is_script(node):
             raise MistakenRule(MISTAKEN_SCRIPT)
     return []
 
@@ -125,12 +128,18 @@ def checked(func: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+# What maps a function of flat tensors over dimension 0 of some: (function, tensors, randomness) -> results
+AtOnce = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor], str], List[Tensor]]
+# Cotangents, retain_graph and create_graph -> gradients
+Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]
+
+
 class NativeMap:
     """A linear map of the library's; it is batched by the library's vmap."""
 
-    def __init__(self, vmap: Callable[..., Any], apply: Callable[..., tuple[Tensor, ...]], randomness: str) -> None:
+    def __init__(self, at_once: AtOnce, apply: Callable[..., Sequence[Tensor]], randomness: str) -> None:
         self._apply = apply
-        self._vmap = vmap
+        self._at_once = at_once
         self._randomness = randomness
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
@@ -141,37 +150,37 @@ class NativeMap:
             return [
                 result.new_zeros((0, *result.shape)) for result in self(*(v.new_zeros(v.shape[1:]) for v in vectors))
             ]
-        return list(self._vmap(self._apply, randomness=self._randomness)(*vectors))
+        return self._at_once(self._apply, vectors, self._randomness)
 
 
 class NativePullback(NativeMap):
     """The library's ``vjp_fn``."""
 
-    def __init__(
-        self,
-        vmap: Callable[..., Any],
-        vjp_fn: Callable[..., Any],
-        flaw: Sequence[MistakenRule],
-        is_active: Callable[[], bool],
-    ) -> None:
-        super().__init__(vmap, lambda *cotangents: vjp_fn(cotangents), "error")
-        self._vjp_fn = vjp_fn
-        self._flaw = flaw
+    def __init__(self, at_once: AtOnce, pull: Pull, outputs: Sequence[Tensor], is_active: Callable[[], bool]) -> None:
+        super().__init__(at_once, lambda *cotangents: pull(cotangents, True, torch.is_grad_enabled()), "error")
+        self._pull = pull
+        self._outputs = outputs
+        self._flaw: list[MistakenRule] | None = None  # not looked for before rows are batched
         self._is_active = is_active
 
+    def _check(self) -> None:
+        if self._flaw is None:
+            self._flaw = mistaken(self._outputs)
+        for error in self._flaw:
+            raise error
+
     def batched(self, *vectors: Tensor) -> list[Tensor]:
-        if self._flaw:
-            raise self._flaw[0]
+        self._check()
         return super().batched(*vectors)
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
         return self.pull(vectors, True, None)
 
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
-        if self._flaw and self._is_active():
-            raise self._flaw[0]
+        if self._is_active():
+            self._check()
         create = torch.is_grad_enabled() if create_graph is None else create_graph
-        return list(self._vjp_fn(tuple(cotangents), retain_graph, create))
+        return list(self._pull(cotangents, retain_graph, create))
 
 
 class Push(NativeMap):
@@ -181,9 +190,9 @@ class Push(NativeMap):
     """
 
     def __init__(
-        self, vmap: Callable[..., Any], apply: Callable[..., tuple[Tensor, ...]], randomness: str, counts: list[int]
+        self, at_once: AtOnce, apply: Callable[..., Sequence[Tensor]], randomness: str, counts: list[int]
     ) -> None:
-        super().__init__(vmap, apply, randomness)
+        super().__init__(at_once, apply, randomness)
         self.counts = counts
         self.collected: list[Tensor] = []
 
@@ -259,16 +268,28 @@ class NativeBackend:
         wanted = sum(dim is not None for dim in call.flat_out_dims)
         return list(stacked[:wanted]), shared
 
+    def record(self, func: Callable[..., Any], primals: Sequence[Tensor]) -> tuple[list[Tensor], Pull, list[Tensor]]:
+        """Outputs of a function that returns tuples of outputs and aux; the pullback; and aux."""
+        outputs, vjp_fn, aux = self.library.vjp(func, *primals, has_aux=True)
+        return list(outputs), lambda cotangents, *flags: vjp_fn(tuple(cotangents), *flags), list(aux)
+
+    def at_once(
+        self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
+    ) -> list[Tensor]:
+        """The function mapped over dimension 0 of the vectors."""
+        return list(self.library.vmap(apply, randomness=randomness)(*vectors))
+
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
-        flaw: list[MistakenRule] = []
+        recorded: list[Tensor] = []  # the outputs on the level where they have their graph
 
         def noted(*primals: Tensor) -> Any:
-            outputs, aux = func(*primals)
-            flaw.extend(mistaken(outputs))
-            return tuple(outputs), tuple(aux)
+            recorded[:], aux = func(*primals)
+            if _SCRIPTS:
+                mistaken(recorded)
+            return tuple(recorded), tuple(aux)
 
-        outputs, vjp_fn, aux = self.library.vjp(self.guard(noted, forward=False), *primals, has_aux=True)
-        return list(outputs), NativePullback(self.library.vmap, vjp_fn, flaw, self._is_active), list(aux)
+        outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
+        return outputs, NativePullback(self.at_once, pull, recorded, self._is_active), aux
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
@@ -295,7 +316,7 @@ class NativeBackend:
             counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 
-        linear = Push(self.library.vmap, push, randomness, counts)
+        linear = Push(self.at_once, push, randomness, counts)
         return linear, lambda: linear.collected
 
     def linearize(
@@ -310,14 +331,16 @@ class NativeBackend:
 
         # what is differentiated once more outside is differentiated three times
         kept = kept_outside(noted, self._private, NORMALISATIONS)
-        outputs, vjp_fn, aux = self.library.vjp(self.guard(kept, forward=False), *primals, has_aux=True)
+        outputs, pull, aux = self.record(self.guard(kept, forward=False), primals)
         if transposable[0]:
             # the double-backward trick: the function is not evaluated again, and any mix of levels can call the result
-            _, push = self.library.vjp(lambda *ct: vjp_fn(ct), *(torch.zeros_like(output) for output in outputs))
-            return list(outputs), NativeMap(self.library.vmap, lambda *tangents: push(tangents), "error"), list(aux)
+            zeros = [torch.zeros_like(output) for output in outputs]
+            _, push, _ = self.record(lambda *ct: (tuple(pull(ct, True, torch.is_grad_enabled())), ()), zeros)
+            pushed = lambda *tangents: push(tangents, True, torch.is_grad_enabled())
+            return outputs, NativeMap(self.at_once, pushed, "error"), aux
 
         def again(*tangents: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.jvp(func, primals, tangents, False)[1])
 
         again(*(torch.zeros_like(primal) for primal in primals))  # should that be refused, then now
-        return list(outputs), NativeMap(self.library.vmap, again, "error"), list(aux)
+        return outputs, NativeMap(self.at_once, again, "error"), aux

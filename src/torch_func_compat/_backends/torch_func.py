@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import types
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.func
+from torch import Tensor
 
 from .. import _facts
 from .._capabilities import MistakenRule
+from . import _levels
 from ._fragile import watched, without_tangents
-from ._native import FORWARD_MODE, IN_FORWARD_MODE, NativeBackend, checked, kept_outside, mistaken
+from ._native import FORWARD_MODE, IN_FORWARD_MODE, NativeBackend, Pull, checked, kept_outside, mistaken
 
 Transform = Callable[..., Callable[..., Any]]
 
@@ -21,6 +23,7 @@ Transform = Callable[..., Callable[..., Any]]
 _library = types.ModuleType(torch.func.__name__)
 vars(_library).update(_facts.FUNC)
 
+_LEVELS = _levels.are_known()
 _peek = torch._C._functorch.peek_interpreter_stack
 
 
@@ -143,3 +146,13 @@ class TorchFuncBackend(TracedBackend):
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         return watched(func, forward=forward)
+
+    def record(self, func: Callable[..., Any], primals: Sequence[Tensor]) -> tuple[list[Tensor], Pull, list[Tensor]]:
+        if not _LEVELS or torch.is_inference_mode_enabled():
+            return super().record(func, primals)
+        return _levels.record(func, primals)
+
+    def at_once(
+        self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
+    ) -> list[Tensor]:
+        return (_levels.at_once if _LEVELS else super().at_once)(apply, vectors, randomness)

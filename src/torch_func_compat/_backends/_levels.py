@@ -1,0 +1,88 @@
+"""torch.func's levels, entered without its trees: its vjp and vmap for tensors that are in flat lists already.
+
+Of what torch.func takes for the Jacobian of a small function, two thirds are spent on trees, checks and wrappers that
+have been gone through here before. What is computed, and on which level, is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+import torch._functorch.eager_transforms
+import torch._functorch.vmap
+from torch import Tensor
+
+_private: Any = torch._C._functorch
+_transforms: Any = torch._functorch.eager_transforms
+_vmap: Any = torch._functorch.vmap
+# None of them is public. They are those of torch 2.0 to 2.15; on a torch without one, torch.func does it all.
+_NEEDED = (
+    (_private, "_grad_increment_nesting"),
+    (_private, "_grad_decrement_nesting"),
+    (_private, "_wrap_for_grad"),
+    (_private, "_unwrap_for_grad"),
+    (_private, "get_inplace_requires_grad_allowed"),
+    (_private, "set_inplace_requires_grad_allowed"),
+    (_private, "_vmap_increment_nesting"),
+    (_private, "_vmap_decrement_nesting"),
+    (_private, "_add_batch_dim"),
+    (_private, "_remove_batch_dim"),
+    (_transforms, "_autograd_grad"),
+    (_vmap, "lazy_load_decompositions"),
+)
+_HOOKS = "torch.func's transforms don't yet support saved tensor hooks"
+
+Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]
+Recorded = Callable[..., "tuple[Sequence[Tensor], Sequence[Tensor]]"]
+
+
+def are_known() -> bool:
+    """Whether this torch has all that is used here."""
+    return all(hasattr(module, name) for module, name in _NEEDED)
+
+
+def record(func: Recorded, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pull, list[Tensor]]:
+    """Outputs of `func`, which returns flat outputs and aux; their pullback; and aux."""
+    with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
+        level = _private._grad_increment_nesting()  # which notes the grad mode around it
+        try:
+            with torch.enable_grad():
+                variables = [_variable(primal, level) for primal in primals]
+                outputs, aux = func(*variables)
+                results = [_private._unwrap_for_grad(output, level) for output in outputs]
+                beside = [_private._unwrap_for_grad(value, level) for value in aux]
+        finally:
+            _private._grad_decrement_nesting()
+
+    def pull(cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool) -> Sequence[Tensor]:
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return pull(cotangents, retain_graph, create_graph)
+        found: Sequence[Tensor] = _transforms._autograd_grad(outputs, variables, cotangents, retain_graph, create_graph)
+        return found
+
+    return results, pull, beside
+
+
+def _variable(primal: Tensor, level: int) -> Tensor:
+    variable: Tensor = _private._wrap_for_grad(primal, level)
+    allowed = _private.get_inplace_requires_grad_allowed()
+    _private.set_inplace_requires_grad_allowed(True)
+    try:
+        return variable.requires_grad_()
+    finally:
+        _private.set_inplace_requires_grad_allowed(allowed)
+
+
+def at_once(apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str) -> list[Tensor]:
+    """`apply` mapped over dimension 0 of the vectors."""
+    _vmap.lazy_load_decompositions()
+    size = len(vectors[0])
+    with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
+        level = _private._vmap_increment_nesting(size, randomness)
+        try:
+            results = apply(*[_private._add_batch_dim(vector, 0, level) for vector in vectors])
+            return [_private._remove_batch_dim(result, level, size, 0) for result in results]
+        finally:
+            _private._vmap_decrement_nesting()
