@@ -131,7 +131,7 @@ def call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any
 
     if _is_compiling():
         if _TRACED is None:
-            return beside_the_graph(call)(name, func, *args, **options)
+            return beside_the_graph(_untraced)(name, func, *args, **options)
         if name in _compiled.TRANSFORMS:
             return _compiled.TRANSFORMS[name](_TRACED.natives, func, *args, **options)
         return on(_TRACED)(func, *args, **options)
@@ -139,6 +139,14 @@ def call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any
     result = answer(record, name, func, on, (func, *args), options)
     if record.backend == "autograd" and name == "vjp":
         result[1].check = _check_rows
+    return result
+
+
+def _untraced(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """`call`, whose vjp_fn is not traced, either."""
+    result = call(name, func, *args, **options)
+    if name == "vjp":
+        return (result[0], beside_the_graph(result[1].__call__), *result[2:])
     return result
 
 

@@ -153,15 +153,30 @@ class NativeMap:
         return self._at_once(self._apply, vectors, self._randomness)
 
 
-class NativePullback(NativeMap):
-    """The library's ``vjp_fn``."""
+class NativePullback:
+    """The library's ``vjp_fn``.
 
-    def __init__(self, at_once: AtOnce, pull: Pull, outputs: Sequence[Tensor], is_active: Callable[[], bool]) -> None:
-        super().__init__(at_once, lambda *cotangents: pull(cotangents, True, torch.is_grad_enabled()), "error")
+    Parameters
+    ----------
+    at_once, pull
+        How it is mapped, and what is mapped.
+    outputs : sequence of Tensor
+        On the level where they have their graph.
+    attached : bool
+        Whether somebody outside of all transforms can differentiate the gradients again.
+    is_active : callable
+        Whether a transform is running.
+    """
+
+    def __init__(
+        self, at_once: AtOnce, pull: Pull, outputs: Sequence[Tensor], attached: bool, is_active: Callable[[], bool]
+    ) -> None:
+        self._at_once = at_once
         self._pull = pull
         self._outputs = outputs
-        self._flaw: list[MistakenRule] | None = None  # not looked for before rows are batched
+        self._attached = attached
         self._is_active = is_active
+        self._flaw: list[MistakenRule] | None = None  # not looked for before rows are batched
 
     def _check(self) -> None:
         if self._flaw is None:
@@ -169,17 +184,24 @@ class NativePullback(NativeMap):
         for error in self._flaw:
             raise error
 
-    def batched(self, *vectors: Tensor) -> list[Tensor]:
-        self._check()
-        return super().batched(*vectors)
+    def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
+        """Whether anybody can ask for the graph of what the pullback does: it holds all that a backward pass makes."""
+        if not torch.is_grad_enabled():
+            return False
+        return self._attached or self._is_active() or any(cotangent.requires_grad for cotangent in cotangents)
 
-    def __call__(self, *vectors: Tensor) -> list[Tensor]:
-        return self.pull(vectors, True, None)
+    def batched(self, *cotangents: Tensor) -> list[Tensor]:
+        self._check()
+        create = self._is_differentiable(cotangents)
+        return NativeMap(self._at_once, lambda *rows: self._pull(rows, True, create), "error").batched(*cotangents)
+
+    def __call__(self, *cotangents: Tensor) -> list[Tensor]:
+        return self.pull(cotangents, True, None)
 
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         if self._is_active():
             self._check()
-        create = torch.is_grad_enabled() if create_graph is None else create_graph
+        create = self._is_differentiable(cotangents) if create_graph is None else create_graph
         return list(self._pull(cotangents, retain_graph, create))
 
 
@@ -289,7 +311,9 @@ class NativeBackend:
             return tuple(recorded), tuple(aux)
 
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
-        return outputs, NativePullback(self.at_once, pull, recorded, self._is_active), aux
+        # without grad mode here, somebody may still have it when he calls the pullback
+        attached = not torch.is_grad_enabled() or any(output.requires_grad for output in outputs)
+        return outputs, NativePullback(self.at_once, pull, recorded, attached, self._is_active), aux
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
