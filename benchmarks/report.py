@@ -56,6 +56,12 @@ def machine(info):
     return ", ".join(words)
 
 
+def save(figure, path):
+    """On white with a frame, to be read on pages of any colour."""
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, facecolor="white", edgecolor="0.6", linewidth=2)
+
+
 def plot_ratios(summary, path):
     import matplotlib
 
@@ -80,8 +86,7 @@ def plot_ratios(summary, path):
     axes.invert_yaxis()
     axes.set_xlabel("time / time of torch_func_compat")
     axes.legend(fontsize=6)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def scaling():
@@ -151,8 +156,7 @@ def plot_scaling(curves, path):
         axis.set_xticklabels([str(x) for x, _ in points])
         axis.set_title(f"{name}\nslope {slope(points):.2f}", fontsize=8)
         axis.set_ylabel("MB" if "MB" in name else "s", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def main(source, folder):

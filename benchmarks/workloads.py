@@ -60,7 +60,7 @@ def jax_network(module):
 def jitted(function, *args):
     compiled = jax.jit(function)
     arrays = [jnp.array(arg.cpu().numpy()) for arg in args]
-    return lambda: compiled(*arrays).block_until_ready()
+    return lambda: jax.block_until_ready(compiled(*arrays))
 
 
 def libraries():
@@ -192,6 +192,13 @@ def pair_energy(positions):
     return 4 * (sixth * sixth - sixth).sum(-1)
 
 
+def jax_pair_energy(positions):
+    first, second = jnp.triu_indices(positions.shape[-2], 1)
+    squares = ((positions[..., first, :] - positions[..., second, :]) ** 2).sum(-1)
+    sixth = squares**-3.0
+    return 4 * (sixth * sixth - sixth).sum(-1)
+
+
 def molecules(device, batch=0, atoms=8):
     torch.manual_seed(0)
     grid = torch.cartesian_prod(*[torch.arange(2.0)] * 3)[:atoms] * 1.2
@@ -211,20 +218,24 @@ def molecule_gradient(device):
         return torch.autograd.grad(pair_energy(leaf), leaf)[0]
 
     found["torch.autograd.grad"] = by_hand
+    if jax is not None:
+        found["JAX, jit"] = jitted(jax.grad(jax_pair_energy), x)
     return found
 
 
-def hessian_of(function, device_to_x, device):
+def hessian_of(function, device_to_x, device, in_jax=None):
     x = device_to_x(device)
     found = {OURS: functools.partial(tfc.hessian(function), x)}
     for name, library in libraries():
         found[f"{name}: hessian"] = functools.partial(library.hessian(function), x)
     found["functional.hessian"] = lambda: torch.autograd.functional.hessian(function, x)
     found["functional.hessian, vectorize"] = lambda: torch.autograd.functional.hessian(function, x, vectorize=True)
+    if jax is not None and in_jax is not None:
+        found["JAX, jit"] = jitted(jax.hessian(in_jax), x)
     return found
 
 
-WORKLOADS["molecule: Hessian"] = functools.partial(hessian_of, pair_energy, molecules)
+WORKLOADS["molecule: Hessian"] = functools.partial(hessian_of, pair_energy, molecules, in_jax=jax and jax_pair_energy)
 
 
 @workload("molecules: batched Hessian")
@@ -234,6 +245,8 @@ def molecule_hessians(device):
     for name, library in libraries():
         found[f"{name}: vmap(hessian)"] = functools.partial(library.vmap(library.hessian(pair_energy)), x)
     found["functional.hessian in a loop"] = loop(lambda x: torch.autograd.functional.hessian(pair_energy, x), x)
+    if jax is not None:
+        found["JAX, jit"] = jitted(jax.vmap(jax.hessian(jax_pair_energy)), x)
     return found
 
 
@@ -265,6 +278,11 @@ def pinn(device):
         u = lambda x: module(x)[0]
         first, second = library.vmap(library.grad(u)), library.vmap(library.hessian(u))
         found[f"{name}: vmap"] = lambda first=first, second=second: (module(x), first(x), second(x))
+    if jax is not None:
+        function = jax_network(module)
+        scalar = lambda x: function(x)[0]
+        all_three = lambda x: (scalar(x), jax.grad(scalar)(x), jax.hessian(scalar)(x))
+        found["JAX, jit"] = jitted(jax.vmap(all_three), x)
     return found
 
 
@@ -286,7 +304,9 @@ def _attention(x):
 
 def hessian_of_network(inputs, device):
     module = network(inputs, 1, device)
-    return hessian_of(lambda x: module(x)[0], functools.partial(_vector, size=inputs), device)
+    function = jax and jax_network(module)
+    in_jax = jax and (lambda x: function(x)[0])
+    return hessian_of(lambda x: module(x)[0], functools.partial(_vector, size=inputs), device, in_jax)
 
 
 for _inputs in (4, 32, 200):
@@ -309,5 +329,42 @@ OPERATIONS = {
     "gather": lambda x: x[torch.arange(len(x), device=x.device).flip(0)].mul(x).pow(2).sum(),
     "layer_norm": lambda x: (torch.nn.functional.layer_norm(x, x.shape) * x.sin()).sum(),
 }
+
+
+def _in_jax():
+    """The same by JAX."""
+    linear = jnp.linalg
+
+    def matrix(x):
+        rows = x[: 4 * (len(x) // 4)].reshape(4, -1)
+        return rows @ rows.T + jnp.eye(4)
+
+    def attention(x):
+        heads = x.reshape(-1, 4)
+        return jnp.tanh(jax.nn.softmax(heads @ heads.T) @ heads).sum()
+
+    def normalised(x):
+        return (x - x.mean()) / jnp.sqrt(x.var() + 1e-5)
+
+    return {
+        "attention": attention,
+        "exp": lambda x: jnp.exp(x).sum(),
+        "tanh of a product": lambda x: jnp.tanh(jnp.outer(x, x)).sum(),
+        "softplus": lambda x: (jax.nn.softplus(x) ** 2).sum(),
+        "softmax": lambda x: (jax.nn.softmax(x) * x).sum(),
+        "logsumexp": jax.nn.logsumexp,
+        "norm": linear.norm,
+        "cumulative product": lambda x: jnp.cumprod(x).sum(),
+        "logdet": lambda x: linear.slogdet(matrix(x))[1],
+        "solve": lambda x: linear.solve(matrix(x), x[:4]).sum(),
+        "eigh": lambda x: (linear.eigh(matrix(x))[0] ** 2).sum(),
+        "convolution": lambda x: jnp.tanh(jnp.correlate(x, x[:5])).sum(),
+        "Rosenbrock": lambda x: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum(),
+        "gather": lambda x: ((x[jnp.arange(len(x))[::-1]] * x) ** 2).sum(),
+        "layer_norm": lambda x: (normalised(x) * jnp.sin(x)).sum(),
+    }
+
+
+IN_JAX = {} if jax is None else _in_jax()
 for _name, _function in OPERATIONS.items():
-    WORKLOADS[f"Hessian of {_name}"] = functools.partial(hessian_of, _function, _vector)
+    WORKLOADS[f"Hessian of {_name}"] = functools.partial(hessian_of, _function, _vector, in_jax=IN_JAX.get(_name))

@@ -13,7 +13,7 @@ import pytest
 import torch_func_compat as tfc
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE = {f"torch_func_compat._backends.{name}" for name in ("functorch", "torch_func", "_fragile")} | {
+NATIVE = {f"torch_func_compat._backends.{name}" for name in ("functorch", "torch_func", "_fragile", "_levels")} | {
     f"torch_func_compat._functions.{name}" for name in ("_levels", "_transpose", "_vmapped")
 }
 MODULES = ["torch_func_compat", *(m.name for m in pkgutil.walk_packages(tfc.__path__, "torch_func_compat."))]
