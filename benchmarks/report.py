@@ -59,7 +59,8 @@ def machine(info):
 def save(figure, path):
     """On white with a frame, to be read on pages of any colour."""
     figure.tight_layout()
-    figure.savefig(path, dpi=120, facecolor="white", edgecolor="0.6", linewidth=2)
+    figure.patch.set_linewidth(2)
+    figure.savefig(path, dpi=120, facecolor="white", edgecolor="0.6")
 
 
 def plot_ratios(summary, path):
