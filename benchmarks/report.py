@@ -69,7 +69,7 @@ def plot_ratios(summary, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.28 * len(summary) + 1.2))
+    figure, axes = pyplot.subplots(figsize=(8, 0.28 * len(summary) + 2.5))
     names = sorted({name.partition(":")[0] for candidates in summary.values() for name in list(candidates)[1:]})
     for k, kind in enumerate(names):
         points = [
@@ -86,7 +86,7 @@ def plot_ratios(summary, path):
     axes.set_yticklabels(list(summary), fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("time / time of torch_func_compat")
-    axes.legend(fontsize=6)
+    axes.legend(fontsize=7, ncol=3, loc="upper center", bbox_to_anchor=(0.35, -0.06))
     save(figure, path)
 
 
