@@ -407,3 +407,19 @@ def test_what_was_before_does_not_matter():
     before = torch.nn.functional.layer_norm(torch.arange(4.0).requires_grad_(), (4,))
     with tfc.use_fallback("error"):
         assert_close(tfc.jvp(torch.sin, (before,), (torch.ones(4),))[1], before.cos())
+
+
+def test_forward_mode_of_a_collective(monkeypatch):
+    """Among processes, those of torch.distributed are looked for, whose kernels drop tangents."""
+    if "torch.func" not in tfc.available_backends():
+        pytest.skip("no torch.func")
+    pytest.importorskip("torch.distributed._functional_collectives")
+    fragile = sys.modules["torch_func_compat._backends._fragile"]
+    x = torch.arange(3.0)
+    assert not any("c10d" in name for name in fragile.without_tangents())
+    monkeypatch.setattr(fragile, "_has_processes", lambda: True)
+    if not any("wait_tensor" in name for name in fragile.without_tangents()):
+        pytest.skip("torch has them in C++")
+    with tfc.use_fallback("silent"):
+        found = tfc.jvp(lambda x: torch.ops._c10d_functional.wait_tensor(x).sin(), (x,), (torch.ones(3),))[1]
+    assert_close(found, x.cos())

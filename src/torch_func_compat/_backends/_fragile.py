@@ -75,7 +75,7 @@ _OWN = set(
     "prims nvprims rngprims quantized_decomposed flex_lib flex_gemm debug_mode_ops export onnx onnx_symbolic streams "
     "inductor mempool _dtensor coor".split()
 )
-# Those of torch.distributed, which torch imports by itself and nobody can call before there is a group of processes.
+# Those of torch.distributed, which torch imports by itself; without a group of processes there is nothing to collect.
 _COLLECTIVES = "_c10d_functional"
 _has_processes: Callable[[], bool] = getattr(torch.distributed, "is_initialized", bool)
 # the last answers, with and without those, by how many kernels were registered then
