@@ -6,6 +6,7 @@ have been gone through here before. What is computed, and on which level, is the
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Sequence
 
 import torch
@@ -55,14 +56,21 @@ def record(func: Recorded, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pul
         finally:
             _private._grad_decrement_nesting()
 
-    def pull(cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool) -> Sequence[Tensor]:
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                return pull(cotangents, retain_graph, create_graph)
-        found: Sequence[Tensor] = _transforms._autograd_grad(outputs, variables, cotangents, retain_graph, create_graph)
-        return found
+    return results, functools.partial(_pull, outputs, variables), beside
 
-    return results, pull, beside
+
+def _pull(
+    outputs: Sequence[Tensor],
+    variables: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+) -> Sequence[Tensor]:
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return _pull(outputs, variables, cotangents, retain_graph, create_graph)
+    found: Sequence[Tensor] = _transforms._autograd_grad(outputs, variables, cotangents, retain_graph, create_graph)
+    return found
 
 
 def _variable(primal: Tensor, level: int) -> Tensor:
