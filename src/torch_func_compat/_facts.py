@@ -356,6 +356,14 @@ FACTS: dict[str, Fact] = {
         None,
         "https://pytorch.org/docs/2.1/torch.compiler_faq.html#limited-torch-func-support",
     ),
+    "frames_lose_save_for_backward": Fact(
+        "torch.compile, which compiles the forward of a torch.autograd.Function by itself, fails on the names in it",
+        # not probed: that takes a compilation
+        _between((2, 1), (2, 2)),
+        (2, 1),
+        (2, 2),
+        "measured: InternalTorchDynamoError: save_for_backward on torch 2.1.2; no upstream issue found",
+    ),
     "compiled_pullbacks_leak": Fact(
         "a compiled pullback under vmap returns wrapped tensors from the graph: Cannot access storage of TensorWrapper",
         # not probed: that takes a compilation

@@ -20,7 +20,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _facts, _tree
 from ._arguments import Argnums, check_randomness, name_of, positions
 from ._backends.autograd._linear import seal
 from ._batched import batch_dims
@@ -148,7 +148,8 @@ def _sampled(
 
 def _run(*arguments: Any) -> tuple[Any, Any]:
     """`_together`, which torch.compile must not trace, frame by frame, while it runs."""
-    if is_compiling():  # a break in the graph; without fullgraph=True, nobody sees this
+    # A break in the graph: without fullgraph=True, nobody sees this. Torch 2.1 traces each frame alone and would raise.
+    if is_compiling() and _facts.has("compiled_transforms"):
         raise RuntimeError(
             "torch_func_compat.distributed cannot be traced by torch.compile, since its processes tell each other what "
             "happened: compile the function that is differentiated instead"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
+from .. import _facts
 from .._arguments import version
 from ._context import KEPT, Context, attributes, is_differentiable, same, tensors_in
 from ._definition import backward_of, has, is_once_differentiable, untraced
@@ -140,6 +141,9 @@ def make(definition: Any, call: Call) -> Call:
             if any(ctx.needs_input_grad) and (once or _has_own(ctx, args, output)):
                 setattr(ctx, KEPT, Kept(args, not ctx.dirty_tensors))
         return output
+
+    if _facts.has("frames_lose_save_for_backward"):
+        forward = untraced(forward)
 
     def differentiate(ctx: Any, *grads: Any) -> Any:
         if not torch.is_grad_enabled():
