@@ -4,7 +4,7 @@ What is particular to one machine (indexes, wheel folders, caches) comes through
 variables. Three more are read here:
 
 ``TORCH_FUNC_COMPAT_NOX_COVERAGE=1``   the tests also measure coverage, for ``nox -s coverage``
-``TORCH_FUNC_COMPAT_NOX_PRUNE=1``      each environment (2-6 GB) is deleted after its session
+``TORCH_FUNC_COMPAT_NOX_PRUNE=1``      each environment (2-6 GB) is deleted after its session, with its downloads
 ``TORCH_FUNC_COMPAT_NIGHTLY_INDEX``    the package index with the torch that ``nightly`` tests
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -41,16 +42,19 @@ def over_the_table(tags_of=lambda row: []):
 
 
 def disposable(function):
-    """Delete the session's environment when it ends, where that is asked for."""
+    """Delete the session's environment when it ends, and what was downloaded for it, where that is asked for."""
 
     @functools.wraps(function)
     def session_function(session, *args, **kwargs):
+        location = getattr(session.virtualenv, "location", None)
+        if not (location and asked("PRUNE")):
+            return function(session, *args, **kwargs)
+        # No two environments have a torch in common, and uv's own cache would fill the disk with all of them.
+        session.env["UV_CACHE_DIR"] = str(Path(location, "cache").resolve())
         try:
             function(session, *args, **kwargs)
         finally:
-            location = getattr(session.virtualenv, "location", None)
-            if location and asked("PRUNE"):
-                shutil.rmtree(location, ignore_errors=True)
+            shutil.rmtree(location, ignore_errors=True)
 
     return session_function
 
@@ -65,9 +69,20 @@ def requirements(environment, *groups):
     return [*pins, *environment.get("extra", []), *nox.project.dependency_groups(PYPROJECT, *groups)]
 
 
+def install(session, *requirements):
+    """Install, and try again after a while: gigabytes are downloaded, longer than uv's own patience at times."""
+    for pause in (15, 60):
+        try:
+            return session.install(*requirements)
+        except nox.command.CommandFailed:
+            session.warn(f"the installation failed; again in {pause} s")
+            time.sleep(pause)
+    session.install(*requirements)
+
+
 def install_project(session, *requirements):
     # Not editable: what is tested is the wheel. uv would otherwise not notice that the sources changed.
-    session.install(".", "--reinstall-package", "torch-func-compat", *requirements)
+    install(session, ".", "--reinstall-package", "torch-func-compat", *requirements)
 
 
 def run_pytest(session, *args):
@@ -91,7 +106,7 @@ PARALLEL = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
 @disposable
 def lint(session):
     """Formatting and style of everything, types of the library against the newest torch."""
-    session.install(*requirements(NEWEST, "lint"), "packaging", "numpy")
+    install(session, *requirements(NEWEST, "lint"), "packaging", "numpy")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy", "--strict", "src")
@@ -136,7 +151,7 @@ def tests_cuda(session, environment):
 def downstream(session, environment, row):
     """Real packages plain and with the library in torch.func's place; -- --own-tests DIR runs a checkout's own."""
     install_project(session, *requirements(environment, "test"), *row["needs"])
-    session.install("--no-deps", *row["packages"])
+    install(session, "--no-deps", *row["packages"])
     compare = ["python", "tests/downstream/compare.py", "--swap", row["swap"]]
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     if session.posargs:
@@ -178,7 +193,7 @@ def nightly(session):
 @nox.session(python=NEWEST["python"])
 def coverage(session):
     """Combine what measured tests left behind; only the sum of several environments has to meet the bar."""
-    session.install("coverage")
+    install(session, "coverage")
     session.run("coverage", "combine")
     session.run("coverage", "html", "--skip-covered")
     session.run("coverage", "report", "--fail-under=95")
@@ -222,7 +237,7 @@ def dev(session):
 @nox.session
 def build(session):
     """The sdist and the wheel, in dist/; then their tests on the oldest and the newest torch."""
-    session.install("build", "twine")
+    install(session, "build", "twine")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
     session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
@@ -236,7 +251,7 @@ def build(session):
 def built(session, environment):
     """The tests that the sdist brings, of the wheel that is installed, with neither source tree in sight."""
     (sdist,), (wheel,) = Path("dist").glob("*.tar.gz"), Path("dist").glob("*.whl")
-    session.install(str(wheel), "--reinstall-package", "torch-func-compat", *requirements(environment, "test"))
+    install(session, str(wheel), "--reinstall-package", "torch-func-compat", *requirements(environment, "test"))
     folder = Path(session.create_tmp())
     shutil.rmtree(folder / "unpacked", ignore_errors=True)
     shutil.unpack_archive(sdist, folder / "unpacked")
