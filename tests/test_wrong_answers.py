@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarni
 
 X = torch.linspace(-1.0, 1.3, 6, dtype=torch.float64)
 Y = X.cos().reshape(3, 2)
+ZERO = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
 # cotangents of the distances between the rows of X and of Y
 V = torch.sin(torch.arange(18.0, dtype=torch.float64)).reshape(2, 3, 3)
 
@@ -225,11 +226,75 @@ def test_second_derivatives_of_a_network_with_weight_norm_by_its_input(backend):
     assert_close(derivatives(lambda: torch._weight_norm(v, g, 0)), by_hand)
 
 
+ONE = {
+    "grad": lambda f: tfc.grad(lambda *x: f(*x).sum()),
+    "jacrev": tfc.jacrev,
+    "jacfwd": tfc.jacfwd,
+    "vjp": lambda f: lambda x, *y: tfc.vjp(lambda x: f(x, *y), x)[1](torch.ones_like(f(x, *y)))[0],
+    "jvp": lambda f: lambda x, *y: tfc.jvp(lambda x: f(x, *y), (x,), (torch.ones_like(x),))[1],
+    "linearize": lambda f: lambda x, *y: tfc.linearize(lambda x: f(x, *y), x)[1](torch.ones_like(x)),
+    "mapped grad": lambda f: lambda x, *y: tfc.vmap(tfc.grad(lambda *x: f(*x).sum()), (0, None))(x[None], *y),
+    "mapped jacfwd": lambda f: lambda x, *y: tfc.vmap(tfc.jacfwd(f), (0, None))(torch.stack([x, x]), *y),
+}
+FUSED = {
+    "weight_norm": (
+        lambda v, g: torch._weight_norm(v, g, 0).sin(),
+        lambda v, g: (v * g / v.norm(dim=1, keepdim=True)).sin(),
+        (X.reshape(2, 3), X[:2].exp().reshape(2, 1)),
+        {(0, 0), (1, 0)},
+        (1, 12),
+    ),
+    "kl_div": (
+        lambda x, t: torch.nn.functional.kl_div(x, t.exp(), reduction="none").sin(),
+        lambda x, t: (t.exp() * (t - x)).sin(),
+        (X[:3], X[3:]),
+        {(0, 1), (1, 0)},
+        (1, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("once_without", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize("transform", ONE)
+@pytest.mark.parametrize("name", FUSED)
+def test_one_derivative_by_a_transform_and_one_by_plain_autograd(backend, name, transform, once_without):
+    func, by_hand, values, wrong, since = FUSED[name]
+    if name == "kl_div" and refused.TORCH >= (1, 13):
+        wrong = set()
+
+    def then(func, first, second):
+        def swapped(x, y):
+            return func(x, y) if first == 0 else func(y, x)
+
+        x = [value.clone() for value in (values if first == 0 else values[::-1])]
+        transformed = ONE[transform](swapped)
+        if once_without:
+            transformed(*x)  # what was answered once is answered on a short way
+        variable = x[first ^ second].requires_grad_()
+        return torch.autograd.grad(transformed(*x).sin().sum(), variable)[0]
+
+    for first, second in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        expected = then(by_hand, first, second)
+        try:
+            assert_close(then(func, first, second), expected)
+        except RuntimeError as error:
+            assert (first, second) in wrong, error
+            assert refused.TORCH >= since, error
+            assert "cannot be differentiated again: " in str(error)
+
+
 # --- other operations --------------------------------------------------------------------------------------------
 
 
 def matrix(x):
     return torch.outer(x[:2], x[2:4].sin()) + 2 * torch.eye(2, dtype=x.dtype)
+
+
+def first_components(x):
+    """Of the eigenvectors of a symmetric matrix, squared, by the larger eigenvalue's angle."""
+    a = matrix(x) + matrix(x).t()
+    angle = torch.atan2(2 * a[0, 1], a[0, 0] - a[1, 1]) / 2
+    return torch.stack([angle.sin() ** 2, angle.cos() ** 2])
 
 
 OPERATIONS = {
@@ -241,7 +306,18 @@ OPERATIONS = {
         lambda x: torch.complex(x[:3], x[3:]).abs(),
         lambda x: (x[:3] ** 2 + x[3:] ** 2).sqrt(),
     ),
+    "abs of a product": (lambda x: (1j * x).abs() * x, lambda x: x.abs() * x),
+    "norm of complex numbers": (
+        lambda x: (x.sin() * torch.tensor([1 + 2j])).norm()[None] * x,
+        lambda x: 5**0.5 * x.sin().norm()[None] * x,
+    ),
     "angle": (lambda x: torch.complex(x[:3], x[3:]).angle(), lambda x: torch.atan2(x[3:], x[:3])),
+    "cholesky_inverse": (
+        lambda x: torch.cholesky_inverse(x[:4].reshape(2, 2).tril()),
+        lambda x: torch.inverse(x[:4].reshape(2, 2).tril() @ x[:4].reshape(2, 2).tril().t()),
+    ),
+    "eigenvectors": (lambda x: torch.linalg.eigh(matrix(x) + matrix(x).t())[1][0] ** 2, first_components),
+    "cumprod": (lambda x: (x * ZERO).cumprod(0), lambda x: torch.stack([(x * ZERO)[: k + 1].prod() for k in range(6)])),
     "logcumsumexp": (lambda x: torch.logcumsumexp(x, 0), lambda x: x.exp().cumsum(0).log()),
     "glu": (torch.nn.functional.glu, lambda x: x[:3] * x[3:].sigmoid()),
     "triangular solve": (
@@ -255,6 +331,11 @@ OPERATIONS = {
 }
 if refused.TORCH < (1, 11):
     del OPERATIONS["triangular solve"]
+if refused.TORCH >= (1, 13):
+    OPERATIONS["scatter_reduce"] = (
+        lambda x: x[:3].scatter_reduce(0, torch.tensor([0, 0, 1]), x[3:], "prod"),
+        lambda x: torch.stack([x[0] * x[3] * x[4], x[1] * x[5], x[2]]),
+    )
 
 
 def wave(size, part):
@@ -268,6 +349,8 @@ def test_operations_that_some_torch_gets_wrong(backend, name):
     assert_close(func(X), by_hand(X))
     assert_close(tfc.jacrev(func)(X), rows(by_hand, X))
     assert_close(tfc.jacfwd(func)(X), rows(by_hand, X))
+    assert_close(tfc.linearize(func, X)[1](X), rows(by_hand, X) @ X)
+    assert_close(tfc.jvp(func, (X,), (X,))[1], rows(by_hand, X) @ X)
     assert_close(tfc.vmap(tfc.jacrev(func))(X[None])[0], rows(by_hand, X))
     expected = tfc.jacrev(tfc.jacrev(by_hand))(X)
     for second in (tfc.jacrev(tfc.jacrev(func)), tfc.jacfwd(tfc.jacrev(func)), tfc.jacrev(tfc.jacfwd(func))):
@@ -355,6 +438,8 @@ LAYERS = {
     "batch_norm": lambda x: torch.nn.functional.batch_norm(x.reshape(4, 1), None, None, training=True).reshape(4) ** 2,
     "logdet": lambda x: torch.logdet(torch.diag(x) + torch.ger(x, x)).reshape(1),
     "det": lambda x: torch.det(torch.diag(x) + torch.ger(x, x)).reshape(1),
+    "eigenvectors": lambda x: torch.linalg.eigh(torch.diag(x) + torch.ger(x, x))[1].reshape(-1)[:4] ** 2,
+    "cumprod": lambda x: (x * ZERO[:4]).cumprod(0),
     "arithmetic": lambda x: x.exp() * x.sum(),
 }
 TAKEN = {

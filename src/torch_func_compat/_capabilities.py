@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _facts
 
@@ -34,6 +34,9 @@ class Capability(NamedTuple):
 # What a MistakenRule says of an operation whose backward torch batches wrongly.
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
 MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
+MISTAKEN_FORMULA = "torch differentiates {} wrongly in forward mode"
+# Which those are, by the names of torch's functions and methods; of scatter_reduce only products.
+WRONG_FORMULAS = ("cholesky_inverse", "scatter_reduce", "scatter_reduce_")
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
 MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
 MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
@@ -293,6 +296,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         cost=TRANSPOSED,
     ),
     Capability(
+        "mistaken_formula",
+        MISTAKEN_FORMULA.format(r"\w+"),
+        "it uses an operation whose formula for forward mode is wrong in torch, without an error (cholesky_inverse, "
+        "scatter_reduce)",
+        "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
         "empty_input",
         r"index 0 out of range for tensor of size \[0\]|index 0 is out of bounds for dimension 0 with size 0",
         "it has an input without elements",
@@ -309,6 +320,37 @@ CAPABILITIES: tuple[Capability, ...] = (
         cost=LOOPED,
     ),
 )
+
+
+class Twice(NamedTuple):
+    """A backward that torch differentiates wrongly once more, without an error."""
+
+    fact: str
+    pairs: tuple[tuple[int, int], ...]  # by which input first, and by which then
+    reason: str
+
+
+# By the name of the node in torch's graphs.
+TWICE = {
+    "WeightNormInterfaceBackward": Twice(
+        "weight_norm_twice",
+        ((0, 0), (1, 0)),
+        "torch's second derivatives of weight_norm are wrong: write the weight as v * g / v.norm(dim=..., "
+        "keepdim=True) to differentiate it that often",
+    ),
+    "KlDivBackward": Twice(
+        "kl_div_twice",
+        ((0, 1), (1, 0)),
+        "mixed derivatives of kl_div by its input and target are wrong on torch < 1.13: write it as target * "
+        "(target.log() - input) to differentiate it that often",
+    ),
+}
+
+
+def wrong_twice(node: Any) -> Twice | None:
+    """The row of a node of the graph, on a torch that it is true of."""
+    row = TWICE.get(type(node).__name__.rstrip("0123456789"))
+    return row if row is not None and _facts.has(row.fact) else None
 
 
 @functools.lru_cache(maxsize=None)

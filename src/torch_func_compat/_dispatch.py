@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _batched, _compiled, _curvature, _facts, _jacobians, _operators, _policy
-from ._backends._native import mistaken
+from ._backends._native import look
 from ._backends.protocol import Backend
 from ._fallback import Answer, answer
 
@@ -153,5 +153,5 @@ def _untraced(name: str, func: Callable[..., Any], *args: Any, **options: Any) -
 def _check_rows(outputs: Sequence[Tensor]) -> None:
     """Raise where a library's vmap is about to batch a backward that it batches wrongly."""
     if _policy.active_native() is not None:
-        for error in mistaken(outputs):
+        for error in look(outputs).rows:
             raise error

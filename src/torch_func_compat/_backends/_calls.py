@@ -1,4 +1,4 @@
-"""Python functions that functorch 0.1 and 0.2 get wrong without an error, noticed as they are called.
+"""Functions that functorch gets wrong without an error, noticed as they are called.
 
 These releases give no other way to see them: there are no modes, and hooks leave no trace in a graph.
 """
@@ -13,7 +13,14 @@ from typing import Any, Callable, ContextManager, Iterator
 import torch
 
 from .. import _facts
-from .._capabilities import MISTAKEN_COMPLEX, MISTAKEN_EAGER, MISTAKEN_HOOKS, MistakenRule
+from .._capabilities import (
+    MISTAKEN_COMPLEX,
+    MISTAKEN_EAGER,
+    MISTAKEN_FORMULA,
+    MISTAKEN_HOOKS,
+    WRONG_FORMULAS,
+    MistakenRule,
+)
 
 
 def _found() -> dict[CodeType, str]:
@@ -31,43 +38,59 @@ def _found() -> dict[CodeType, str]:
 class _Watch:
     """A profile function that raises at the call of a refused one, and leaves all events to another."""
 
-    def __init__(self, refused: dict[CodeType, str], other: Callable[..., Any] | None) -> None:
-        self._refused = refused
+    def __init__(self, python: dict[CodeType, str], native: dict[str, str], other: Callable[..., Any] | None) -> None:
+        self.python = python
+        self.native = native
         self._other = other
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "call":
-            reason = self._refused.get(frame.f_code)
+            reason = self.python.get(frame.f_code)
             if reason is not None:
                 raise MistakenRule(reason)
-        elif event == "c_call" and argument.__name__ in _COMPLEX:
-            raise MistakenRule(MISTAKEN_COMPLEX)
+        elif event == "c_call":
+            reason = self.native.get(argument.__name__)
+            if reason is not None:
+                raise MistakenRule(reason)
         if self._other is not None:
             self._other(frame, event, argument)
 
 
-_refused = _found()
-
-# What makes complex numbers of real ones (fact "functorch_loses_complex_parts")
+# What makes complex numbers of real ones, or is hardly called of others (fact "functorch_loses_complex_parts"): forward
+# mode and batched rows leave no graph in which to see what numbers they come from.
 _FFT: Any = torch._C._fft  # type: ignore[attr-defined]
-_COMPLEX = {"complex", "polar", "view_as_complex", "stft", *(name for name in dir(_FFT) if name.startswith("fft_"))}
+_COMPLEX = (
+    *("complex", "polar", "angle", "view_as_complex", "stft"),
+    *(name for name in dir(_FFT) if name.startswith("fft_")),
+)
+_refused = _found(), dict.fromkeys(_COMPLEX, MISTAKEN_COMPLEX)
+_formulas: tuple[dict[CodeType, str], dict[str, str]] = (
+    {},
+    {name: MISTAKEN_FORMULA.format(name) for name in WRONG_FORMULAS},
+)
 
 
 @contextlib.contextmanager
-def _refused_calls() -> Iterator[None]:
+def _without(python: dict[CodeType, str], native: dict[str, str]) -> Iterator[None]:
     other = sys.getprofile()
-    if isinstance(other, _Watch):
+    if isinstance(other, _Watch) and native.keys() <= other.native.keys():
         yield
         return
     if other is not None and not callable(other):
         # a profiler in C, whose place cannot be shared: it stays, and nothing is computed unseen
         raise MistakenRule(MISTAKEN_HOOKS)
-    sys.setprofile(_Watch(_refused, other))
+    sys.setprofile(_Watch(python, native, other))
     try:
         yield
     finally:
         sys.setprofile(other)
 
 
-# Raises within where the function calls what would come out wrong.
-refused_calls: Callable[[], ContextManager[None]] = _refused_calls if _refused else contextlib.nullcontext
+def refused_calls() -> ContextManager[None]:
+    """Raises within where the function calls what would come out wrong, in any transform."""
+    return _without(*_refused) if _refused[0] else contextlib.nullcontext()
+
+
+def refused_tangents() -> ContextManager[None]:
+    """The same for what comes out wrong in forward mode."""
+    return _without(*_formulas)

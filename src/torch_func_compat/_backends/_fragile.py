@@ -2,8 +2,8 @@
 
 Forward mode within another derivative (``jacrev(jacfwd(f))``, ``jvp(jvp(f))``) takes what these saved for
 constant, and third derivatives of normalisations do so in any mode; forward mode drops what a custom operator
-does. No graph shows it in time; so where torch.func is about to do one of these, the function runs under a mode
-that sees its operations.
+does, and has some wrong formulas. No graph shows it in time; so where torch.func is about to do one of these, the
+function runs under a mode that sees its operations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from .. import _facts
-from .._capabilities import MISTAKEN_NESTING, MISTAKEN_TANGENT, MistakenRule
+from .._capabilities import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
 from ._native import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
@@ -34,6 +34,7 @@ _IN_FORWARD_MODE = (
     *_NORMALISATIONS,
     "linalg.householder_product",  # measured: no upstream issue found
     "orgqr",
+    *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod"),  # not a number: of eigenvectors, and of zeros
     "masked_select",
     "Tensor.masked_select",
 )
@@ -63,8 +64,9 @@ def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
 # What is evaluated instead of an operation, within another derivative
 _INSTEAD = {torch._weight_norm: _weight_norm}
 _SECOND = set(_INSTEAD)
+_FORMULAS = _find(tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor.")))
 _THIRD = _SECOND | _find(_NORMALISATIONS)
-_FORWARD = _SECOND | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if _facts.TORCH < (2, 15) else ()))
+_FORWARD = _FORMULAS | _SECOND | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if _facts.TORCH < (2, 15) else ()))
 # The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
 _FORWARD_TWICE = _FORWARD | {custom_function_call}
 
@@ -99,6 +101,10 @@ def without_tangents() -> set[str]:
     return known[not _has_processes()]
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 class _Watch(TorchFunctionMode):
     def __init__(self, fragile: set[Any], lossy: set[str]) -> None:
         super().__init__()
@@ -109,7 +115,11 @@ class _Watch(TorchFunctionMode):
         if func in self._fragile:
             if func in _INSTEAD:
                 return _INSTEAD[func](*args, **(kwargs or {}))
-            raise MistakenRule(MISTAKEN_NESTING.format(getattr(func, "__name__", func)))
+            name = getattr(func, "__name__", func)
+            if func not in _FORMULAS:
+                raise MistakenRule(MISTAKEN_NESTING.format(name))
+            if not name.startswith("scatter") or "prod" in filter(_is_text, (*args, *(kwargs or {}).values())):
+                raise MistakenRule(MISTAKEN_FORMULA.format(name))
         if self._lossy and isinstance(func, (OpOverload, OpOverloadPacket)):
             packet: Any = func.overloadpacket if isinstance(func, OpOverload) else func
             if packet._qualified_op_name in self._lossy:
@@ -130,7 +140,7 @@ def derivatives_around() -> list[Any]:
 def _fragile(forward: bool) -> set[Any]:
     around = derivatives_around()
     if not around:
-        return set()
+        return _FORMULAS if forward else set()
     if not forward:
         return _THIRD if len(around) >= 2 else _SECOND
     return _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any, Callable, ContextManager, Iterable, Iterator, List, Mapping, Sequence
+from typing import Any, Callable, ContextManager, Iterable, Iterator, List, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.autograd.function import BackwardCFunction
 
 from .. import _facts, _tree
 from .._arguments import BatchedCall
-from .._capabilities import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, MistakenRule
+from .._capabilities import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
 from .protocol import Differentiable, LinearMap, Pullback
 
 # Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
@@ -29,7 +29,7 @@ def _leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _nodes(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
+def nodes(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
     """The nodes of the graph of a pytree of outputs, without those from some nodes on."""
     roots = [leaf.grad_fn for leaf in _leaves(output)]
     seen = set(until)
@@ -48,6 +48,8 @@ def _nodes(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
 NORMALISATIONS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
 IN_FORWARD_MODE = (
     *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
+    *("LinalgEigh", "LinalgEig", "Cumprod"),  # not wrong, but not a number: of eigenvectors, and of zeros
+    *(("KlDiv",) if _facts.TORCH < (1, 13) else ()),
     *(("LinalgDet", "LinalgSlogdet", "LinalgSolve", "DetB", "SlogdetB", "LogdetB") if _facts.TORCH < (2, 15) else ()),
 )
 
@@ -58,23 +60,11 @@ def kept_outside(func: Callable[..., Any], private: Any, names: tuple[str, ...])
     Whoever has tensors that require grad can differentiate the result once more than there are transforms.
     """
 
-    def below(tree: Any) -> list[Tensor]:
-        found = _leaves(tree)
-        for k, leaf in enumerate(found):
-            while private.is_batchedtensor(leaf) or private.is_gradtrackingtensor(leaf):
-                leaf = private.get_unwrapped(leaf)
-            found[k] = leaf
-        return found
-
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         output = func(*args, **kwargs)
-        outputs = below(output)
-        if any(leaf.requires_grad for leaf in outputs):
-            until = [leaf.grad_fn for leaf in below((args, kwargs))]
-            for node in _nodes(outputs, until):
-                name = type(node).__name__
-                if name.startswith(names):
-                    raise MistakenRule(MISTAKEN_NESTING.format(name.partition("Backward")[0]))
+        for node in _outside(output, (args, kwargs), private):
+            if type(node).__name__.startswith(names):
+                raise _nesting(node)
         return output
 
     return wrapper
@@ -83,46 +73,94 @@ def kept_outside(func: Callable[..., Any], private: Any, names: tuple[str, ...])
 _SCRIPTS = _facts.has("optimized_scripts_lose_terms")
 
 
+def _outside(output: Any, inputs: Any, private: Any) -> Iterator[Any]:
+    """The nodes that plain autograd, outside of all transforms, recorded between inputs and output."""
+    outputs = _below(output, private)
+    if any(leaf.requires_grad for leaf in outputs):
+        yield from nodes(outputs, [leaf.grad_fn for leaf in _below(inputs, private)])
+
+
+def _below(tree: Any, private: Any) -> list[Tensor]:
+    found = _leaves(tree)
+    for k, leaf in enumerate(found):
+        while private.is_batchedtensor(leaf) or private.is_gradtrackingtensor(leaf):
+            leaf = private.get_unwrapped(leaf)
+        found[k] = leaf
+    return found
+
+
+def _nesting(node: Any) -> MistakenRule:
+    return MistakenRule(MISTAKEN_NESTING.format(type(node).__name__.partition("Backward")[0]))
+
+
 def is_script(node: Any) -> bool:
     """Whether a node of the graph is the backward of what TorchScript has optimized."""
     return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
 
 
-def has_node(output: Any, names: tuple[str, ...]) -> bool:
-    """Whether the graph of a pytree of outputs has a node whose name starts with one of `names`."""
-    return any(type(node).__name__.startswith(names) for node in _nodes(output))
+class Look(NamedTuple):
+    """What a graph has that the library, or plain autograd after it, gets wrong without an error."""
+
+    rows: list[MistakenRule]  # the error to raise if rows through the graph are batched
+    twice: set[tuple[type, int]]  # nodes whose derivative is wrong once more, and by which input
+
+    def refuse(self, output: Any, inputs: Any, private: Any) -> None:
+        """Raise where plain autograd has recorded, from inputs to output, what it would differentiate once more."""
+        for node in _outside(output, inputs, private) if self.twice else ():
+            if any((type(node), k) in self.twice for k, (child, _) in enumerate(node.next_functions) if child):
+                raise _nesting(node)
 
 
-def mistaken(output: Any) -> list[MistakenRule]:
-    """The error to raise, where the library would not, if rows through the graph of `output` are batched.
+_NOTABLE = (*_MISTAKEN, *TWICE, "CppFunction")
+
+
+def look(output: Any) -> Look:
+    """Look at the graph of `output`.
 
     TorchScript in the graph raises at once, since what is differentiated once here may be differentiated again by
     whoever gets it.
     """
-    for node in _nodes(output):
+    found = Look([], set())
+    for node in nodes(output):
         name = type(node).__name__
-        if name.startswith(_MISTAKEN):
-            return [MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0]))]
-        if _SCRIPTS and is_script(node):
+        if not name.startswith(_NOTABLE):
+            continue
+        row = wrong_twice(node)
+        if row is not None:
+            found.twice.update((type(node), then) for first, then in row.pairs if node.next_functions[first][0])
+        elif name.startswith(_MISTAKEN):
+            found.rows.append(MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0])))
+        elif _SCRIPTS and is_script(node):
             raise MistakenRule(MISTAKEN_SCRIPT)
-    return []
+    return found
+
+
+# The transpose of logcumsumexp is taken at zero, of which it wants the logarithm.
+_NOT_TRANSPOSABLE = (*_MISTAKEN, "CppFunction", "Logcumsumexp")
 
 
 def _transposable(outputs: Sequence[Tensor]) -> bool:
     """Whether the pullback can be differentiated on: the backward of a Function can be anything."""
     return all(output.is_floating_point() or output.is_complex() for output in outputs) and not any(
-        isinstance(node, BackwardCFunction) or type(node).__name__.startswith((*_MISTAKEN, "CppFunction"))
-        for node in _nodes(outputs)
+        isinstance(node, BackwardCFunction) or type(node).__name__.startswith(_NOT_TRANSPOSABLE)
+        for node in nodes(outputs)
     )
 
 
-def checked(func: Callable[..., Any]) -> Callable[..., Any]:
-    """`func`, raising where rows through its graph would be wrong."""
+def checked(func: Callable[..., Any], private: Any, rows: bool) -> Callable[..., Any]:
+    """`func`, raising where its derivative would be wrong, differentiated once more or by batched rows.
+
+    Its attribute ``twice`` tells that it depends on what requires grad outside whether that is so.
+    """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         output = func(*args, **kwargs)
-        for error in mistaken(output):
+        found = look(output)
+        for error in found.rows if rows else ():
             raise error
+        if found.twice:
+            wrapper.twice = True  # type: ignore[attr-defined]
+            found.refuse(output, (args, kwargs), private)
         return output
 
     return wrapper
@@ -180,7 +218,7 @@ class NativePullback:
 
     def _check(self) -> None:
         if self._flaw is None:
-            self._flaw = mistaken(self._outputs)
+            self._flaw = look(self._outputs).rows
         for error in self._flaw:
             raise error
 
@@ -307,7 +345,9 @@ class NativeBackend:
         def noted(*primals: Tensor) -> Any:
             recorded[:], aux = func(*primals)
             if _SCRIPTS:
-                mistaken(recorded)
+                look(recorded)
+            if any(leaf.requires_grad for leaf in _below(recorded, self._private)):
+                look(recorded).refuse(recorded, primals, self._private)
             return tuple(recorded), tuple(aux)
 
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
@@ -351,6 +391,7 @@ class NativeBackend:
         def noted(*primals: Tensor) -> Any:
             outputs, aux = func(*primals)
             transposable[0] = _transposable(outputs)
+            look(outputs).refuse(outputs, primals, self._private)
             return tuple(outputs), tuple(aux)
 
         # what is differentiated once more outside is differentiated three times

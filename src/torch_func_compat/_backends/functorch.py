@@ -20,8 +20,8 @@ from torch import Tensor
 from .. import _facts
 from .._arguments import BatchedCall, version
 from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
-from ._calls import refused_calls
-from ._native import IN_FORWARD_MODE, NORMALISATIONS, NativeBackend, has_node, kept_outside
+from ._calls import refused_calls, refused_tangents
+from ._native import IN_FORWARD_MODE, NORMALISATIONS, NativeBackend, kept_outside, nodes
 from .protocol import Differentiable, LinearMap, Pullback
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
@@ -33,6 +33,17 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Backward nodes that are wrong within another derivative: facts "weight_norm_twice" and "kl_div_twice", and forward
 # mode over the backward of triangular_solve (measured: 1.11 to 1.13)
 _TWICE = ("WeightNormInterface", "KlDiv", "TriangularSolve")
+# And of complex numbers (fact "functorch_loses_complex_parts"), however these were made.
+_TWICE_OF_COMPLEX = ("Abs", "Angle", "Norm", "LinalgVectorNorm")
+
+
+def _is_wrong_twice(node: Any) -> bool:
+    name = type(node).__name__
+    if name.startswith(_TWICE):
+        return True
+    if not name.startswith(_TWICE_OF_COMPLEX) or not _facts.has("functorch_loses_complex_parts"):
+        return False
+    return bool(node._saved_self.is_complex())
 
 
 def is_active() -> bool:
@@ -123,10 +134,11 @@ class FunctorchBackend(NativeBackend):
         def guarded(*primals: Any) -> Any:
             self._derivatives.count = around + 1
             try:
-                results = func(*primals)
+                with refused_tangents() if forward else contextlib.nullcontext():
+                    results = func(*primals)
             finally:
                 self._derivatives.count = around
-            if around and has_node(results, _TWICE):
+            if around and any(map(_is_wrong_twice, nodes(results))):
                 raise MistakenRule(MISTAKEN_NESTING.format("functorch"))
             return results
 

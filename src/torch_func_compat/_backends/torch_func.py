@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import types
 from typing import Any, Callable, Sequence
@@ -14,8 +13,8 @@ from torch import Tensor
 from .. import _facts
 from .._capabilities import MistakenRule
 from . import _levels
-from ._fragile import watched, without_tangents
-from ._native import FORWARD_MODE, IN_FORWARD_MODE, NativeBackend, Pull, checked, kept_outside, mistaken
+from ._fragile import watched
+from ._native import FORWARD_MODE, NativeBackend, Pull, checked, look
 
 Transform = Callable[..., Callable[..., Any]]
 
@@ -32,54 +31,39 @@ def is_active() -> bool:
     return _peek() is not None
 
 
-def _guarded(transform: Transform, *, first: bool = False, rows: bool = True, forward: bool = False) -> Transform:
-    """`transform`, whose result says what to call instead of it where torch may go wrong without an error.
+def _guarded(transform: Transform, *, rows: bool = False) -> Transform:
+    """`transform`, in reverse mode, whose result says what to call instead of it where torch may go wrong silently.
 
     ``within`` is called within a running transform, which batches what the function does or differentiates it
-    again. ``first`` is called the first time: Jacobian rows are batched, for some operations wrongly, and to
-    look for those takes microseconds, as many as all else that this library adds; what a function consists
-    of hardly ever changes between calls of one transform of it.
+    again. ``first`` is called the first time: Jacobian rows are batched, for some operations wrongly, and plain
+    autograd differentiates some wrongly once more. To look for those takes microseconds, as many as all else that this
+    library adds; what a function consists of hardly ever changes between calls of one transform. What requires
+    grad outside does: what is ``delicate`` is always called as if for the first time.
     """
 
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         def within(*args: Any, **kwargs: Any) -> Any:
-            inner = watched(checked(func) if rows else func, forward=forward)
+            inner = watched(checked(func, torch._C._functorch, True), forward=False)
             return transform(inner, **options)(*args, **kwargs)
 
-        plain: Any = transform(_differentiable(func) if forward else func, **options)
-        if forward:
-            plain = functools.partial(_where_tangents_are_kept, plain, within)
+        def first(*args: Any, **kwargs: Any) -> Any:
+            inner: Any = checked(func, torch._C._functorch, rows)
+            result = transform(inner, **options)(*args, **kwargs)
+            plain.delicate = hasattr(inner, "twice")
+            return result
+
+        plain: Any = transform(func, **options)
         plain.within = within
-        if first:
-            plain.first = lambda *args, **kwargs: transform(checked(func), **options)(*args, **kwargs)
+        plain.first = first
         return plain  # type: ignore[no-any-return]
 
     return native
 
 
-def _differentiable(func: Callable[..., Any]) -> Callable[..., Any]:
-    return kept_outside(func, torch._C._functorch, IN_FORWARD_MODE)
-
-
-def _where_tangents_are_kept(plain: Transform, watched: Transform, *args: Any, **kwargs: Any) -> Any:
-    return (watched if without_tangents() else plain)(*args, **kwargs)
-
-
-def _one_thread_at_a_time(transform: Transform) -> Transform:
-    def locked(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with FORWARD_MODE:
-                return call(*args, **kwargs)
-
-        return wrapper
-
-    def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        transformed = transform(func, **options)
-        result: Any = locked(transformed)
-        for name in ("within", "first"):
-            if hasattr(transformed, name):
-                setattr(result, name, locked(getattr(transformed, name)))
-        return result  # type: ignore[no-any-return]
+def _jacfwd(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def native(*args: Any, **kwargs: Any) -> Any:
+        with FORWARD_MODE:
+            return _library.jacfwd(watched(func, forward=True), **options)(*args, **kwargs)
 
     return native
 
@@ -90,7 +74,9 @@ def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 
     def noted(*args: Any) -> Any:
         output = func(*args)
-        flaw.extend(mistaken(output))
+        found = look(output)
+        found.refuse(output, args, torch._C._functorch)
+        flaw.extend(found.rows)
         return output
 
     result = _library.vjp(watched(noted, forward=False), *primals, has_aux=has_aux)
@@ -129,15 +115,14 @@ class TorchFuncBackend(TracedBackend):
         super().__init__()
         if _facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
-        scripts = _facts.has("optimized_scripts_lose_terms")
         natives = {
             "vmap": _library.vmap,
             "vjp": _vjp,
             "jvp": _jvp,
-            "grad": _guarded(_library.grad, first=scripts),
-            "grad_and_value": _guarded(_library.grad_and_value, first=scripts),
-            "jacrev": _guarded(_library.jacrev, first=True),
-            "jacfwd": _one_thread_at_a_time(_guarded(_library.jacfwd, rows=False, forward=True)),
+            "grad": _guarded(_library.grad),
+            "grad_and_value": _guarded(_library.grad_and_value),
+            "jacrev": _guarded(_library.jacrev, rows=True),
+            "jacfwd": _jacfwd,
         }
 
         if _facts.has("complex_outputs_have_gradients"):

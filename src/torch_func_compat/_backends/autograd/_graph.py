@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from ... import _facts
+from ..._capabilities import wrong_twice
 
 # The attribute of a leaf that belongs to a transform. Duck-typed and not named after this package,
 # so that two vendored copies of it understand each other's leaves.
@@ -46,12 +46,15 @@ def depends_on_outside(tensor: Tensor, inside: set[Any]) -> bool:
         return tensor.requires_grad and _is_outside(tensor)
     # a copy, since a positive answer leaves nodes unexplored
     seen = set(inside)
-    for node in nodes([tensor.grad_fn], seen):
-        # AccumulateGrad is the node of a leaf; by name, since its type is not public
-        if type(node).__name__ == "AccumulateGrad" and _is_outside(node.variable):
-            return True
+    if _leads_outside(tensor.grad_fn, seen):
+        return True
     inside |= seen
     return False
+
+
+def _leads_outside(start: Any, seen: set[Any] | None = None) -> bool:
+    # AccumulateGrad is the node of a leaf; by name, since its type is not public
+    return any(type(node).__name__ == "AccumulateGrad" and _is_outside(node.variable) for node in nodes([start], seen))
 
 
 def custom_nodes(tensors: Sequence[Tensor]) -> list[Any]:
@@ -81,31 +84,16 @@ def third_order_nodes(tensors: Sequence[Tensor]) -> bool:
     return any(_NORM_TWICE.search(type(node).__name__) for node in nodes(tensor.grad_fn for tensor in tensors))
 
 
-# Backward nodes whose own derivative by one of their inputs torch gets wrong: the fact, by which, and what to say.
-_TWICE = {
-    "WeightNormInterfaceBackward": (
-        "weight_norm_twice",
-        (0,),
-        "torch's second derivatives of weight_norm are wrong: write the weight as v * g / v.norm(dim=..., "
-        "keepdim=True) to differentiate it that often",
-    ),
-    "KlDivBackward": (
-        "kl_div_twice",
-        (0, 1),
-        "mixed derivatives of kl_div by its input and target are wrong on torch < 1.13: write it as target * "
-        "(target.log() - input) to differentiate it that often",
-    ),
-}
-
-
 def second_order_flaw(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> str | None:
-    """What to say of nodes between `inputs` and `outputs` whose own derivative, a second one, torch gets wrong."""
+    """What to say of nodes between `inputs` and `outputs` whose derivative by what is outside torch gets wrong."""
     for node in nodes(output.grad_fn for output in outputs):
-        row = _TWICE.get(type(node).__name__.rstrip("0123456789"))
-        if row is None or not _facts.has(row[0]):
+        row = wrong_twice(node)
+        if row is None:
             continue
-        if all(_leads_to(node.next_functions[k][0], inputs) for k in row[1]):
-            return row[2]
+        below = [child for child, _ in node.next_functions]
+        for first, then in row.pairs:
+            if _leads_to(below[first], inputs) and _leads_outside(below[then]):
+                return row.reason
     return None
 
 
