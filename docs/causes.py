@@ -248,7 +248,8 @@ CAUSES: dict[str, list[Cause]] = {
         Cause(
             "cannot be differentiated again",
             "a higher derivative would be wrong: for a custom backward that is not differentiable, for third "
-            "derivatives of layer_norm and its like, and for second ones of weight_norm by its weight",
+            "derivatives of layer_norm and its like, and for second ones of weight_norm and, before torch 1.13, of "
+            "kl_div",
             "what the message ends with: a backward of torch operations, or the normalisation written out",
         ),
     ],
@@ -374,14 +375,15 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or leave the hooks out",
         ),
         Cause(
-            "differentiates complex numbers wrongly",
-            "only with `set_fallback('error')`, on torch 1.11 and 1.12: complex numbers made in the function",
-            "allow falling back, or upgrade torch",
+            "wrongly in forward mode",
+            "only with `set_fallback('error')`: `cholesky_inverse`, or products by `scatter_reduce`, in forward mode",
+            "allow falling back, or use reverse mode (jacrev, vjp)",
         ),
         Cause(
             "… (_backends/_calls.py)",
-            "only with `set_fallback('error')`, on torch 1.11 and 1.12: saved-tensor hooks or "
-            "`torch.autograd.functional` in the function",
+            "only with `set_fallback('error')`, on torch 1.11 and 1.12: saved-tensor hooks, complex numbers or "
+            "`torch.autograd.functional` in the function; to 1.13, `cholesky_inverse` or `scatter_reduce` in forward "
+            "mode",
             "allow falling back, use `torch_func_compat.functional`, or upgrade torch",
         ),
         Cause(
