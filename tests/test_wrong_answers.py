@@ -226,6 +226,22 @@ def test_second_derivatives_of_a_network_with_weight_norm_by_its_input(backend):
     assert_close(derivatives(lambda: torch._weight_norm(v, g, 0)), by_hand)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("take", [tfc.jacrev, tfc.hessian, tfc.grad], ids=["jacrev", "hessian", "grad"])
+def test_mapped_rows_of_prelu(backend, take, size):
+    """From torch 2.0 on, they are those of other samples where there are as many samples as elements of one."""
+    slope = torch.tensor([0.2], dtype=X.dtype)
+    xs = X.reshape(3, 2).repeat(1, 2)[:, :size]
+
+    def func(layer):
+        return (lambda x: layer(x)) if take is tfc.jacrev else (lambda x: layer(x).pow(3).sum())
+
+    if refused.TORCH < (2, 0):
+        pytest.skip("functorch fails assertions of its own")
+    found = tfc.vmap(take(func(lambda x: torch.nn.functional.prelu(x, slope))))(xs)
+    assert_close(found, tfc.vmap(take(func(lambda x: torch.where(x > 0, x, slope * x))))(xs))
+
+
 ONE = {
     "grad": lambda f: tfc.grad(lambda *x: f(*x).sum()),
     "jacrev": tfc.jacrev,

@@ -22,6 +22,9 @@ FORWARD_MODE = threading.RLock()
 # The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
 # nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15 (fact "cdist_rows_are_wrong").
 _MISTAKEN = ("CdistBackward",)
+# And these where the function is mapped, too: numbers from other samples where there are as many samples as elements of
+# one, else errors of shape (measured: vmap(jacrev(prelu)), torch 2.0 to 2.15).
+_MISTAKEN_MAPPED = ("PreluKernelBackward",)
 
 
 def _leaves(tree: Any) -> list[Tensor]:
@@ -89,6 +92,16 @@ def _below(tree: Any, private: Any) -> list[Tensor]:
     return found
 
 
+def _is_mapped(tree: Any, private: Any) -> bool:
+    """Whether a tensor of `tree` has a batch dimension of any level."""
+    for leaf in _leaves(tree):
+        while private.is_gradtrackingtensor(leaf):
+            leaf = private.get_unwrapped(leaf)
+        if private.is_batchedtensor(leaf):
+            return True
+    return False
+
+
 def _nesting(node: Any) -> MistakenRule:
     return MistakenRule(MISTAKEN_NESTING.format(type(node).__name__.partition("Backward")[0]))
 
@@ -102,6 +115,7 @@ class Look(NamedTuple):
     """What a graph has that the library, or plain autograd after it, gets wrong without an error."""
 
     rows: list[MistakenRule]  # the error to raise if rows through the graph are batched
+    mapped: list[MistakenRule]  # the same where the function is mapped, too
     twice: set[tuple[type, int]]  # nodes whose derivative is wrong once more, and by which input
 
     def refuse(self, output: Any, inputs: Any, private: Any) -> None:
@@ -111,7 +125,7 @@ class Look(NamedTuple):
                 raise _nesting(node)
 
 
-_NOTABLE = (*_MISTAKEN, *TWICE, "CppFunction")
+_NOTABLE = (*_MISTAKEN, *_MISTAKEN_MAPPED, *TWICE, "CppFunction")
 
 
 def look(output: Any) -> Look:
@@ -120,7 +134,7 @@ def look(output: Any) -> Look:
     TorchScript in the graph raises at once, since what is differentiated once here may be differentiated again by
     whoever gets it.
     """
-    found = Look([], set())
+    found = Look([], [], set())
     for node in nodes(output):
         name = type(node).__name__
         if not name.startswith(_NOTABLE):
@@ -128,8 +142,9 @@ def look(output: Any) -> Look:
         row = wrong_twice(node)
         if row is not None:
             found.twice.update((type(node), then) for first, then in row.pairs if node.next_functions[first][0])
-        elif name.startswith(_MISTAKEN):
-            found.rows.append(MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0])))
+        elif name.startswith((*_MISTAKEN, *_MISTAKEN_MAPPED)):
+            errors = found.rows if name.startswith(_MISTAKEN) else found.mapped
+            errors.append(MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0])))
         elif _SCRIPTS and is_script(node):
             raise MistakenRule(MISTAKEN_SCRIPT)
     return found
@@ -147,8 +162,10 @@ def _transposable(outputs: Sequence[Tensor]) -> bool:
     )
 
 
-def checked(func: Callable[..., Any], private: Any, rows: bool) -> Callable[..., Any]:
-    """`func`, raising where its derivative would be wrong, differentiated once more or by batched rows.
+def checked(func: Callable[..., Any], private: Any, rows: bool, mapped: bool = False) -> Callable[..., Any]:
+    """`func`, raising where its derivative would be wrong, differentiated once more or by batched `rows`.
+
+    `mapped` are rows of a function that is mapped itself.
 
     Its attribute ``twice`` tells that it depends on what requires grad outside whether that is so.
     """
@@ -158,6 +175,8 @@ def checked(func: Callable[..., Any], private: Any, rows: bool) -> Callable[...,
         found = look(output)
         for error in found.rows if rows else ():
             raise error
+        if mapped and found.mapped and _is_mapped(output, private):
+            raise found.mapped[0]
         if found.twice:
             wrapper.twice = True  # type: ignore[attr-defined]
             found.refuse(output, (args, kwargs), private)
@@ -204,23 +223,34 @@ class NativePullback:
         Whether somebody outside of all transforms can differentiate the gradients again.
     is_active : callable
         Whether a transform is running.
+    private
+        The library's private functions.
     """
 
     def __init__(
-        self, at_once: AtOnce, pull: Pull, outputs: Sequence[Tensor], attached: bool, is_active: Callable[[], bool]
+        self,
+        at_once: AtOnce,
+        pull: Pull,
+        outputs: Sequence[Tensor],
+        attached: bool,
+        is_active: Callable[[], bool],
+        private: Any,
     ) -> None:
         self._at_once = at_once
         self._pull = pull
         self._outputs = outputs
         self._attached = attached
+        self._private = private
         self._is_active = is_active
-        self._flaw: list[MistakenRule] | None = None  # not looked for before rows are batched
+        self._found: Look | None = None  # not looked for before rows are batched
 
-    def _check(self) -> None:
-        if self._flaw is None:
-            self._flaw = look(self._outputs).rows
-        for error in self._flaw:
+    def _check(self, rows: bool) -> None:
+        if self._found is None:
+            self._found = look(self._outputs)
+        for error in self._found.rows:
             raise error
+        if rows and self._found.mapped and _is_mapped(self._outputs, self._private):
+            raise self._found.mapped[0]
 
     def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
         """Whether anybody can ask for the graph of what the pullback does: it holds all that a backward pass makes."""
@@ -229,7 +259,7 @@ class NativePullback:
         return self._attached or self._is_active() or any(cotangent.requires_grad for cotangent in cotangents)
 
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
-        self._check()
+        self._check(rows=True)
         create = self._is_differentiable(cotangents)
         return NativeMap(self._at_once, lambda *rows: self._pull(rows, True, create), "error").batched(*cotangents)
 
@@ -238,7 +268,7 @@ class NativePullback:
 
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         if self._is_active():
-            self._check()
+            self._check(rows=True)
         create = self._is_differentiable(cotangents) if create_graph is None else create_graph
         return list(self._pull(cotangents, retain_graph, create))
 
@@ -353,7 +383,7 @@ class NativeBackend:
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
         # without grad mode here, somebody may still have it when he calls the pullback
         attached = not torch.is_grad_enabled() or any(output.requires_grad for output in outputs)
-        return outputs, NativePullback(self.at_once, pull, recorded, attached, self._is_active), aux
+        return outputs, NativePullback(self.at_once, pull, recorded, attached, self._is_active, self._private), aux
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool

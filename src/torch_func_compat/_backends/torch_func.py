@@ -43,7 +43,7 @@ def _guarded(transform: Transform, *, rows: bool = False) -> Transform:
 
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         def within(*args: Any, **kwargs: Any) -> Any:
-            inner = watched(checked(func, torch._C._functorch, True), forward=False)
+            inner = watched(checked(func, torch._C._functorch, True, mapped=rows), forward=False)
             return transform(inner, **options)(*args, **kwargs)
 
         def first(*args: Any, **kwargs: Any) -> Any:
