@@ -51,7 +51,7 @@ ONLY = {
     "_independence": GROUND,
     "_batched": GROUND | {"_operators", "_jacobians", "_curvature", "_independence"},
     "_backends._native": GROUND,
-    "_backends.autograd": GROUND | {"_backends.autograd"},
+    "_backends.autograd": GROUND | {"_backends.autograd", "_functions"},
     "_backends.torch_func": GROUND | {"_backends._native", "_backends._fragile", "_backends._levels"},
     "_backends._levels": set(),
     "_backends._fragile": GROUND | {"_backends._native"},

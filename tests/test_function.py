@@ -121,3 +121,80 @@ def test_outputs_that_autograd_does_not_see(backend, make):
         tfc.grad(lambda x: (_returning(make)(x), x.sum())[1])(X)
     with pytest.raises(TypeError, match="tuple of tensors"):
         tfc.vmap(_returning(make))(X)
+
+
+class Ruled(tfc.Function):
+    """``2 x + s`` with a vmap rule that tells what it was given."""
+
+    seen = None
+    returns = staticmethod(lambda output: (output, 0))
+
+    @staticmethod
+    def forward(x, pair):
+        return 2 * x + pair[1]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad, None
+
+    @staticmethod
+    def vmap(info, in_dims, x, pair):
+        if Ruled.seen is not None:
+            Ruled.seen.append((info.batch_size, info.randomness, in_dims))
+        x = x.movedim(in_dims[0], 0)
+        return Ruled.returns(2 * x + pair[1])
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    found = []
+    monkeypatch.setattr(Ruled, "seen", found)
+    return found
+
+
+def test_vmap_of_apply_calls_the_rule_once(backend, seen):
+    x = torch.rand(3, 5, dtype=torch.float64)
+    mapped = tfc.vmap(Ruled.apply, in_dims=(1, None), out_dims=1, randomness="same")
+    assert_close(mapped(x, [7, 1.0]), 2 * x + 1)
+    assert seen == [(5, "same", (1, [None, None]))]
+
+
+def test_vmap_of_apply_stays_differentiable(backend):
+    x = torch.rand(5, dtype=torch.float64)
+    mapped = tfc.vmap(Ruled.apply, in_dims=(0, None))
+    assert_close(tfc.grad(lambda x: (mapped(x, [7, 1.0]) ** 2).sum())(x), 4 * (2 * x + 1))
+    assert_close(tfc.jvp(lambda x: mapped(x, [7, 1.0]), (x,), (x,))[1], 2 * x)
+    variable = x.clone().requires_grad_()
+    mapped(variable, [7, 1.0]).sum().backward()
+    assert_close(variable.grad, torch.full_like(x, 2))
+
+
+@pytest.mark.parametrize(
+    "returns, message",
+    [
+        (lambda output: output, "two returns"),
+        (lambda output: (output, (0, 0)), "incompatible"),
+        (lambda output: ((output, output), (0, 0, 0)), "incompatible"),
+    ],
+)
+def test_a_rule_that_returns_something_else(backend, monkeypatch, returns, message):
+    monkeypatch.setattr(Ruled, "returns", staticmethod(returns))
+    with pytest.raises(RuntimeError, match=message):
+        tfc.vmap(Ruled.apply, in_dims=(0, None))(X, [7, 1.0])
+
+
+def test_a_rule_for_what_is_the_same_for_all(backend, monkeypatch):
+    monkeypatch.setattr(Ruled, "returns", staticmethod(lambda output: ((output, output[0]), (0, None))))
+    first, second = tfc.vmap(Ruled.apply, in_dims=(0, None))(X, [7, 1.0])
+    assert_close(first, 2 * X + 1)
+    assert_close(second, (2 * X[0] + 1).expand_as(X))
+
+
+def test_two_rules(backend, monkeypatch):
+    monkeypatch.setattr(Ruled, "generate_vmap_rule", True)
+    with pytest.raises(RuntimeError, match="both generate_vmap_rule=True and a vmap"):
+        tfc.vmap(Ruled.apply, in_dims=(0, None))(X, [7, 1.0])

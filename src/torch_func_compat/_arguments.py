@@ -281,7 +281,13 @@ class BatchedCall:
         leaves = list(self.leaves)
         for position, value in zip(self.where, slices):
             leaves[position] = value
-        output = self.func(*_tree.unflatten(leaves, self.spec), **self.kwargs)
+        stacked, shared = self.split(self.func(*_tree.unflatten(leaves, self.spec), **self.kwargs))
+        positions = {id(value): k for k, value in enumerate(slices)}
+        self.identity = [positions.get(id(leaf)) for leaf in stacked]
+        return stacked, shared
+
+    def split(self, output: Any) -> tuple[list[Tensor], list[Any]]:
+        """An output of the function: what is to be stacked, and what all samples share."""
         flat, self.output_spec = _tree.flatten(output)
         self.flat_out_dims = self._broadcast_out_dims(output)
         stacked: list[Tensor] = []
@@ -292,8 +298,6 @@ class BatchedCall:
                 continue
             self.require_tensor(leaf)
             stacked.append(leaf)
-        positions = {id(value): k for k, value in enumerate(slices)}
-        self.identity = [positions.get(id(leaf)) for leaf in stacked]
         return stacked, shared
 
     def require_tensor(self, leaf: Any) -> None:

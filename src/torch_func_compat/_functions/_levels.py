@@ -19,7 +19,6 @@ from typing import Any, Callable, Sequence
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch._functorch.autograd_function import VmapInfo
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import FunctionMeta
@@ -30,6 +29,7 @@ from ._context import Context, attributes, is_differentiable
 from ._definition import backward_of, has, is_once_differentiable, untraced
 from ._foreign import depth
 from ._left import leaves_torch
+from ._rule import VmapInfo, by_rule, has_vmap_rule, matched
 from ._seal import LEFT, ONCE, seal
 from ._transpose import pushed
 from ._vmapped import make_vmapped, move_to_front, remove_batch
@@ -198,7 +198,7 @@ def _map_over(interpreter: Any, definition: Any, operands: Sequence[Any], call: 
         if all(dim is None for dim in _tree.flatten(dims)[0]):
             return call(definition, below)
         if has_vmap_rule(definition):
-            outputs, out_dims = _check(definition.vmap(VmapInfo(size, randomness), dims, *below))
+            outputs, out_dims = by_rule(definition, VmapInfo(size, randomness), dims, below)
         elif definition.generate_vmap_rule:
             in_front = _tree.map(lambda dim: None if dim is None else 0, dims)
             below = tuple(_tree.unflatten(*move_to_front(below, dims)))
@@ -207,13 +207,7 @@ def _map_over(interpreter: Any, definition: Any, operands: Sequence[Any], call: 
         else:
             outputs, out_dims = _loop(definition, below, dims, size, randomness, call)
     same = {id(lower): upper for lower, upper in zip(below, operands) if isinstance(lower, Tensor)}
-    flat, spec = _tree.flatten(outputs)
-    flat_dims = _tree.broadcast_prefix(out_dims, spec)
-    if flat_dims is None:
-        raise RuntimeError(
-            f"The vmap staticmethod of {definition.__name__} returned an incompatible (output, out_dims) tuple: "
-            f"out_dims={out_dims} does not fit the structure {spec} of the output"
-        )
+    flat, flat_dims, spec = matched(definition, outputs, out_dims)
 
     def wrap(x: Any, dim: Any) -> Any:
         if id(x) in same:
@@ -221,26 +215,6 @@ def _map_over(interpreter: Any, definition: Any, operands: Sequence[Any], call: 
         return x if dim is None or not isinstance(x, Tensor) else _private._add_batch_dim(x, dim, level)
 
     return _tree.unflatten(map(wrap, flat, flat_dims), spec)
-
-
-def has_vmap_rule(definition: Any) -> bool:
-    """Whether there is a vmap rule; an error if there is another one, too."""
-    if not has(definition, "vmap"):
-        return False
-    if definition.generate_vmap_rule:
-        raise RuntimeError(
-            f"{definition.__name__} has both generate_vmap_rule=True and a vmap staticmethod: remove one of them"
-        )
-    return True
-
-
-def _check(result: Any) -> tuple[Any, Any]:
-    if isinstance(result, tuple) and len(result) == 2:
-        return result
-    raise RuntimeError(
-        f"Expected the vmap staticmethod to have two returns, an output and out_dims with pytree structure compatible "
-        f"with the output. Got {result!r} instead"
-    )
 
 
 def _loop(definition: Any, below: Any, dims: Any, size: int, randomness: str, call: Call) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from ..._arguments import BatchedCall
 from ..._randomness import RandomState
 from ..protocol import Differentiable, LinearMap, Pullback
 from . import _linear, _loop
+from ._own_rule import by_own_rule
 
 
 class AutogradBackend:
@@ -33,7 +34,7 @@ class AutogradBackend:
     natives: Mapping[str, Callable[..., Any]] = {}
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
-        return _loop.loop(call, tensors, randomness)
+        return by_own_rule(call, tensors, randomness) or _loop.loop(call, tensors, randomness)
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         return _linear.vjp(func, primals)
