@@ -203,6 +203,11 @@ CAUSES: dict[str, list[Cause]] = {
             "work on a `clone()`, or give the tensor a batch dimension",
         ),
         Cause(
+            "took another amount of random numbers",
+            'with `randomness="same"`, how many numbers a sample draws depends on its values',
+            'draw outside, or use `randomness="different"`',
+        ),
+        Cause(
             "structure of the output must be the same", "samples returned different containers", "return one structure"
         ),
         Cause(

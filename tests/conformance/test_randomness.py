@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_func_compat import vmap
+from torch_func_compat import use_backend, vmap
 
 RANDOM_ERROR = "randomness error mode"
 
@@ -93,6 +93,21 @@ def test_randomness_of_a_generator_in_the_closure(backend, device, randomness, c
     result = mapped(x)
     assert len({tuple(row.tolist()) for row in result}) == (1 if randomness == "same" else 3)
     assert not torch.equal(generator.get_state(), before)
+
+
+def test_same_is_refused_where_samples_draw_different_amounts():
+    """The draw that comes after would not be the same for all, without an error."""
+
+    def two_draws(rate):
+        torch.poisson(rate)
+        return torch.rand(())
+
+    x = torch.tensor([2.0, 500.0, 2.0])
+    with use_backend("autograd"):
+        with pytest.raises(RuntimeError, match="sample 1 took another amount of random numbers"):
+            vmap(two_draws, randomness="same")(x)
+        assert len(set(vmap(two_draws, randomness="same")(x[::2]).tolist())) == 1
+        assert len(set(vmap(two_draws, randomness="different")(x).tolist())) == 3
 
 
 def test_unknown_randomness(backend):

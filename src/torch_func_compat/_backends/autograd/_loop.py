@@ -12,6 +12,7 @@ from typing import Any, Iterable, Iterator, Sequence
 from torch import Tensor
 
 from ..._arguments import BatchedCall, slices, version
+from ..._capabilities import LoopError
 from ..._randomness import RandomState
 from ._common import Common, is_same
 from ._piles import Pile, columns, require_structure
@@ -37,6 +38,7 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
     outputs, shared = call(*(tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)))
+    after = RandomState(generators) if randomness == "same" else None
     if randomness == "error":
         common.forbid_draws()
     common.first()
@@ -46,8 +48,8 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         rest = [view(tensor, dim) for view, tensor, dim in zip(views, tensors, call.dims)]
         for samples in rest:
             next(samples)
-        if shared or common.written or randomness == "same":
-            _one_by_one(call, zip(*rest), piles, shared, common, state if randomness == "same" else None)
+        if shared or common.written or after is not None:
+            _one_by_one(call, zip(*rest), piles, shared, common, None if after is None else (state, after))
         else:
             _in_blocks(call, rest, piles)
     if randomness == "error":
@@ -62,15 +64,25 @@ def _one_by_one(
     piles: Sequence[Pile],
     shared: list[Any],
     common: Common,
-    state: RandomState | None,
+    same: tuple[RandomState, RandomState] | None,
 ) -> None:
-    """Where something is to be done in between: `state` restored, what is `shared` or in `common` compared."""
+    """Where something is to be done in between: what is `shared` or in `common` compared.
+
+    With randomness='same', every sample starts from the random state that the first one started from, and has to leave
+    the one that it left.
+    """
     spec = call.output_spec
     for i, sample in enumerate(samples, 1):
         common.rewind()
-        if state is not None:
-            state.restore()
+        if same is not None:
+            same[0].restore()
         outputs, shared_now = call(*sample)
+        if same is not None and same[1].moved():
+            raise LoopError(
+                f"vmap({call.name}, ..., randomness='same'): sample {i} took another amount of random numbers than "
+                f"sample 0, so that what it draws afterwards would not be the same. Draw outside and pass the numbers "
+                f"in, or use randomness='different'"
+            )
         common.later()
         require_structure(call, spec, i, call.output_spec)
         _check_shared(call, i, shared, shared_now)
