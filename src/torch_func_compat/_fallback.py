@@ -192,7 +192,7 @@ def answer(
                 with around():
                     result = call(*args, **kwargs)
                 # what draws random numbers keeps the random state in view
-                if not state.moved() and not getattr(on(backend), "delicate", False):
+                if not state.moved() and not getattr(on(backend), "delicate", ()):
                     record.proven = backend
                 return result
             except REFUSALS as error:

@@ -162,12 +162,13 @@ def _transposable(outputs: Sequence[Tensor]) -> bool:
     )
 
 
-def checked(func: Callable[..., Any], private: Any, rows: bool, mapped: bool = False) -> Callable[..., Any]:
+def checked(
+    func: Callable[..., Any], private: Any, delicate: list[Any], rows: bool, mapped: bool = False
+) -> Callable[..., Any]:
     """`func`, raising where its derivative would be wrong, differentiated once more or by batched `rows`.
 
-    `mapped` are rows of a function that is mapped itself.
-
-    Its attribute ``twice`` tells that it depends on what requires grad outside whether that is so.
+    `mapped` are rows of a function that is mapped itself. Something is put into `delicate` where it depends on what
+    requires grad outside whether the derivative is wrong.
     """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -178,7 +179,7 @@ def checked(func: Callable[..., Any], private: Any, rows: bool, mapped: bool = F
         if mapped and found.mapped and _is_mapped(output, private):
             raise found.mapped[0]
         if found.twice:
-            wrapper.twice = True  # type: ignore[attr-defined]
+            delicate[:] = found.twice
             found.refuse(output, (args, kwargs), private)
         return output
 

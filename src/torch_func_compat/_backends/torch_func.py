@@ -38,21 +38,21 @@ def _guarded(transform: Transform, *, rows: bool = False) -> Transform:
     again. ``first`` is called the first time: Jacobian rows are batched, for some operations wrongly, and plain
     autograd differentiates some wrongly once more. To look for those takes microseconds, as many as all else that this
     library adds; what a function consists of hardly ever changes between calls of one transform. What requires
-    grad outside does: what is ``delicate`` is always called as if for the first time.
+    grad outside does: what has something ``delicate`` is always called as if for the first time.
     """
 
     def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        delicate: list[Any] = []
+
         def within(*args: Any, **kwargs: Any) -> Any:
-            inner = watched(checked(func, torch._C._functorch, True, mapped=rows), forward=False)
+            inner = watched(checked(func, torch._C._functorch, delicate, rows=True, mapped=rows), forward=False)
             return transform(inner, **options)(*args, **kwargs)
 
         def first(*args: Any, **kwargs: Any) -> Any:
-            inner: Any = checked(func, torch._C._functorch, rows)
-            result = transform(inner, **options)(*args, **kwargs)
-            plain.delicate = hasattr(inner, "twice")
-            return result
+            return transform(checked(func, torch._C._functorch, delicate, rows), **options)(*args, **kwargs)
 
         plain: Any = transform(func, **options)
+        plain.delicate = delicate
         plain.within = within
         plain.first = first
         return plain  # type: ignore[no-any-return]
