@@ -14,7 +14,7 @@ FOLDER = Path(__file__).with_name("support")
 # route: letter, colours of letter and cell, meaning
 ROUTES = {
     "native": ("N", "#fff", "#1a7f37", "the library's own transform"),
-    "derived": ("D", "#fff", "#4a9d5f", "made of transforms of the backend, as fast as they are"),
+    "derived": ("D", "#fff", "#4a9d5f", "made of the backend's primitives, as fast as its own transforms or faster"),
     "vectorised rows": ("V", "#111", "#a6d8b0", "rows of a derivative in one batched backward pass"),
     "looped": ("L", "#111", "#f2d675", "samples one by one"),
     "falls back": ("F", "#111", "#f0a868", "refused by torch, computed by the autograd backend (the pointer says why)"),

@@ -358,3 +358,35 @@ def test_in_the_place_of_torch_func():
     """As a test suite may put it: it must not come to call itself."""
     process = run_python("-c", REPLACED)
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.skipif("torch.func" not in AVAILABLE, reason="no torch.func")
+def test_without_what_torch_keeps_private(monkeypatch):
+    """On a torch that has its levels under other names, torch.func's own transforms are what all else is made of."""
+    module = importlib.import_module("torch_func_compat._backends.torch_func")
+    x, f = torch.tensor([0.5, 1.5], dtype=torch.float64), lambda x: torch.stack([x.prod(), x.sin().sum(), x[0]])
+
+    def all_of_them():
+        linear = tfc.linearize(f, x)[1]
+        found = [
+            tfc.vjp(f, x)[1](torch.ones(3, dtype=x.dtype)),
+            tfc.jvp(f, (x,), (x,)),
+            tfc.vmap(linear)(torch.eye(2).to(x)),
+        ]
+        found += [transform(f)(x) for transform in (tfc.jacrev, tfc.jacfwd, tfc.hessian)]
+        return [*found, tfc.grad(cubes)(x), tfc.batch_hessian(lambda x: x.prod(1), mode="forward-reverse")(x[None])]
+
+    expected = all_of_them()
+    monkeypatch.setattr(module, "_LEVELS", False)
+    monkeypatch.setattr(module._levels, "record", None)
+    assert_close(all_of_them(), expected)
+
+
+@pytest.mark.skipif("torch.func" not in AVAILABLE, reason="no torch.func")
+def test_saved_tensor_hooks_around_jvp():
+    """torch.func's jvp takes them, its other transforms do not."""
+    x = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t), tfc.use_fallback("error"):
+        assert_close(tfc.jvp(torch.sin, (x,), (x,)), (x.sin(), x * x.cos()))
+        with pytest.raises(RuntimeError, match="don't yet support saved tensor hooks"):
+            tfc.jacrev(torch.sin)(x)

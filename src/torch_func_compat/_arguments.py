@@ -159,6 +159,8 @@ class Call:
 
     def others(self) -> list[Tensor]:
         """Tensors among the arguments (leaves of them) that are not differentiated."""
+        if len(self.positions) == len(self.args) and not self.kwargs:
+            return []
         return [leaf for leaf in self._rest[0] if isinstance(leaf, Tensor)]
 
     def put_others(self, others: Sequence[Tensor]) -> None:

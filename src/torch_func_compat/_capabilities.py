@@ -304,12 +304,6 @@ CAPABILITIES: tuple[Capability, ...] = (
         cost=TRANSPOSED,
     ),
     Capability(
-        "empty_input",
-        r"index 0 out of range for tensor of size \[0\]|index 0 is out of bounds for dimension 0 with size 0",
-        "it has an input without elements",
-        "leave the empty input out of argnums",
-    ),
-    Capability(
         "random_operation",
         r"Vmap does not currently support same randomness with a batched tensor input"
         r"|We do not (yet )?support calling (out variants of )?random operations (inside of vmap)?"

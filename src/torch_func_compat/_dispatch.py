@@ -13,9 +13,6 @@ from ._backends._native import look
 from ._backends.protocol import Backend
 from ._fallback import Answer, answer
 
-# torch.func's Jacobians take positional arguments only
-_WITHOUT_KEYWORDS = ("jacrev", "jacfwd")
-
 DERIVED: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
     for module, names in (
@@ -78,10 +75,6 @@ def _is_mistaken(name: str, options: dict[str, Any]) -> bool:
         dims = options["in_dims"]
         flat = isinstance(dims, tuple) and all(dim is None or isinstance(dim, int) for dim in dims)
         return not (isinstance(dims, int) or flat) or options["out_dims"] != 0
-    if name == "jacfwd":
-        argnums = options["argnums"]
-        negative = any(isinstance(n, int) and n < 0 for n in (argnums if isinstance(argnums, tuple) else (argnums,)))
-        return negative and _facts.has("jacfwd_loses_negative_argnums")
     return False
 
 
@@ -99,8 +92,6 @@ def transform(
         return transformed
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and name in _WITHOUT_KEYWORDS:
-            return transform(name, functools.partial(func, **kwargs), options, extra)(*args)
         if _is_compiling():
             if _TRACED is None:
                 return beside_the_graph(answer)(record, name, func, on, args, kwargs)

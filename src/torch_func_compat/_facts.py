@@ -85,15 +85,6 @@ def _cdist_rows_are_wrong() -> bool:
     return not torch.allclose(jacrev(torch.cdist)(x, y), jacrev(torch.cdist, chunk_size=1)(x, y))
 
 
-def _loses_negative_argnums() -> bool:
-    """Is d(xy)/dy, with y as the argument -1, zero?"""
-    jacfwd = FUNC.get("jacfwd")
-    if jacfwd is None:
-        return False
-    one = torch.ones(())
-    return not bool(jacfwd(torch.mul, argnums=-1)(one, one))
-
-
 def _jvp_rules_lose_terms() -> bool:
     """Is the second derivative of x**2, by forward mode twice through a jvp rule, zero?"""
     try:
@@ -156,18 +147,6 @@ def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until
     return (since is None or torch_release >= since) and (until is None or torch_release < until)
 
 
-def _complex_outputs_have_gradients() -> bool:
-    try:
-        z = torch.ones((), dtype=torch.complex64).requires_grad_()
-    except RuntimeError:  # within a running transform of torch.func
-        return _within(TORCH, None, (2, 1))
-    try:
-        torch.autograd.grad(z * z, z)
-    except RuntimeError:
-        return False
-    return True
-
-
 def _derivatives_vanish_in_inference_mode() -> bool:
     grad = FUNC.get("grad")
     if grad is None:  # to probe would be to import functorch
@@ -201,13 +180,6 @@ FACTS: dict[str, Fact] = {
         (2, 0),
         None,
         "https://pytorch.org/docs/stable/generated/torch.func.vmap.html",
-    ),
-    "jacfwd_loses_negative_argnums": Fact(
-        "torch.func.jacfwd and hessian are zero for negative argnums",
-        _loses_negative_argnums,
-        (2, 0),
-        None,
-        "measured: d(xy)/dy by jacfwd(torch.mul, argnums=-1) is 0; no upstream issue found",
     ),
     "cdist_rows_are_wrong": Fact(
         "torch.func.jacrev(torch.cdist) is wrong, without an error",
@@ -276,13 +248,6 @@ FACTS: dict[str, Fact] = {
         None,
         (1, 11),
         "https://github.com/pytorch/pytorch/issues/54021",
-    ),
-    "complex_outputs_have_gradients": Fact(
-        "torch.autograd.grad takes a complex number for a loss, whose gradient is ambiguous",
-        _complex_outputs_have_gradients,
-        None,
-        (2, 1),
-        "https://github.com/pytorch/pytorch/pull/92753",
     ),
     "derivatives_vanish_in_inference_mode": Fact(
         "derivatives by torch.func or functorch are zero within torch.inference_mode(), without an error",

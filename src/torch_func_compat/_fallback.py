@@ -146,8 +146,7 @@ def answer(
 ) -> Any:
     """The value of a transformed function by the backend of the moment, or by the autograd backend.
 
-    ``on(backend)`` is the transformed function of a backend, which may name what to call instead of it the
-    ``first`` time and ``within`` a running transform. A transform that was refused once goes straight
+    ``on(backend)`` is the transformed function of a backend. A transform that was refused once goes straight
     to the autograd backend from then on.
     """
     if _in_inference_mode() and transform != "vmap" and _facts.has("derivatives_vanish_in_inference_mode"):
@@ -161,7 +160,7 @@ def answer(
         record.backend = backend.name
         call = on(backend)
         if backend.innermost() is not None:
-            return getattr(call, "within", call)(*args, **kwargs)
+            return call(*args, **kwargs)
         try:
             if backend.around is None:
                 return call(*args, **kwargs)
@@ -177,8 +176,7 @@ def answer(
         record.backend = backend.name
         call = on(backend)
         if active is not None:
-            return getattr(call, "within", call)(*args, **kwargs)
-        call = getattr(call, "first", call)
+            return call(*args, **kwargs)
         around = backend.around or contextlib.nullcontext
         if backend.library is None or get_fallback() == "error":
             with around():
@@ -192,7 +190,7 @@ def answer(
                 with around():
                     result = call(*args, **kwargs)
                 # what draws random numbers keeps the random state in view
-                if not state.moved() and not getattr(on(backend), "delicate", ()):
+                if not state.moved():
                     record.proven = backend
                 return result
             except REFUSALS as error:

@@ -86,7 +86,7 @@ def require_independent(
         symptoms[:] = _symptoms(outputs)
         return outputs, aux
 
-    for name in ("others", "captured", "generators"):
+    for name in ("others", "put_others", "captured", "generators"):
         setattr(noted, name, getattr(call, name))
     with torch.no_grad():
         outputs, pullback, _ = backend.vjp(noted, [primal.detach() for primal in primals])  # type: ignore[arg-type]

@@ -155,39 +155,9 @@ def _by(
     part: Part | None = None,
 ) -> Function:
     """The Jacobian by the mode of that name."""
-    if part is None and (chunks is None or chunks.trivial):
-        plain = _native(backend, "jacrev" if mode == "reverse" else "jacfwd", func, argnums, has_aux)
-        if plain is not None:
-            return plain
     if mode == "reverse":
         return jacrev(backend, func, argnums, has_aux=has_aux, chunks=chunks, part=part)
     return jacfwd(backend, func, argnums, has_aux, randomness="error", chunks=chunks, part=part)
-
-
-def _native(backend: Backend, name: str, func: Function, argnums: Argnums, has_aux: bool) -> Function | None:
-    """The library's own Jacobian, which is made of fewer calls than ours, if it has one."""
-    native = backend.natives.get(name)
-    # torch.func's jacfwd mistakes negative argnums (fact "jacfwd_loses_negative_argnums")
-    if native is None or not all(isinstance(n, int) and n >= 0 for n in _tree.flatten(argnums)[0]):
-        return None
-    transformed = native(func, argnums=argnums, has_aux=has_aux)
-    call_first: list[Function] = [getattr(transformed, "first", transformed)]
-
-    @functools.wraps(func)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if kwargs:  # the library's take none
-            bound = _native(backend, name, functools.partial(func, **kwargs), argnums, has_aux)
-            assert bound is not None
-            return bound(*args)
-        if backend.innermost() is not None:
-            return getattr(transformed, "within", transformed)(*args)
-        if call_first:
-            result = call_first[0](*args)
-            call_first.clear()
-            return result
-        return transformed(*args)
-
-    return wrapped
 
 
 def _forward_mode(backend: Backend, part: Part | None) -> bool:

@@ -7,7 +7,7 @@ import torch
 from operators import DIFFERENTIAL, cube, every, of_cube
 from tolerances import assert_close
 
-from torch_func_compat import grad, jacfwd, jacrev, vjp, vmap
+from torch_func_compat import grad, jacfwd, jacrev, use_fallback, vjp, vmap
 
 # the others differentiate by all of their arguments, and vmap shares these among samples
 TAKING_ARGUMENTS = tuple(
@@ -48,6 +48,19 @@ def test_an_argument_may_be_written_to_and_returned(operator, backend, x):
     assert_close(operator.call(func, x, y), of_cube(operator, x))
     assert_close(y, cube(x))
     assert not y.requires_grad and y.grad_fn is None and y.is_leaf
+
+
+@every(TAKING_ARGUMENTS)
+def test_that_needs_no_fallback_from_torch_func(operator, backend, x):
+    def func(x, y):
+        return y.copy_(x) * x * x
+
+    with use_fallback("error"):
+        if backend == "functorch":
+            with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
+                operator.call(func, x, torch.zeros_like(x))
+        else:
+            assert_close(operator.call(func, x, torch.zeros_like(x)), of_cube(operator, x))
 
 
 @pytest.mark.parametrize("jacobian", [jacrev, jacfwd])

@@ -1,4 +1,4 @@
-"""torch.func's levels, entered without its trees: its vjp and vmap for tensors that are in flat lists already.
+"""torch.func's levels, entered without its trees: its vjp, jvp and vmap for tensors that are in flat lists already.
 
 Of what torch.func takes for the Jacobian of a small function, two thirds are spent on trees, checks and wrappers that
 have been gone through here before. What is computed, and on which level, is the same.
@@ -6,12 +6,14 @@ have been gone through here before. What is computed, and on which level, is the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any, Callable, Sequence
 
 import torch
 import torch._functorch.eager_transforms
 import torch._functorch.vmap
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 _private: Any = torch._C._functorch
@@ -25,11 +27,16 @@ _NEEDED = (
     (_private, "_unwrap_for_grad"),
     (_private, "get_inplace_requires_grad_allowed"),
     (_private, "set_inplace_requires_grad_allowed"),
+    (_private, "_jvp_increment_nesting"),
+    (_private, "_jvp_decrement_nesting"),
     (_private, "_vmap_increment_nesting"),
     (_private, "_vmap_decrement_nesting"),
     (_private, "_add_batch_dim"),
     (_private, "_remove_batch_dim"),
     (_transforms, "_autograd_grad"),
+    (_transforms, "safe_unpack_dual"),
+    (_transforms, "JVP_NESTING"),
+    (forward_ad, "_set_fwd_grad_enabled"),
     (_vmap, "lazy_load_decompositions"),
 )
 _HOOKS = "torch.func's transforms don't yet support saved tensor hooks"
@@ -81,6 +88,26 @@ def _variable(primal: Tensor, level: int) -> Tensor:
         return variable.requires_grad_()
     finally:
         _private.set_inplace_requires_grad_allowed(allowed)
+
+
+def push(
+    func: Recorded, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Outputs of `func`, their tangents, and aux."""
+    level = _private._jvp_increment_nesting()
+    _transforms.JVP_NESTING += 1  # of the dual levels there is one, and the outermost jvp's is it
+    try:
+        around = forward_ad.dual_level() if _transforms.JVP_NESTING == 1 else contextlib.nullcontext()
+        with forward_ad._set_fwd_grad_enabled(True), around:
+            duals = [forward_ad.make_dual(primal, tangent) for primal, tangent in zip(primals, tangents)]
+            outputs, aux = func(*duals)
+            beside = [_private._unwrap_for_grad(value, level) for value in aux]
+            pairs = [_transforms.safe_unpack_dual(output, strict) for output in outputs]
+            values, found = ([_private._unwrap_for_grad(x, level) for x in part] for part in zip(*pairs))
+            return values, found, beside
+    finally:
+        _transforms.JVP_NESTING -= 1
+        _private._jvp_decrement_nesting()
 
 
 def at_once(apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str) -> list[Tensor]:

@@ -162,30 +162,6 @@ def _transposable(outputs: Sequence[Tensor]) -> bool:
     )
 
 
-def checked(
-    func: Callable[..., Any], private: Any, delicate: list[Any], rows: bool, mapped: bool = False
-) -> Callable[..., Any]:
-    """`func`, raising where its derivative would be wrong, differentiated once more or by batched `rows`.
-
-    `mapped` are rows of a function that is mapped itself. Something is put into `delicate` where it depends on what
-    requires grad outside whether the derivative is wrong.
-    """
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        output = func(*args, **kwargs)
-        found = look(output)
-        for error in found.rows if rows else ():
-            raise error
-        if mapped and found.mapped and _is_mapped(output, private):
-            raise found.mapped[0]
-        if found.twice:
-            delicate[:] = found.twice
-            found.refuse(output, (args, kwargs), private)
-        return output
-
-    return wrapper
-
-
 # What maps a function of flat tensors over dimension 0 of some: (function, tensors, randomness) -> results
 AtOnce = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor], str], List[Tensor]]
 # Cotangents, retain_graph and create_graph -> gradients
@@ -301,16 +277,6 @@ class Push(NativeMap):
         return results[:count]
 
 
-def _tuples(func: Differentiable) -> Callable[..., Any]:
-    """`func` with tuples for lists: the libraries take a list of outputs for one output."""
-
-    def flat(*primals: Tensor) -> Any:
-        outputs, aux = func(*primals)
-        return tuple(outputs), tuple(aux)
-
-    return flat
-
-
 _optimized_execution: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
 
 
@@ -336,6 +302,15 @@ class NativeBackend:
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         """`func`, or one that raises where the library would get its next derivative wrong."""
         return func
+
+    def given(self, func: Differentiable) -> Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """`func` with tuples for lists, which the libraries would take for one output."""
+
+        def flat(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            outputs, aux = func(*primals)
+            return tuple(outputs), tuple(aux)
+
+        return flat
 
     def is_batched_here(self, tensor: Tensor) -> bool:
         """Whether `tensor` has a batch dimension of the innermost active vmap."""
@@ -364,6 +339,13 @@ class NativeBackend:
         outputs, vjp_fn, aux = self.library.vjp(func, *primals, has_aux=True)
         return list(outputs), lambda cotangents, *flags: vjp_fn(tuple(cotangents), *flags), list(aux)
 
+    def push(
+        self, func: Callable[..., Any], primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Outputs of such a function, their tangents and aux."""
+        results = self.library.jvp(func, tuple(primals), tuple(tangents), strict=strict, has_aux=True)
+        return tuple(map(list, results))  # type: ignore[return-value]
+
     def at_once(
         self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
     ) -> list[Tensor]:
@@ -372,14 +354,15 @@ class NativeBackend:
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         recorded: list[Tensor] = []  # the outputs on the level where they have their graph
+        given = self.given(func)
 
         def noted(*primals: Tensor) -> Any:
-            recorded[:], aux = func(*primals)
+            recorded[:], aux = given(*primals)
             if _SCRIPTS:
                 look(recorded)
             if any(leaf.requires_grad for leaf in _below(recorded, self._private)):
                 look(recorded).refuse(recorded, primals, self._private)
-            return tuple(recorded), tuple(aux)
+            return tuple(recorded), aux
 
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
         # without grad mode here, somebody may still have it when he calls the pullback
@@ -390,24 +373,17 @@ class NativeBackend:
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         with FORWARD_MODE:
-            outputs, output_tangents, aux = self.library.jvp(
-                self.guard(_tuples(func), forward=True),
-                tuple(primals),
-                tuple(tangents),
-                strict=strict,
-                has_aux=True,
-            )
-        return list(outputs), list(output_tangents), list(aux)
+            return self.push(self.guard(self.given(func), forward=True), primals, tangents, strict)
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
-        guarded = self.guard(_tuples(func), forward=True)
+        guarded = self.guard(self.given(func), forward=True)
         counts = [0]
 
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             with FORWARD_MODE:
-                _, output_tangents, aux = self.library.jvp(guarded, tuple(primals), tangents, has_aux=True)
+                _, output_tangents, aux = self.push(guarded, primals, tangents, False)
             counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 
@@ -418,12 +394,13 @@ class NativeBackend:
         self, func: Differentiable, primals: Sequence[Tensor]
     ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
         transposable = [True]
+        given = self.given(func)
 
         def noted(*primals: Tensor) -> Any:
-            outputs, aux = func(*primals)
+            outputs, aux = given(*primals)
             transposable[0] = _transposable(outputs)
             look(outputs).refuse(outputs, primals, self._private)
-            return tuple(outputs), tuple(aux)
+            return outputs, aux
 
         # what is differentiated once more outside is differentiated three times
         kept = kept_outside(noted, self._private, NORMALISATIONS)

@@ -11,12 +11,10 @@ import torch.func
 from torch import Tensor
 
 from .. import _facts
-from .._capabilities import MistakenRule
 from . import _levels
 from ._fragile import watched
-from ._native import FORWARD_MODE, NativeBackend, Pull, checked, look
-
-Transform = Callable[..., Callable[..., Any]]
+from ._native import NativeBackend, Pull
+from .protocol import Differentiable
 
 # As it was found when this package was imported: a test suite may put this library into the place of torch.func.
 _library = types.ModuleType(torch.func.__name__)
@@ -29,72 +27,6 @@ _peek = torch._C._functorch.peek_interpreter_stack
 def is_active() -> bool:
     """Whether a torch.func transform is running in this thread."""
     return _peek() is not None
-
-
-def _guarded(transform: Transform, *, rows: bool = False) -> Transform:
-    """`transform`, in reverse mode, whose result says what to call instead of it where torch may go wrong silently.
-
-    ``within`` is called within a running transform, which batches what the function does or differentiates it
-    again. ``first`` is called the first time: Jacobian rows are batched, for some operations wrongly, and plain
-    autograd differentiates some wrongly once more. To look for those takes microseconds, as many as all else that this
-    library adds; what a function consists of hardly ever changes between calls of one transform. What requires
-    grad outside does: what has something ``delicate`` is always called as if for the first time.
-    """
-
-    def native(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        delicate: list[Any] = []
-
-        def within(*args: Any, **kwargs: Any) -> Any:
-            inner = watched(checked(func, torch._C._functorch, delicate, rows=True, mapped=rows), forward=False)
-            return transform(inner, **options)(*args, **kwargs)
-
-        def first(*args: Any, **kwargs: Any) -> Any:
-            return transform(checked(func, torch._C._functorch, delicate, rows), **options)(*args, **kwargs)
-
-        plain: Any = transform(func, **options)
-        plain.delicate = delicate
-        plain.within = within
-        plain.first = first
-        return plain  # type: ignore[no-any-return]
-
-    return native
-
-
-def _jacfwd(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    def native(*args: Any, **kwargs: Any) -> Any:
-        with FORWARD_MODE:
-            return _library.jacfwd(watched(func, forward=True), **options)(*args, **kwargs)
-
-    return native
-
-
-def _vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
-    """torch.func.vjp, whose vjp_fn raises where somebody maps over it and the rows would be wrong."""
-    flaw: list[MistakenRule] = []
-
-    def noted(*args: Any) -> Any:
-        output = func(*args)
-        found = look(output)
-        found.refuse(output, args, torch._C._functorch)
-        flaw.extend(found.rows)
-        return output
-
-    result = _library.vjp(watched(noted, forward=False), *primals, has_aux=has_aux)
-    if not flaw:
-        return result
-    vjp_fn = result[1]
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        if is_active():
-            raise flaw[0]
-        return vjp_fn(*args, **kwargs)
-
-    return (result[0], checked, *result[2:])
-
-
-def _jvp(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    with FORWARD_MODE:
-        return _library.jvp(watched(func, forward=True), *args, **options)
 
 
 class TracedBackend(NativeBackend):
@@ -115,27 +47,43 @@ class TorchFuncBackend(TracedBackend):
         super().__init__()
         if _facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
-        natives = {
-            "vmap": _library.vmap,
-            "vjp": _vjp,
-            "jvp": _jvp,
-            "grad": _guarded(_library.grad),
-            "grad_and_value": _guarded(_library.grad_and_value),
-            "jacrev": _guarded(_library.jacrev, rows=True),
-            "jacfwd": _jacfwd,
-        }
-
-        if _facts.has("complex_outputs_have_gradients"):
-            del natives["grad"], natives["grad_and_value"]
-        self.natives = natives
+        # What is derived here from its levels takes a half to nine tenths of the time of its own transforms.
+        self.natives = {"vmap": _library.vmap}
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         return watched(func, forward=forward)
+
+    def given(self, func: Differentiable) -> Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """The same; and the other tensors that `func` is given are on the level of its primals, too.
+
+        So it may write in place into them what is differentiated, as into the arguments of torch.func's transforms.
+        """
+        given = super().given(func)
+
+        def wrapped(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            others = func.others() if hasattr(func, "others") else []  # calls made within this library have none
+            if not others:
+                return given(*primals)
+            level = self._private.current_level()
+            func.put_others([self._private._wrap_for_grad(other, level) for other in others])
+            try:
+                return given(*primals)
+            finally:
+                func.put_others(others)
+
+        return wrapped
 
     def record(self, func: Callable[..., Any], primals: Sequence[Tensor]) -> tuple[list[Tensor], Pull, list[Tensor]]:
         if not _LEVELS or torch.is_inference_mode_enabled():
             return super().record(func, primals)
         return _levels.record(func, primals)
+
+    def push(
+        self, func: Callable[..., Any], primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        if not _LEVELS or torch.is_inference_mode_enabled():
+            return super().push(func, primals, tangents, strict)
+        return _levels.push(func, primals, tangents, strict)
 
     def at_once(
         self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
