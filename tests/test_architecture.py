@@ -18,8 +18,8 @@ LAYERS = [
     ("_backends.protocol", "_chunks"),
     ("_shares",),
     ("_collectives",),
-    ("_backends._native", "_backends._calls", "_backends.autograd"),
-    ("_backends._fragile", "_backends._levels"),
+    ("_backends._graphs", "_backends._levels", "_backends._calls", "_backends.autograd"),
+    ("_backends._native", "_backends._fragile"),
     ("_backends.torch_func", "_backends.functorch"),
     ("_compiled_batched",),
     ("_backends.", "_operators", "_compiled"),
@@ -50,13 +50,14 @@ ONLY = {
     "_curvature": GROUND | {"_operators", "_jacobians"},
     "_independence": GROUND,
     "_batched": GROUND | {"_operators", "_jacobians", "_curvature", "_independence"},
-    "_backends._native": GROUND,
+    "_backends._graphs": GROUND,
+    "_backends._native": GROUND | {"_backends._graphs"},
     "_backends.autograd": GROUND | {"_backends.autograd", "_functions"},
     "_backends.torch_func": GROUND | {"_backends._native", "_backends._fragile", "_backends._levels"},
     "_backends._levels": set(),
-    "_backends._fragile": GROUND | {"_backends._native"},
+    "_backends._fragile": GROUND | {"_backends._graphs"},
     "_backends._calls": GROUND,
-    "_backends.functorch": GROUND | {"_backends._native", "_backends._calls"},
+    "_backends.functorch": GROUND | {"_backends._graphs", "_backends._native", "_backends._calls"},
 }
 TORCH_FUNC = {"_facts", "_backends.torch_func", "_functions._transpose"}
 FUNCTORCH = {"_facts", "_backends.functorch"}

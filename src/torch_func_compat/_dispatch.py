@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _batched, _compiled, _curvature, _facts, _jacobians, _operators, _policy
-from ._backends._native import look
+from ._backends._graphs import look
 from ._backends.protocol import Backend
 from ._fallback import Answer, answer
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _facts
 from .._capabilities import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
-from ._native import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
+from ._graphs import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
 _NORMALISATIONS = (

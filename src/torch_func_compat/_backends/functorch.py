@@ -21,7 +21,8 @@ from .. import _facts
 from .._arguments import BatchedCall, version
 from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
 from ._calls import refused_calls, refused_tangents
-from ._native import IN_FORWARD_MODE, NORMALISATIONS, NativeBackend, kept_outside, nodes
+from ._graphs import IN_FORWARD_MODE, NORMALISATIONS, kept_outside, nodes
+from ._native import NativeBackend
 from .protocol import Differentiable, LinearMap, Pullback
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
