@@ -81,6 +81,22 @@ def test_compiled_is_eager(case):
     assert_close(compiled(function, fullgraph=True, backend="aot_eager")(X), function(X))
 
 
+@traced
+def test_rows_and_aux_are_of_one_evaluation():
+    def dropped(x):
+        y = torch.nn.functional.dropout(x, 0.5, True) * x
+        return y, y
+
+    call = compiled(lambda x: tfc.jacrev(dropped, has_aux=True)(x), backend="aot_eager")
+    if _facts.has("compiled_pullbacks_leak"):
+        with pytest.raises(RuntimeError, match="randomness"):
+            call(X)
+        return
+    for _ in range(4):
+        jacobian, y = call(X.repeat(4))
+        assert torch.equal(jacobian.diagonal() != 0, y != 0)
+
+
 def multiplications(nodes):
     """In the products of two matrices among operations and the sizes of their operands."""
     return sum(left.numel() * right.shape[-1] for name, left, right in nodes if name == "mm")

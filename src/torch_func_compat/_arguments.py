@@ -427,8 +427,8 @@ def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
     """`torch.movedim`, which the batching rules of old torches lack, by permute."""
     if {source, destination} == {0, 1}:
         return tensor.transpose(0, 1)
-    order = [d for d in range(tensor.dim()) if d != source % tensor.dim()]
-    order.insert(destination % tensor.dim(), source % tensor.dim())
+    order = list(range(tensor.dim()))
+    order.insert(destination % tensor.dim(), order.pop(source % tensor.dim()))
     return tensor.permute(order)
 
 

@@ -10,12 +10,14 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _facts, _tree
 from ._arguments import Argnums, movedim, positions
 from ._chunks import Chunks
 
 Function = Callable[..., Any]
 Natives = Mapping[str, Callable[..., Any]]
+
+_LEAKS = _facts.has("compiled_pullbacks_leak")
 
 
 def _chosen(values: Sequence[Any], where: Iterable[int]) -> tuple[Any, ...]:
@@ -80,6 +82,16 @@ def _basis(likes: list[Tensor], dims: list[int | None]) -> tuple[Tensor, ...]:
     return tuple(vectors)
 
 
+def _recorded(natives: Natives, func: Function, own: _Leaves, has_aux: bool) -> tuple[Any, Function]:
+    """What the function returns, and its pullback."""
+
+    def call(*leaves: Tensor) -> Any:
+        return own.call(func, leaves)
+
+    output, pullback, *aux = natives["vjp"](call, *own.primals, has_aux=has_aux)
+    return (output, aux[0]) if has_aux else output, pullback
+
+
 def _rows(
     natives: Natives,
     func: Function,
@@ -87,10 +99,11 @@ def _rows(
     args: tuple[Any, ...],
     units: tuple[Tensor, ...],
     size: int | None,
-) -> tuple[Tensor, ...]:
-    """The pullback of each of the units. The pass is made within vmap, where it is not batched.
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """The pullback of each of the units, where pullbacks leak: the pass is made within vmap, where it is not batched.
 
-    No closure holds a tensor: see the fact "compiled_pullbacks_leak".
+    Also the leaves of aux of that pass: another one has other random numbers. No closure holds a tensor, either: see
+    the fact "compiled_pullbacks_leak".
     """
     leaves, spec = _tree.flatten(args)
     floats = [
@@ -102,18 +115,22 @@ def _rows(
     where = positions(options["argnums"], len(args))
     marks = _tree.flatten([[i in where] * len(_tree.flatten(arg)[0]) for i, arg in enumerate(args)])[0]
 
-    def flat(*values: Tensor) -> tuple[Tensor, ...]:
+    def flat(*values: Tensor) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         filled = list(rest)
         for i, value in zip(floats, values):
             filled[i] = value
-        result = func(*_tree.unflatten(filled, spec))
-        return tuple(_tree.flatten(result[0] if options["has_aux"] else result)[0])
+        result, aux = func(*_tree.unflatten(filled, spec)), ()
+        if options["has_aux"]:
+            result, aux = result
+        return tuple(_tree.flatten(result)[0]), tuple(_tree.flatten(aux)[0])
 
-    def row(values: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        pulled = natives["vjp"](flat, *values)[1](cotangents)
-        return tuple(part for i, part in zip(floats, pulled) if marks[i])
+    def row(values: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]) -> Any:
+        _, pullback, aux = natives["vjp"](flat, *values, has_aux=True)
+        return tuple(part for i, part in zip(floats, pullback(cotangents)) if marks[i]), aux
 
-    return natives["vmap"](row, in_dims=(None, 0), chunk_size=size)(_chosen(leaves, floats), units)  # type: ignore[no-any-return]
+    mapped = natives["vmap"](row, in_dims=(None, 0), chunk_size=size)
+    rows, aux = mapped(_chosen(leaves, floats), units)
+    return rows, tuple([leaf[0] for leaf in aux])
 
 
 def _columns(natives: Natives, func: Function, own: _Leaves, has_aux: bool, size: int | None) -> tuple[Tensor, ...]:
@@ -136,13 +153,22 @@ def by_mode(natives: Natives, mode: str, func: Function, options: dict[str, Any]
     def wrapped(*args: Any) -> Any:
         own = _Leaves(args, options["argnums"], options["in_dims"], options["check"])
 
-        result = own.call(func, own.primals)  # for its structure and aux; the rest is dead code
+        pullback: Any = None
+        if mode == "reverse" and not _LEAKS:
+            result, pullback = _recorded(natives, func, own, has_aux)
+        else:
+            result = own.call(func, own.primals)  # for its structure and aux; the rest is dead code
         likes, spec = _tree.flatten(result[0] if has_aux else result)
         jacobians, aux = [], result[1] if has_aux else ()
         if mode == "reverse":
             batch = None if options["in_dims"] is None else 0
             units = _basis(likes, [batch] * len(likes))
-            rows = _rows(natives, func, options, args, units, size)
+            if pullback is None:
+                rows, beside = _rows(natives, func, options, args, units, size)
+                aux = _tree.unflatten(beside, _tree.flatten(aux)[1])
+            else:
+                row = lambda *unit: tuple(_tree.flatten(pullback(_tree.unflatten(unit, spec)))[0])
+                rows = natives["vmap"](row, chunk_size=size)(*units)
             samples = [part if dim is None else movedim(part, dim + 1, 0) for part, dim in zip(rows, own.dims)]
             offset = 0
             for like in likes:

@@ -26,8 +26,6 @@ class TreeSpec:
     A leaf is a ``TreeSpec`` of type ``None``.
     """
 
-    __slots__ = ("type", "context", "children", "num_leaves")
-
     def __init__(self, type: Any = None, context: Any = None, children: tuple[TreeSpec, ...] = ()) -> None:
         self.type: Any = type
         self.context: Any = context

@@ -42,13 +42,15 @@ else:
         return value
 
 
-def is_level_traced() -> bool:
-    """`is_level` for torch.compile, which asks while it traces and not each time."""
+def _torch_func_compat_is_level_traced() -> bool:
     return is_level()
 
 
-# what torch._dynamo.assume_constant_result does, which takes seconds to import
-is_level_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# What torch._dynamo.assume_constant_result does, which takes seconds to import. The constant becomes a global of the
+# caller's, of the function's own name, which is therefore one that nobody uses (seen on torch 2.4).
+_torch_func_compat_is_level_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# `is_level` for torch.compile, which asks while it traces and not each time
+is_level_traced = _torch_func_compat_is_level_traced
 
 _PLAIN = "_plain_apply"
 
