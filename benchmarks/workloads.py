@@ -134,6 +134,7 @@ def batched_hessian(shape, device):
         return torch.stack(columns, 1)
 
     found = {OURS: functools.partial(tfc.batch_hessian(energies), x), "sum trick in a loop": sum_trick}
+    found[f"{OURS}: vmap(hessian)"] = functools.partial(tfc.vmap(tfc.hessian(energies)), x)
     if hasattr(torch, "compiler"):
         torch._dynamo.reset()  # else the sizes of the workload before count as varying
         for name, call in (
