@@ -134,10 +134,11 @@ def call(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any
 
 
 def _untraced(name: str, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """`call`, whose vjp_fn is not traced, either."""
+    """`call`, whose vjp_fn or jvp_fn is not traced, either."""
     result = call(name, func, *args, **options)
-    if name == "vjp":
-        return (result[0], beside_the_graph(result[1].__call__), *result[2:])
+    if name in ("vjp", "linearize"):
+        linear = result[1]
+        return (result[0], beside_the_graph(lambda *vectors, **asked: linear(*vectors, **asked)), *result[2:])
     return result
 
 

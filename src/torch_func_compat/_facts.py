@@ -315,19 +315,19 @@ FACTS: dict[str, Fact] = {
         "https://github.com/pytorch/pytorch/blob/v1.13.0/torch/utils/_python_dispatch.py",
     ),
     "compiled_transforms": Fact(
-        "torch.compile traces torch.func's transforms; before, its graph breaks there",
-        _between((2, 2), None),
-        (2, 2),
+        "torch.compile traces torch.func's transforms by default; before, its graph breaks there",
+        _between((2, 4), None),
+        (2, 4),
         None,
         "https://pytorch.org/docs/2.1/torch.compiler_faq.html#limited-torch-func-support",
     ),
-    "frames_lose_save_for_backward": Fact(
-        "torch.compile, which compiles the forward of a torch.autograd.Function by itself, fails on the names in it",
+    "frames_lose_ctx": Fact(
+        "torch.compile, which compiles the forward of a torch.autograd.Function by itself, fails on what its ctx has",
         # not probed: that takes a compilation
-        _between((2, 1), (2, 2)),
+        _between((2, 1), (2, 3)),
         (2, 1),
-        (2, 2),
-        "measured: InternalTorchDynamoError: save_for_backward on torch 2.1.2; no upstream issue found",
+        (2, 3),
+        "measured: InternalTorchDynamoError: save_for_backward (2.1.2), needs_input_grad (2.2.2); no issue found",
     ),
     "compiled_pullbacks_leak": Fact(
         "a compiled pullback under vmap returns wrapped tensors from the graph: Cannot access storage of TensorWrapper",

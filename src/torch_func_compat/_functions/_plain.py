@@ -142,7 +142,7 @@ def make(definition: Any, call: Call) -> Call:
                 setattr(ctx, KEPT, Kept(args, not ctx.dirty_tensors))
         return output
 
-    if _facts.has("frames_lose_save_for_backward"):
+    if _facts.has("frames_lose_ctx"):
         forward = untraced(forward)
 
     def differentiate(ctx: Any, *grads: Any) -> Any:
