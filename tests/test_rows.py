@@ -39,6 +39,16 @@ FUNCTIONS = {
     "Softplus": lambda x: F.softplus(4 * x, beta=1.5, threshold=3.0),
     "Relu": lambda x: F.relu(x - 0.5) ** 2,
     "Threshold": lambda x: F.threshold(x, 0.5, 0.1) ** 2,
+    "Gelu": lambda x: F.gelu(3 * x - 1),
+    "Silu": lambda x: F.silu(3 * x - 1),
+    "Elu": lambda x: F.elu(x - 0.5, alpha=1.5),
+    "LeakyRelu": lambda x: F.leaky_relu(x - 0.5) ** 2,
+    "LogSigmoid": lambda x: F.logsigmoid(3 * x - 1),
+    "Hardtanh": lambda x: F.hardtanh(2 * x) ** 2,
+    "Clamp": lambda x: x.clamp(0.3, 0.7) ** 2 * x.clamp(min=0.3) * x.clamp(max=0.7),
+    "Where": lambda x: torch.where(x > 0.5, x**2, x[:1].exp()),
+    "MaskedFill": lambda x: (x * x).masked_fill(x > 0.5, 2.0) ** 2,
+    "Maximum": lambda x: torch.maximum(x, A[0]) ** 2 * torch.minimum(x, 1 - x),
     "Mm": lambda x: A @ x.reshape(6, 1) @ x.reshape(1, 6) @ A.t(),
     "Mv": lambda x: A @ (A @ x) * x,
     "Dot": lambda x: x @ A @ x,
@@ -118,7 +128,11 @@ def test_each_is_taken_through():
             found |= {type(node).__name__.rstrip("0123456789") for node in _graph.nodes([tensor.grad_fn])}
     kinds = {name[: -len("Backward")] if name.endswith("Backward") else name for name in found}
     missing = _graph._BATCHED_RIGHTLY - kinds
-    assert missing <= {"ReshapeAlias", "Rsub", "SelectBackward", "SliceBackward", "Threshold", "UnsafeView", "Relu"}
+    of_some_torches = (
+        "ReshapeAlias Rsub SelectBackward SliceBackward Threshold UnsafeView Relu SWhere Where ClampMin ClampMax "
+        "GeluBackward SiluBackward MaskedFill"
+    )
+    assert missing <= set(of_some_torches.split())
 
 
 def test_all_else_is_looked_at(autograd):

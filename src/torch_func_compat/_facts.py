@@ -181,6 +181,14 @@ FACTS: dict[str, Fact] = {
         None,
         "https://pytorch.org/docs/stable/generated/torch.func.vmap.html",
     ),
+    "activations_are_looped_over": Fact(
+        "batched backward passes do tanh, relu, gelu and their like row by row: there are no batching rules for them",
+        # not probed: all that could be seen is the time it takes
+        _between(None, (2, 0)),
+        None,
+        (2, 0),
+        "https://github.com/pytorch/pytorch/blob/v1.13.1/aten/src/ATen/BatchingRegistrations.cpp",
+    ),
     "cdist_rows_are_wrong": Fact(
         "torch.func.jacrev(torch.cdist) is wrong, without an error",
         _cdist_rows_are_wrong,

@@ -66,12 +66,9 @@ def custom_nodes(tensors: Sequence[Tensor]) -> list[Any]:
     ]
 
 
-def has_scripts(tensors: Sequence[Tensor]) -> bool:
-    """Whether the graph has a node of what TorchScript has optimized."""
-    return any(
-        type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
-        for node in nodes(tensor.grad_fn for tensor in tensors)
-    )
+def has_scripts(every: Iterable[Any]) -> bool:
+    """Whether one of the nodes is of what TorchScript has optimized."""
+    return any(type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name() for node in every)
 
 
 # Backward nodes of a backward: torch differentiates them wrongly, for it takes the saved mean and
@@ -106,7 +103,9 @@ def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
 # matrices, sums and views, of real numbers; no node here makes real numbers of complex ones.
 _BATCHED_RIGHTLY = frozenset(
     "AccumulateGrad Add Sub Rsub Mul Div Neg Reciprocal Pow Sqrt Rsqrt Exp Expm1 Log Log1P Sin Cos Tan Sinh Cosh Atan "
-    "Erf Tanh TanhBackward Sigmoid SigmoidBackward Softplus SoftplusBackward Relu Threshold ThresholdBackward "
+    "Erf Tanh TanhBackward Sigmoid SigmoidBackward Softplus SoftplusBackward Relu Threshold "
+    "ThresholdBackward Gelu GeluBackward Silu SiluBackward Elu EluBackward LeakyRelu LeakyReluBackward LogSigmoid "
+    "LogSigmoidBackward Hardtanh HardtanhBackward Clamp ClampMin ClampMax SWhere Where MaskedFill Maximum Minimum "
     "Mm Mv Dot Bmm Addmm Sum Mean "
     "T Transpose Permute View UnsafeView ReshapeAlias Expand Squeeze Unsqueeze "
     "Select SelectBackward Slice SliceBackward Stack Cat Clone Split SplitWithSizes Unbind".split()
@@ -116,11 +115,9 @@ _BATCHED_RIGHTLY = frozenset(
 _known: dict[type, bool] = {}  # of torch's own nodes, whether they are among these
 
 
-def rows_are_right(tensors: Sequence[Tensor]) -> bool:
-    """Whether rows through the graph can be batched without a look at what comes out."""
-    if any(tensor.is_complex() for tensor in tensors):
-        return False
-    for node in nodes(tensor.grad_fn for tensor in tensors):
+def are_batched_rightly(every: Iterable[Any]) -> bool:
+    """Whether real rows through these nodes can be batched without a look at what comes out."""
+    for node in every:
         cls = type(node)
         right = _known.get(cls)
         if right is None:

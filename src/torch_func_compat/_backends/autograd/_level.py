@@ -13,6 +13,7 @@ from typing import Any, ContextManager, Sequence
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ... import _facts
 from ..._arguments import version
@@ -23,10 +24,11 @@ from ._graph import OWNER, depends_on_outside
 class Level:
     """Variables of one run. While `running`, they count as outside for the levels within."""
 
-    __slots__ = ("running", "__weakref__")
+    __slots__ = ("hooked", "running", "__weakref__")
 
     def __init__(self) -> None:
         self.running = False
+        self.hooked = False  # whether hooks were registered, by the function or by another thread, meanwhile
 
     def variable(self, tensor: Tensor) -> Tensor:
         """An alias of `tensor` that requires grad, and through which outer levels still reach it."""
@@ -117,10 +119,12 @@ def run(
         if put_others and others:
             put_others([x if x.requires_grad or is_dual() else x.detach() for x in others])
         level.running = True
+        hooks = RemovableHandle.next_id
         try:
             outputs, aux = func(*arguments)
         finally:
             level.running = False
+            level.hooked = hooks != RemovableHandle.next_id
             if put_others and others:
                 put_others(others)
         for primal, argument, count in zip(primals, arguments, before):

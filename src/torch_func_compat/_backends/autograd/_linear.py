@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..protocol import Differentiable
-from ._graph import custom_nodes, gradients, rows_are_right, second_order_flaw, third_order_nodes
+from ._graph import custom_nodes, gradients, second_order_flaw, third_order_nodes
 from ._level import Level, recording, run
 from ._rows import Rows
 
@@ -22,7 +22,7 @@ class Pullback:
         self.outputs = outputs
         # whether what the caller got of the outputs shares this graph, so that it must not be freed
         self.attached = attached
-        self.rows = Rows(outputs)
+        self.rows = Rows(outputs, inputs, level.hooked)
         self._flaw: list[str | None] = []
 
     def _apply(
@@ -45,15 +45,12 @@ class Pullback:
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
         """One row for each of the stacked cotangents."""
         create = torch.is_grad_enabled() and self._is_differentiable(cotangents)
-        found = self.rows(self._apply, cotangents, create, self._is_trusted) if len(cotangents[0]) else []
+        found = self.rows(self._apply, cotangents, create) if len(cotangents[0]) else []
         return self._finish(fill_rows(found, cotangents, self.inputs), cotangents, create)
 
     def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
         """Whether the caller can differentiate what he gets."""
         return self.attached or any(cotangent.requires_grad for cotangent in cotangents)
-
-    def _is_trusted(self) -> bool:
-        return rows_are_right(self.outputs)
 
     def _finish(self, found: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """What the caller gets; where it would be differentiated wrongly again, without an error, trying raises."""
@@ -105,8 +102,8 @@ class Pushforward:
         self.outputs = outputs
         self.cotangents: list[Tensor] = []
         self.gradients: list[Tensor | None] = []
-        self.rows = Rows(outputs)
         self.by_rows = not self._transpose()
+        self.rows = Rows(self.gradients, self.cotangents, level.hooked)
         self._flaw: str | None = None
         self._probe: tuple[list[Tensor], list[Tensor | None]] | None = None
 
@@ -188,11 +185,10 @@ class Pushforward:
         total = _real(basis).new_zeros(*batch, size)
         if size == 0:
             return total
-        rows = Rows([output])(
+        rows = Rows([output], inputs, self.level.hooked)(
             lambda vectors, create: gradients([output], inputs, vectors, create_graph=create),
             [basis.reshape(-1, *output.shape)],
             torch.is_grad_enabled(),
-            lambda: rows_are_right([output]),
         )
         for jacobian, tangent in zip(rows, tangents):
             if jacobian is not None:
@@ -200,14 +196,11 @@ class Pushforward:
                 total = total + _real(product)
         return total
 
-    def _is_trusted(self) -> bool:
-        return rows_are_right([g for g in self.gradients if g is not None])
-
     def _find(self, tangents: Sequence[Tensor], batch: tuple[int, ...]) -> list[Tensor | None]:
         if not self.by_rows:
             try:
                 if batch:
-                    found = self.rows(self._apply, tangents, torch.is_grad_enabled(), self._is_trusted)
+                    found = self.rows(self._apply, tangents, torch.is_grad_enabled())
                 else:
                     found = self._apply(tangents, torch.is_grad_enabled())
                 if self._agrees(tangents, found, batch):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ... import _facts
-from ._graph import has_scripts
+from ._factors import Factors
+from ._graph import are_batched_rightly, has_scripts, nodes
 
 # Vectors -> results; None where a result does not depend on them. The flag is create_graph.
 Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
@@ -18,25 +19,28 @@ _vmap: Any = getattr(torch, "vmap", None)
 
 
 class Rows:
-    """How a linear map is applied to stacked vectors; it remembers where torch refused to batch."""
+    """How vectors are taken from `roots` to `ends`, many at once; it remembers where torch refused to batch.
 
-    def __init__(self, outputs: Sequence[Tensor]) -> None:
+    With `hooked`, the user's hooks are on nodes between them, and see what passes there.
+    """
+
+    def __init__(self, roots: Sequence[Tensor | None], ends: Sequence[Tensor], hooked: bool) -> None:
         self.vectorised: bool | None = None  # what happened last; None before the first batch
-        if _facts.has("optimized_scripts_lose_terms") and has_scripts(outputs):
-            self.vectorised = False
+        self._roots = roots
+        self._ends = ends
+        self._hooked = hooked
+        self._trusted = False
+        self._factors: Factors | None = None
 
-    def __call__(
-        self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool, trusted: Callable[[], bool]
-    ) -> list[Tensor | None]:
-        """Results for each of the vectors stacked along dimension 0, stacked likewise.
-
-        Where the map is `trusted`, torch is known to batch all that it consists of rightly.
-        """
+    def __call__(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        """Results for each of the vectors stacked along dimension 0, stacked likewise."""
         size = vectors[0].shape[0]
+        if size > 1 and self.vectorised is None:
+            self._look()
         if size > 1 and self.vectorised is not False:
             try:
-                results = _at_once(apply, vectors, create_graph)
-                self.vectorised = trusted() or _agrees(apply, vectors, results)
+                results = self._by_factors(apply, vectors, create_graph) or _at_once(apply, vectors, create_graph)
+                self.vectorised = self._trusted or _agrees(apply, vectors, results)
                 if self.vectorised:
                     return results
             except (RuntimeError, TypeError, ValueError) as error:
@@ -48,8 +52,38 @@ class Rows:
         rows = [apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
         return [stack([row[k] for row in rows]) for k in range(len(rows[0]))]
 
+    def _look(self) -> None:
+        """What the graph tells of how to batch."""
+        present = [root for root in self._roots if root is not None]
+        every = list(nodes(root.grad_fn for root in present))
+        if _facts.has("optimized_scripts_lose_terms") and has_scripts(every):
+            self.vectorised = False
+        self._trusted = not any(root.is_complex() for root in present) and are_batched_rightly(every)
+        if _facts.has("activations_are_looped_over") and not self._hooked:
+            self._factors = Factors(every, self._roots, self._ends)
+
+    def _by_factors(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:
+        """The results where that spares loops; None where it does not, or not with these numbers."""
+        factors = self._factors
+        if factors is None or not factors.found:
+            return None
+        try:
+            results = _at_once(
+                lambda rows, create: factors.run(lambda given: apply(given, create), rows), vectors, create_graph
+            )
+            if factors.selecting and not all(bool(x.isfinite().all()) for x in results if x is not None):
+                return None  # infinity times a factor that is zero
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise
+            self._factors = None
+            return None
+        return results
+
 
 def _at_once(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+    if not _facts.has("vmap_over_autograd_grad"):
+        return _at_once_by_old_vmap(apply, vectors, create_graph)
     present: list[bool] = []
 
     def flat(*rows: Tensor) -> tuple[Tensor, ...]:
@@ -58,14 +92,21 @@ def _at_once(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> lis
         # vmap insists on at least one output: the first vector stands in where there is none
         return tuple(result for result in results if result is not None) or (rows[0],)
 
-    batch: Any
-    if _facts.has("vmap_over_autograd_grad"):
-        batch = _vmap
-    else:
-        # what is_grads_batched=True uses, without its warnings, and on torch < 1.11, too
-        from torch._vmap_internals import _vmap as batch
-    found = iter(batch(flat)(*vectors))
+    found = iter(_vmap(flat)(*vectors))
     return [next(found) if there else None for there in present]
+
+
+def _at_once_by_old_vmap(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+    """By what is_grads_batched=True uses, without its warnings and checks, and on torch < 1.11, too."""
+    private: Any = torch._C
+    library: Any = torch
+    level = private._vmapmode_increment_nesting()
+    try:
+        results = apply([library._add_batch_dim(vector, 0, level) for vector in vectors], create_graph)
+        size = len(vectors[0])
+        return [x if x is None else library._remove_batch_dim(x, level, size, 0) for x in results]
+    finally:
+        private._vmapmode_decrement_nesting()
 
 
 def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | None]) -> bool:

@@ -1,0 +1,119 @@
+"""Activations and their like, which torch < 2.0 batches by a loop over rows (fact "activations_are_looped_over").
+
+The derivative of such a node is a factor for each element. So within a batched backward pass the node gets ones, which
+are not batched, and what it makes of them, its factors, multiplies the batch that it should have got: hooks on the
+nodes above put the batch aside and one on the node itself takes it up again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+T = TypeVar("T")
+
+# by the names of their nodes
+_SMOOTH = frozenset(
+    "Tanh Softplus Gelu Silu Mish Elu Celu LeakyRelu LogSigmoid Hardswish Logit MseLoss SmoothL1Loss TanhBackward "
+    "SoftplusBackward GeluBackward EluBackward CeluBackward LeakyReluBackward LogSigmoidBackward".split()
+)
+# These give zero for some elements, whatever comes in there: zero times infinity would not be that.
+_SELECTING = frozenset(
+    "Hardtanh Hardshrink Softshrink Hardsigmoid Sinc Clamp ClampMin ClampMax SWhere Where MaskedFill Maximum Minimum "
+    "Fmax Fmin HardtanhBackward HardshrinkBackward SoftshrinkBackward ThresholdBackward".split()
+)
+
+_known: dict[type, bool | None] = {}  # of torch's own nodes, whether they select; None for any other one
+
+
+def _selects(node: Any) -> bool | None:
+    cls = type(node)
+    if cls not in _known:
+        if isinstance(node, BackwardCFunction):  # by any name
+            return None
+        name = cls.__name__.rstrip("0123456789")
+        name = name[: -len("Backward")] if name.endswith("Backward") else ""
+        _known[cls] = name in _SELECTING if name in _SMOOTH or name in _SELECTING else None
+    return _known[cls]
+
+
+class Factors:
+    """The activations among `every` node below `roots` that lead to `inputs`, and where batches go in to them."""
+
+    def __init__(self, every: Sequence[Any], roots: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
+        self.selecting = False
+        self.found: set[Any] = set()
+        self._above: dict[Any, list[tuple[int, Any]]] = {}  # nodes -> which of their gradients go to activations
+        # Activations -> what goes in to them, by where it comes from: the engine may begin anew (see `gradients`).
+        self._aside: dict[Any, dict[tuple[Any, int], Tensor]] = {}
+        if any(_selects(node) is not None for node in every):
+            self._find(every, inputs)
+        self._roots = [root if root is not None and root.grad_fn in self.found else None for root in roots]
+
+    def _find(self, every: Sequence[Any], inputs: Sequence[Tensor]) -> None:
+        above: dict[Any, list[tuple[int, Any]]] = {}
+        ends = [x.grad_fn for x in inputs if x.grad_fn is not None]
+        for node in every:
+            below = node.next_functions
+            if not below and any(getattr(node, "variable", None) is x for x in inputs):
+                ends.append(node)
+            for index, (child, _) in enumerate(below):
+                if child is not None:
+                    above.setdefault(child, []).append((index, node))
+        # hooks are for nodes that belong to the level, and all that lead to its inputs do
+        seen, stack = set(ends), [parent for end in ends for _, parent in above.get(end, ())]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            parents = above.get(node, ())
+            selects = _selects(node)
+            if selects is not None:
+                self.found.add(node)
+                self.selecting |= selects
+                for index, parent in parents:
+                    self._above.setdefault(parent, []).append((index, node))
+            stack.extend([parent for _, parent in parents])
+
+    def run(self, backward: Callable[[Sequence[Tensor]], T], vectors: Sequence[Tensor]) -> T:
+        """`backward(vectors)`, a pass from the roots to the inputs, with activations by their factors."""
+        self._aside.clear()
+        given = [
+            vector if root is None else self._put_aside(root.grad_fn, (None, k), vector)
+            for k, (root, vector) in enumerate(zip(self._roots, vectors))
+        ]
+        handles = [node.register_hook(self._hook(node)) for node in self.found | set(self._above)]
+        try:
+            return backward(given)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _put_aside(self, activation: Any, origin: tuple[Any, int], batch: Tensor) -> Tensor:
+        """What goes in instead: ones from the first origin and zeros from others, for the engine adds them."""
+        batches = self._aside.setdefault(activation, {})
+        make = torch.ones if not batches or origin == next(iter(batches)) else torch.zeros
+        batches[origin] = batch
+        return make(batch.shape, dtype=batch.dtype, device=batch.device)
+
+    def _hook(self, node: Any) -> Callable[[Sequence[Tensor | None], Any], tuple[Tensor | None, ...]]:
+        below = self._above.get(node, ())
+
+        def hook(gradients: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...]:
+            passed = list(gradients)
+            batches = list(self._aside.get(node, {}).values())
+            if batches:
+                batch = sum(batches[1:], batches[0])
+                # where the node broadcast its input, torch raises: a hook must not change sizes
+                passed = [g if g is None else batch * g for g in gradients]
+            for index, activation in below:
+                gradient = passed[index]
+                if gradient is not None:
+                    passed[index] = self._put_aside(activation, (node, index), gradient)
+            return tuple(passed)
+
+        return hook

@@ -1,0 +1,197 @@
+"""Batched rows through activations, which torch < 2.0 would do one by one: by factors, where these are right."""
+
+import warnings
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+from torch_func_compat import _facts
+from torch_func_compat._backends.autograd import _rows
+
+F = torch.nn.functional
+X = torch.linspace(-0.8, 0.9, 6, dtype=torch.float64)
+Z = torch.linspace(0.5, -0.7, 6, dtype=torch.float64)
+W = torch.linspace(-1, 1, 36, dtype=torch.float64).reshape(6, 6).sin()
+
+ACTIVATIONS = {
+    "tanh": torch.tanh,
+    "softplus": lambda x: F.softplus(3 * x, beta=1.5, threshold=2.0),
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "elu": F.elu,
+    "selu": torch.selu,
+    "celu": torch.celu,
+    "leaky_relu": F.leaky_relu,
+    "logsigmoid": F.logsigmoid,
+    "hardswish": lambda x: F.hardswish(5 * x),
+    "logit": lambda x: torch.logit(x / 2 + 0.5),
+    "mse_loss": lambda x: F.mse_loss(x, Z, reduction="none"),
+    "mean mse_loss": lambda x: F.mse_loss(x, Z)[None] * x,
+    "smooth_l1_loss": lambda x: F.smooth_l1_loss(x, Z, reduction="none"),
+    "hardtanh": lambda x: F.hardtanh(2 * x),
+    "relu6": lambda x: F.relu6(8 * x),
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "hardsigmoid": lambda x: F.hardsigmoid(5 * x),
+    "sinc": lambda x: torch.sinc(x),
+    "clamp": lambda x: x.clamp(-0.5, 0.5) ** 2,
+    "where": lambda x: torch.where(x > 0, x.exp(), x**2),
+    "masked_fill": lambda x: x.masked_fill(x > 0.5, 2.0) ** 2,
+    "maximum": lambda x: torch.maximum(x, Z) * torch.fmax(Z, x),
+    "minimum": lambda x: torch.minimum(x, Z) * torch.fmin(Z, x),
+    "twice in a row": lambda x: torch.tanh(torch.tanh(x)),
+    "for two": lambda x: torch.stack([x.tanh() * y for y in (x.tanh(), x)]) + x.tanh().sin() * x.tanh(),
+    "shared": lambda x: (lambda t: (t * t).sin() * t + t)(x.tanh()),
+    "inside and out": lambda x: F.gelu(W @ (W @ x).tanh()),
+    "layers": lambda x: torch.nn.functional.silu(F.linear(F.linear(x.reshape(2, 3), W[:, :3]).tanh(), W)),
+}
+UNDIFFERENTIABLE = ("hardsigmoid", "hardswish")  # their backward, on some releases
+
+
+@pytest.fixture(autouse=True)
+def autograd():
+    with tfc.use_backend("autograd"):
+        yield
+
+
+def by_rows(func):
+    """The Jacobian, one row after the other."""
+
+    def jacobian(x):
+        output = func(x)
+        rows = [torch.autograd.grad(y, x, create_graph=True, allow_unused=True)[0] for y in output.reshape(-1)]
+        rows = [torch.zeros_like(x) if row is None else row for row in rows]
+        return torch.stack(rows).reshape(output.shape + x.shape)
+
+    return jacobian
+
+
+def looped_over(call, *args):
+    """The operations that torch < 2.0 says it batches by a loop, and the result."""
+    torch._C._debug_only_display_vmap_fallback_warnings(True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = call(*args)
+    finally:
+        torch._C._debug_only_display_vmap_fallback_warnings(False)
+    texts = [str(warning.message) for warning in caught]
+    return {text.split("aten::")[1].split(" ")[0].rstrip(".") for text in texts if "aten::" in text}, result
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_first_and_second_derivatives(monkeypatch, name, dtype):
+    for constant in ("Z", "W"):
+        monkeypatch.setitem(globals(), constant, globals()[constant].to(dtype))
+    func, x = ACTIVATIONS[name], X.to(dtype)
+    leaf = x.clone().requires_grad_()
+    assert_close(tfc.jacrev(func)(x), by_rows(func)(leaf).detach())
+    if name in UNDIFFERENTIABLE:
+        return
+
+    def scalar(x):
+        output = func(x)
+        return (output * torch.arange(1.0, output.numel() + 1).to(output).reshape(output.shape).sin()).sum()
+
+    expected = by_rows(by_rows(scalar))(leaf).detach()
+    assert_close(tfc.jacrev(tfc.jacrev(scalar))(x), expected)
+    assert_close(tfc.jacfwd(tfc.grad(scalar))(x), expected)
+    # rows that somebody differentiates
+    (gradient,) = torch.autograd.grad((tfc.jacrev(func)(leaf) ** 2).sum(), leaf)
+    (by_hand,) = torch.autograd.grad((by_rows(func)(leaf) ** 2).sum(), leaf)
+    assert_close(gradient, by_hand)
+
+
+@pytest.mark.skipif(not _facts.has("activations_are_looped_over"), reason="torch.func's vmap has rules for them")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_there_are_no_loops(name):
+    assert not looped_over(tfc.jacrev(ACTIVATIONS[name]), X)[0]
+
+
+@pytest.mark.skipif(not _facts.has("activations_are_looped_over"), reason="torch.func's vmap has rules for them")
+def test_torch_would_loop():
+    leaf = X.clone().requires_grad_()
+    output = leaf.tanh()
+    apply = lambda v, _: [torch.autograd.grad(output, leaf, v[0])[0]]
+    found, rows = looped_over(_rows._at_once, apply, [torch.eye(6).double()], False)
+    assert found == {"tanh_backward"}
+    assert_close(rows[0], torch.diag(1 - X.tanh() ** 2))
+
+
+def test_hooks_change_what_passes():
+    """No ones in its place: where hooks were registered there are no factors."""
+
+    def func(x):
+        y = x.tanh()
+        if y.requires_grad:
+            y.register_hook(lambda g: g.clamp(max=0.5))
+        return W @ (y * 3)
+
+    assert_close(tfc.jacrev(func)(X), (3 * W).clamp(max=0.5) * (1 - X.tanh() ** 2))
+
+
+def test_hooks_see_what_passes():
+    seen = []
+
+    def func(x):
+        y = x.tanh()
+        if y.requires_grad:
+            y.register_hook(lambda g: seen.append(g.tolist()))  # what is batched has none: row by row, then
+        return W @ (y * 3)
+
+    assert_close(tfc.jacrev(func)(X), 3 * W * (1 - X.tanh() ** 2))
+    assert_close(torch.tensor(seen, dtype=torch.float64), 3 * W)
+
+
+@pytest.mark.parametrize(
+    "select", (lambda x: x.clamp(min=0.0), lambda x: torch.where(x > 0, x, 0 * x), lambda x: F.hardtanh(x, 0.0, 9.0))
+)
+def test_zero_times_infinity(select):
+    """At zero sqrt has an infinite derivative, of which a selection takes nothing."""
+    func = lambda x: select(x).sqrt()
+    leaf = X.clone().requires_grad_()
+    found, expected = tfc.jacrev(func)(X), by_rows(func)(leaf).detach()
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert_close(torch.nan_to_num(found), torch.nan_to_num(expected))
+
+
+def test_where_that_broadcasts():
+    func = lambda x: torch.where(X > 0, x.mean(), x * x[0])
+    leaf = X.clone().requires_grad_()
+    assert_close(tfc.jacrev(func)(X), by_rows(func)(leaf).detach())
+
+
+def test_what_is_captured_keeps_its_graph_and_has_no_hooks():
+    weight = W.clone().requires_grad_()
+    around = weight.tanh()
+    func = lambda x: (around @ x).tanh() @ around
+    leaf = X.clone().requires_grad_()
+    assert_close(tfc.jacrev(func)(X), by_rows(func)(leaf))
+    expected = torch.autograd.grad(by_rows(func)(leaf).sum(), weight)[0]
+    around = weight.tanh()
+    assert_close(torch.autograd.grad(tfc.jacrev(func)(X).sum(), weight, retain_graph=True)[0], expected)
+    assert_close(torch.autograd.grad(around.sum(), weight)[0], 1 - weight.tanh() ** 2)
+
+
+def test_several_inputs_and_outputs():
+    func = lambda a, b: (torch.tanh(a * b), b.tanh(), torch.tanh(a * b) @ W)
+    found = tfc.jacrev(func, argnums=(0, 1))(X, Z)
+    product = 1 - (X * Z).tanh() ** 2
+    zero, by_a, by_b = torch.zeros(6, 6, dtype=torch.float64), torch.diag(product * Z), torch.diag(product * X)
+    expected = ((by_a, by_b), (zero, torch.diag(1 - Z.tanh() ** 2)), (W.t() @ by_a, W.t() @ by_b))
+    for blocks, by_hand in zip(found, expected):
+        assert_close(blocks[0], by_hand[0])
+        assert_close(blocks[1], by_hand[1])
+
+
+def test_chunks_and_pullbacks_called_again():
+    func = lambda x: F.gelu(W @ x.tanh())
+    expected = tfc.jacrev(func, chunk_size=1)(X)
+    assert_close(tfc.jacrev(func, chunk_size=4)(X), expected)
+    _, pullback = tfc.vjp(func, X)
+    for _ in range(2):
+        assert_close(tfc.vmap(lambda v: pullback(v)[0])(torch.eye(6, dtype=torch.float64)), expected)
+        assert_close(pullback(torch.ones(6, dtype=torch.float64))[0], expected.sum(0))
