@@ -223,6 +223,17 @@ def bench(session):
     session.run("python", "benchmarks/report.py", results, "docs/benchmarks", env=env)
 
 
+@nox.session
+@over_the_table()
+@disposable
+def bench_rows(session, environment):
+    """What rows of Jacobians take on the autograd backend, in one environment of the table."""
+    install_project(session, *requirements(environment, "test"), "pytest-benchmark")
+    session.run(
+        "pytest", "benchmarks/bench_rows.py", "--benchmark-quiet", *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
+
+
 @nox.session(venv_backend="none")
 def dev(session):
     """Make .venv with the newest torch, or .venv-NAME with -- NAME; the library is editable in it."""
