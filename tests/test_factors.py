@@ -1,5 +1,6 @@
 """Batched rows through activations, which torch < 2.0 would do one by one: by factors, where these are right."""
 
+import threading
 import warnings
 
 import pytest
@@ -14,6 +15,8 @@ F = torch.nn.functional
 X = torch.linspace(-0.8, 0.9, 6, dtype=torch.float64)
 Z = torch.linspace(0.5, -0.7, 6, dtype=torch.float64)
 W = torch.linspace(-1, 1, 36, dtype=torch.float64).reshape(6, 6).sin()
+
+LOOPED = _facts.has("activations_are_looped_over")
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -105,13 +108,13 @@ def test_first_and_second_derivatives(monkeypatch, name, dtype):
     assert_close(gradient, by_hand)
 
 
-@pytest.mark.skipif(not _facts.has("activations_are_looped_over"), reason="torch.func's vmap has rules for them")
+@pytest.mark.skipif(not LOOPED, reason="torch.func's vmap has rules for them")
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_there_are_no_loops(name):
     assert not looped_over(tfc.jacrev(ACTIVATIONS[name]), X)[0]
 
 
-@pytest.mark.skipif(not _facts.has("activations_are_looped_over"), reason="torch.func's vmap has rules for them")
+@pytest.mark.skipif(not LOOPED, reason="torch.func's vmap has rules for them")
 def test_torch_would_loop():
     leaf = X.clone().requires_grad_()
     output = leaf.tanh()
@@ -144,6 +147,74 @@ def test_hooks_see_what_passes():
 
     assert_close(tfc.jacrev(func)(X), 3 * W * (1 - X.tanh() ** 2))
     assert_close(torch.tensor(seen, dtype=torch.float64), 3 * W)
+
+
+def test_hooks_of_modules():
+    module = torch.nn.Tanh()
+    module.register_full_backward_hook(lambda module, below, above: (above[0].clamp(max=0.5),))
+    assert_close(tfc.jacrev(lambda x: W @ (module(x) * 3))(X), (3 * W).clamp(max=0.5))
+
+
+def test_another_thread_within_a_pass():
+    """It takes a vector through the same graph, and sees none of the ones."""
+    found = []
+
+    class Meanwhile(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            if not found:
+                found.append(None)
+                other = threading.Thread(target=lambda: found.append(pullback(vector)[0]))
+                other.start()
+                other.join()
+            return grad
+
+    pullback = tfc.vjp(lambda x: torch.tanh(Meanwhile.apply(x.tanh())), X)[1]
+    vector = torch.linspace(1.0, 2.0, 6, dtype=torch.float64)
+    derivative = (1 - X.tanh().tanh() ** 2) * (1 - X.tanh() ** 2)
+    rows = tfc.vmap(pullback)(torch.eye(6, dtype=torch.float64))[0]
+    assert_close(rows, torch.diag(derivative))
+    assert_close(found[1], vector * derivative)
+
+
+def test_threads_that_take_rows_through_a_graph():
+    func = lambda x: torch.tanh(W @ x.tanh()).tanh()
+    pullback = tfc.vjp(func, X)[1]
+    units, rows = torch.eye(6, dtype=torch.float64), tfc.jacrev(func, chunk_size=1)(X)
+    wrong = []
+
+    def take():
+        with tfc.use_backend("autograd"):
+            wrong.extend(not torch.allclose(tfc.vmap(pullback)(units)[0], rows) for _ in range(300))
+
+    threads = [threading.Thread(target=take) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 900
+    assert not any(wrong)
+
+
+def test_custom_functions_around():
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, factor, x, name):
+            ctx.factor = factor
+            return factor * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, ctx.factor * grad, None
+
+    func = lambda x: Scale.apply(3, torch.tanh(Scale.apply(2, x.tanh(), "below")), "above")
+    found, jacobian = looped_over(tfc.jacrev(func), X) if LOOPED else (set(), tfc.jacrev(func)(X))
+    assert not found
+    assert_close(jacobian, torch.diag(6 * (1 - (2 * X.tanh()).tanh() ** 2) * (1 - X.tanh() ** 2)))
 
 
 @pytest.mark.parametrize(
@@ -193,5 +264,5 @@ def test_chunks_and_pullbacks_called_again():
     assert_close(tfc.jacrev(func, chunk_size=4)(X), expected)
     _, pullback = tfc.vjp(func, X)
     for _ in range(2):
-        assert_close(tfc.vmap(lambda v: pullback(v)[0])(torch.eye(6, dtype=torch.float64)), expected)
+        assert_close(tfc.vmap(pullback)(torch.eye(6, dtype=torch.float64))[0], expected)
         assert_close(pullback(torch.ones(6, dtype=torch.float64))[0], expected.sum(0))

@@ -7,6 +7,7 @@ nodes above put the batch aside and one on the node itself takes it up again.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Callable, Sequence, TypeVar
 
 import torch
@@ -17,13 +18,13 @@ T = TypeVar("T")
 
 # by the names of their nodes
 _SMOOTH = frozenset(
-    "Tanh Softplus Gelu Silu Mish Elu Celu LeakyRelu LogSigmoid Hardswish Logit MseLoss SmoothL1Loss TanhBackward "
-    "SoftplusBackward GeluBackward EluBackward CeluBackward LeakyReluBackward LogSigmoidBackward".split()
+    "Tanh TanhBackward Softplus Gelu Silu Mish Elu Celu LeakyRelu LogSigmoid MseLoss SmoothL1Loss".split()
 )
 # These give zero for some elements, whatever comes in there: zero times infinity would not be that.
 _SELECTING = frozenset(
-    "Hardtanh Hardshrink Softshrink Hardsigmoid Sinc Clamp ClampMin ClampMax SWhere Where MaskedFill Maximum Minimum "
-    "Fmax Fmin HardtanhBackward HardshrinkBackward SoftshrinkBackward ThresholdBackward".split()
+    "Hardtanh Hardshrink Softshrink Hardsigmoid Hardswish Logit Sinc Clamp ClampMin ClampMax SWhere Where MaskedFill "
+    "Maximum Minimum Fmax Fmin HardtanhBackward HardshrinkBackward SoftshrinkBackward ThresholdBackward "
+    "SoftplusBackward GeluBackward EluBackward CeluBackward LeakyReluBackward LogSigmoidBackward".split()
 )
 
 _known: dict[type, bool | None] = {}  # of torch's own nodes, whether they select; None for any other one
@@ -49,7 +50,11 @@ class Factors:
         self._above: dict[Any, list[tuple[int, Any]]] = {}  # nodes -> which of their gradients go to activations
         # Activations -> what goes in to them, by where it comes from: the engine may begin anew (see `gradients`).
         self._aside: dict[Any, dict[tuple[Any, int], Tensor]] = {}
-        if any(_selects(node) is not None for node in every):
+        self._lock = threading.Lock()
+        self._thread = 0
+        # Hooks are for the thread that is in `run`, and on other devices than the CPU the engine has its own.
+        on_cpu = all(root is None or root.device.type == "cpu" for root in roots)
+        if on_cpu and any(_selects(node) is not None for node in every):
             self._find(every, inputs)
         self._roots = [root if root is not None and root.grad_fn in self.found else None for root in roots]
 
@@ -63,7 +68,7 @@ class Factors:
             for index, (child, _) in enumerate(below):
                 if child is not None:
                     above.setdefault(child, []).append((index, node))
-        # hooks are for nodes that belong to the level, and all that lead to its inputs do
+        # hooks are on nodes that belong to the level, and all that lead to its inputs do
         seen, stack = set(ends), [parent for end in ends for _, parent in above.get(end, ())]
         while stack:
             node = stack.pop()
@@ -81,17 +86,23 @@ class Factors:
 
     def run(self, backward: Callable[[Sequence[Tensor]], T], vectors: Sequence[Tensor]) -> T:
         """`backward(vectors)`, a pass from the roots to the inputs, with activations by their factors."""
-        self._aside.clear()
-        given = [
-            vector if root is None else self._put_aside(root.grad_fn, (None, k), vector)
-            for k, (root, vector) in enumerate(zip(self._roots, vectors))
-        ]
-        handles = [node.register_hook(self._hook(node)) for node in self.found | set(self._above)]
+        if not self._lock.acquire(blocking=False):
+            return backward(vectors)  # another thread has its hooks there, which are not for this one
         try:
-            return backward(given)
+            self._thread = threading.get_ident()
+            given = [
+                vector if root is None else self._put_aside(root.grad_fn, (None, k), vector)
+                for k, (root, vector) in enumerate(zip(self._roots, vectors))
+            ]
+            handles = [node.register_hook(self._hook(node)) for node in self.found | set(self._above)]
+            try:
+                return backward(given)
+            finally:
+                for handle in handles:
+                    handle.remove()
         finally:
-            for handle in handles:
-                handle.remove()
+            self._aside.clear()
+            self._lock.release()
 
     def _put_aside(self, activation: Any, origin: tuple[Any, int], batch: Tensor) -> Tensor:
         """What goes in instead: ones from the first origin and zeros from others, for the engine adds them."""
@@ -100,10 +111,12 @@ class Factors:
         batches[origin] = batch
         return make(batch.shape, dtype=batch.dtype, device=batch.device)
 
-    def _hook(self, node: Any) -> Callable[[Sequence[Tensor | None], Any], tuple[Tensor | None, ...]]:
+    def _hook(self, node: Any) -> Callable[[Sequence[Tensor | None], Any], tuple[Tensor | None, ...] | None]:
         below = self._above.get(node, ())
 
-        def hook(gradients: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...]:
+        def hook(gradients: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...] | None:
+            if threading.get_ident() != self._thread:
+                return None
             passed = list(gradients)
             batches = list(self._aside.get(node, {}).values())
             if batches:
