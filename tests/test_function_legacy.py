@@ -169,11 +169,11 @@ if hasattr(torch.autograd.Function, "setup_context"):
 
 if hasattr(getattr(torch, "library", None), "custom_op"):
 
-    @torch.library.custom_op("torch_func_compat_tests::sine", mutates_args=(), schema="(Tensor x) -> Tensor")
+    @torch.library.custom_op("torch_func_compat_tests::legacy_sine", mutates_args=(), schema="(Tensor x) -> Tensor")
     def library_sine(x):
         return torch.from_numpy(x.detach().cpu().numpy().copy()).sin()
 
-    @torch.library.custom_op("torch_func_compat_tests::cosine", mutates_args=(), schema="(Tensor x) -> Tensor")
+    @torch.library.custom_op("torch_func_compat_tests::legacy_cosine", mutates_args=(), schema="(Tensor x) -> Tensor")
     def library_cosine(x):
         return torch.from_numpy(x.detach().cpu().numpy().copy()).cos()
 
