@@ -41,6 +41,10 @@ def _selects(node: Any) -> bool | None:
     return _known[cls]
 
 
+class _Twice(RuntimeError):
+    """Something passed where something had passed: the pass was begun anew, or there is another one within it."""
+
+
 class Factors:
     """The activations among `every` node below `roots` that lead to `inputs`, and where batches go in to them."""
 
@@ -48,7 +52,7 @@ class Factors:
         self.selecting = False
         self.found: set[Any] = set()
         self._above: dict[Any, list[tuple[int, Any]]] = {}  # nodes -> which of their gradients go to activations
-        # Activations -> what goes in to them, by where it comes from: the engine may begin anew (see `gradients`).
+        # activations -> what goes in to them, by where it comes from
         self._aside: dict[Any, dict[tuple[Any, int], Tensor]] = {}
         self._lock = threading.Lock()
         self._thread = 0
@@ -107,7 +111,9 @@ class Factors:
     def _put_aside(self, activation: Any, origin: tuple[Any, int], batch: Tensor) -> Tensor:
         """What goes in instead: ones from the first origin and zeros from others, for the engine adds them."""
         batches = self._aside.setdefault(activation, {})
-        make = torch.ones if not batches or origin == next(iter(batches)) else torch.zeros
+        if origin in batches:
+            raise _Twice
+        make = torch.zeros if batches else torch.ones
         batches[origin] = batch
         return make(batch.shape, dtype=batch.dtype, device=batch.device)
 
