@@ -10,6 +10,8 @@ from tolerances import assert_close
 import torch_func_compat as tfc
 from torch_func_compat import _facts
 from torch_func_compat._backends.autograd import _rows
+from torch_func_compat._backends.autograd._factors import Factors
+from torch_func_compat._backends.autograd._graph import nodes
 
 F = torch.nn.functional
 X = torch.linspace(-0.8, 0.9, 6, dtype=torch.float64)
@@ -153,6 +155,19 @@ def test_hooks_of_modules():
     module = torch.nn.Tanh()
     module.register_full_backward_hook(lambda module, below, above: (above[0].clamp(max=0.5),))
     assert_close(tfc.jacrev(lambda x: W @ (module(x) * 3))(X), (3 * W).clamp(max=0.5))
+
+
+def test_a_pass_that_is_begun_anew():
+    leaf = X.clone().requires_grad_()
+    output = torch.tanh(W @ leaf.tanh())
+    factors = Factors(list(nodes([output.grad_fn])), [output], [leaf])
+    take = lambda given: torch.autograd.grad(output, leaf, given[0], retain_graph=True)[0]
+    vector, expected = Z, by_rows(lambda x: torch.tanh(W @ x.tanh()))(leaf).detach()
+    for _ in range(2):
+        assert_close(factors.run(take, [vector]), vector @ expected)
+    with pytest.raises(RuntimeError):
+        factors.run(lambda given: (take(given), take(given)), [vector])
+    assert_close(take([vector]), vector @ expected)
 
 
 def in_a_thread(call):
