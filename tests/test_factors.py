@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from rows import by_rows
 from tolerances import assert_close
 
 import torch_func_compat as tfc
@@ -59,18 +60,6 @@ UNDIFFERENTIABLE = ("hardsigmoid", "hardswish")  # their backward, on some relea
 def autograd():
     with tfc.use_backend("autograd"):
         yield
-
-
-def by_rows(func):
-    """The Jacobian, one row after the other."""
-
-    def jacobian(x):
-        output = func(x)
-        rows = [torch.autograd.grad(y, x, create_graph=True, allow_unused=True)[0] for y in output.reshape(-1)]
-        rows = [torch.zeros_like(x) if row is None else row for row in rows]
-        return torch.stack(rows).reshape(output.shape + x.shape)
-
-    return jacobian
 
 
 def looped_over(call, *args):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rows import by_rows
 from tolerances import assert_close
 
 import torch_func_compat as tfc
@@ -76,18 +77,6 @@ FUNCTIONS = {
     "Unbind": lambda x: torch.stack(x.reshape(2, 3).unbind(1)[::-1]) ** 2,
     "network": lambda x: F.softplus(torch.tanh(x.reshape(2, 3) @ A[:3]) @ A).sum(-1),
 }
-
-
-def by_rows(func):
-    """The Jacobian, one row after the other."""
-
-    def jacobian(x):
-        output = func(x)
-        rows = [torch.autograd.grad(y, x, create_graph=True, allow_unused=True)[0] for y in output.reshape(-1)]
-        rows = [torch.zeros_like(x) if row is None else row for row in rows]
-        return torch.stack(rows).reshape(output.shape + x.shape)
-
-    return jacobian
 
 
 @pytest.fixture
