@@ -1,8 +1,9 @@
 """Activations and their like, which torch < 2.0 batches by a loop over rows (fact "activations_are_looped_over").
 
-The derivative of such a node is a factor for each element. So within a batched backward pass the node gets ones, which
-are not batched, and what it makes of them, its factors, multiplies the batch that it should have got: hooks on the
-nodes above put the batch aside and one on the node itself takes it up again.
+The derivative of such a node is a factor for each element. So within a batched backward pass the node gets ones, in a
+batch of one row, and what it makes of them, its factors, multiplies the batch that it should have got: hooks on the
+nodes above put the batch aside and one on the node itself takes it up again. What retain_grad() keeps there is batched,
+as it is without this: whoever reads it gets torch's error, and not the ones.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable, Sequence, TypeVar
 
-import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
@@ -56,6 +56,7 @@ class Factors:
         self._aside: dict[Any, dict[tuple[Any, int], Tensor]] = {}
         self._lock = threading.Lock()
         self._thread = 0
+        self._one: Tensor
         # Hooks are for the thread that is in `run`, and on other devices than the CPU the engine has its own.
         on_cpu = all(root is None or root.device.type == "cpu" for root in roots)
         if on_cpu and any(_selects(node) is not None for node in every):
@@ -88,12 +89,16 @@ class Factors:
                     self._above.setdefault(parent, []).append((index, node))
             stack.extend([parent for _, parent in parents])
 
-    def run(self, backward: Callable[[Sequence[Tensor]], T], vectors: Sequence[Tensor]) -> T:
-        """`backward(vectors)`, a pass from the roots to the inputs, with activations by their factors."""
+    def run(self, backward: Callable[[Sequence[Tensor]], T], vectors: Sequence[Tensor], one: Tensor) -> T:
+        """`backward(vectors)`, a pass from the roots to the inputs, with activations by their factors.
+
+        `one` is a scalar with a batch of one row where the vectors have theirs.
+        """
         if not self._lock.acquire(blocking=False):
             return backward(vectors)  # another thread has its hooks there, which are not for this one
         try:
             self._thread = threading.get_ident()
+            self._one = one
             given = [
                 vector if root is None else self._put_aside(root.grad_fn, (None, k), vector)
                 for k, (root, vector) in enumerate(zip(self._roots, vectors))
@@ -113,9 +118,10 @@ class Factors:
         batches = self._aside.setdefault(activation, {})
         if origin in batches:
             raise _Twice
-        make = torch.zeros if batches else torch.ones
+        one = self._one if self._one.dtype == batch.dtype else self._one.to(batch.dtype)
+        filling = 0 * one if batches else one
         batches[origin] = batch
-        return make(batch.shape, dtype=batch.dtype, device=batch.device)
+        return filling.expand(batch.shape)
 
     def _hook(self, node: Any) -> Callable[[Sequence[Tensor | None], Any], tuple[Tensor | None, ...] | None]:
         below = self._above.get(node, ())

@@ -69,7 +69,9 @@ class Rows:
             return None
         try:
             results = _at_once(
-                lambda rows, create: factors.run(lambda given: apply(given, create), rows), vectors, create_graph
+                lambda rows, create: factors.run(lambda given: apply(given, create), rows[:-1], rows[-1]),
+                [*vectors, torch.ones(1, dtype=vectors[0].dtype)],
+                create_graph,
             )
             if factors.selecting and not all(bool(x.isfinite().all()) for x in results if x is not None):
                 return None  # infinity times a factor that is zero
