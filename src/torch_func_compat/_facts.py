@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 
 import torch
 from packaging.version import Version
+from torch.utils.hooks import RemovableHandle
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -74,6 +75,13 @@ def _has_torch_func() -> bool:
     except ImportError:
         return False
     return True
+
+
+def _retain_grad_is_a_hook() -> bool:
+    """Does retain_grad() register a hook, as one can see?"""
+    tensor, before = torch.zeros(1, requires_grad=True).clone(), RemovableHandle.next_id
+    tensor.retain_grad()
+    return RemovableHandle.next_id != before
 
 
 def _cdist_rows_are_wrong() -> bool:
@@ -188,6 +196,13 @@ FACTS: dict[str, Fact] = {
         None,
         (2, 0),
         "https://github.com/pytorch/pytorch/blob/v1.13.1/aten/src/ATen/BatchingRegistrations.cpp",
+    ),
+    "retain_grad_is_a_hook": Fact(
+        "retain_grad() registers a hook of Python; later it is part of C++, where nobody sees whether it was called",
+        _retain_grad_is_a_hook,
+        None,
+        (1, 10),
+        "https://github.com/pytorch/pytorch/blob/v1.9.1/torch/_tensor.py",
     ),
     "cdist_rows_are_wrong": Fact(
         "torch.func.jacrev(torch.cdist) is wrong, without an error",

@@ -1,9 +1,11 @@
 """Activations and their like, which torch < 2.0 batches by a loop over rows (fact "activations_are_looped_over").
 
-The derivative of such a node is a factor for each element. So within a batched backward pass the node gets ones, in a
-batch of one row, and what it makes of them, its factors, multiplies the batch that it should have got: hooks on the
-nodes above put the batch aside and one on the node itself takes it up again. What retain_grad() keeps there is batched,
-as it is without this: whoever reads it gets torch's error, and not the ones.
+The derivative of such a node is a factor for each element. So within a batched backward pass the node gets ones, and
+what it makes of them, its factors, multiplies the batch that it should have got: hooks on the nodes above put the batch
+aside and one on the node itself takes it up again.
+
+Where retain_grad() may have been called, the ones are a batch of one row: what it keeps is batched then, as it is
+without this, and whoever reads it gets torch's error and not the ones.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class Factors:
     def run(self, backward: Callable[[Sequence[Tensor]], T], vectors: Sequence[Tensor], one: Tensor) -> T:
         """`backward(vectors)`, a pass from the roots to the inputs, with activations by their factors.
 
-        `one` is a scalar with a batch of one row where the vectors have theirs.
+        `one` is a scalar, with a batch of one row where the vectors have theirs or with none.
         """
         if not self._lock.acquire(blocking=False):
             return backward(vectors)  # another thread has its hooks there, which are not for this one

@@ -67,12 +67,17 @@ class Rows:
         factors = self._factors
         if factors is None or not factors.found:
             return None
+        one = torch.ones(1, dtype=vectors[0].dtype)
+        # where retain_grad() is no hook that one sees, what it keeps has to be batched (see _factors)
+        given = vectors if _facts.has("retain_grad_is_a_hook") else [*vectors, one]
+        count = len(vectors)
+
+        def take(rows: Sequence[Tensor], create: bool) -> list[Tensor | None]:
+            filling = rows[count] if len(rows) > count else one[0]
+            return factors.run(lambda inner: apply(inner, create), rows[:count], filling)
+
         try:
-            results = _at_once(
-                lambda rows, create: factors.run(lambda given: apply(given, create), rows[:-1], rows[-1]),
-                [*vectors, torch.ones(1, dtype=vectors[0].dtype)],
-                create_graph,
-            )
+            results = _at_once(take, given, create_graph)
             if factors.selecting and not all(bool(x.isfinite().all()) for x in results if x is not None):
                 return None  # infinity times a factor that is zero
         except RuntimeError as error:
