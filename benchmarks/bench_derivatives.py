@@ -7,7 +7,7 @@ import pytest
 from turns import take_turns
 from workloads import OURS, WORKLOADS
 
-from torch_func_compat import _memory
+from torch_func_compat._arguments import memory as _memory
 
 
 @pytest.fixture(scope="module")

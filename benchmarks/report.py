@@ -98,7 +98,7 @@ def scaling():
     from workloads import network
 
     import torch_func_compat as tfc
-    from torch_func_compat import _memory
+    from torch_func_compat._arguments import memory as _memory
 
     def seconds(call):
         call()

@@ -37,7 +37,7 @@ from distributed_hessian import crystal  # noqa: E402
 from vibrations import argon_energy  # noqa: E402
 
 from torch_func_compat import distributed  # noqa: E402
-from torch_func_compat._collectives import Parcel, Team  # noqa: E402
+from torch_func_compat.distributed._collectives import Parcel, Team  # noqa: E402
 
 
 class Job:
@@ -148,9 +148,9 @@ def _few_and_many(job: Job) -> tuple[int, int]:
 
 def _rows(job: Job, rows: int) -> Any:
     """The first rows in this process alone."""
-    from torch_func_compat._chunks import Chunks
-    from torch_func_compat._dispatch import transform
-    from torch_func_compat._shares import Part
+    from torch_func_compat._arguments.chunks import Chunks
+    from torch_func_compat._arguments.partition import Part
+    from torch_func_compat._dispatch.transform import transform
 
     class First(Part):
         def bounds(self, _: int) -> tuple[int, int]:

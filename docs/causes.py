@@ -385,7 +385,7 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or use reverse mode (jacrev, vjp)",
         ),
         Cause(
-            "… (_backends/_calls.py)",
+            "… (_guards/by_profile.py)",
             "only with `set_fallback('error')`, on torch 1.11 and 1.12: saved-tensor hooks, complex numbers or "
             "`torch.autograd.functional` in the function; to 1.13, `cholesky_inverse` or `scatter_reduce` in forward "
             "mode",
@@ -456,7 +456,7 @@ CAUSES: dict[str, list[Cause]] = {
             "leave out `strict`, for zeros",
         ),
         Cause(
-            "… (_eager.py)",
+            "… (autograd/_functional.py)",
             "`strict=True`, or a function with other than one output where one is asked for: the message says which",
             "leave out `strict`, or return one number",
         ),

@@ -54,14 +54,14 @@ def arrow(x: float, y: float, to: float) -> str:
 HOUSE = {
     "names": ["autograd/internals.py", "autograd/derivatives.py"],
     "function": ["autograd/function.py", "_functions"],
-    "policy": ["_policy.py", "_fallback.py", "_dispatch.py"],
-    "tables": ["_facts.py", "_capabilities.py"],
-    "operators": ["_operators.py", "_jacobians.py", "_curvature.py"],
-    "protocol": ["_backends/protocol.py"],
+    "policy": ["_dispatch"],
+    "tables": ["_torch/facts.py", "_guards"],
+    "operators": ["_transforms"],
+    "protocol": ["_arguments/protocol.py"],
     "native": ["_backends/torch_func.py"],
     "functorch": ["_backends/functorch.py"],
     "autograd": ["_backends/autograd"],
-    "ground": ["_tree.py", "_arguments.py", "_chunks.py", "_randomness.py", "_settings.py"],
+    "ground": ["_arguments", "_torch/pytree.py", "_torch/random_state.py"],
 }
 
 

@@ -25,7 +25,7 @@ def table(head: str, rows: Iterable[str]) -> str:
 
 def refusals() -> str:
     """What torch refuses and the autograd backend computes, from the table that decides it."""
-    from torch_func_compat._capabilities import CAPABILITIES
+    from torch_func_compat._guards.refusals import CAPABILITIES
 
     rows = (f"{row.meaning} | {_words(row.pattern)} | {row.cost} | {row.advice}" for row in CAPABILITIES)
     return table("the function ... | torch says | what it costs here | to stay native", rows)

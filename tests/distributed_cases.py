@@ -21,9 +21,10 @@ import torch.distributed as dist
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts, _tree, distributed
-from torch_func_compat._collectives import Parcel, Team
-from torch_func_compat._shares import bounds
+from torch_func_compat import distributed
+from torch_func_compat._arguments.partition import bounds
+from torch_func_compat._torch import facts, pytree
+from torch_func_compat.distributed._collectives import Parcel, Team
 
 CASES = {}
 X = torch.tensor([0.3, -0.7, 1.1, 0.4, 0.9], dtype=torch.float64)
@@ -60,8 +61,8 @@ def raises(kind, text, call):
 
 def same(found, expected):
     """To the last bit."""
-    a, spec = _tree.flatten(found)
-    b, other = _tree.flatten(expected)
+    a, spec = pytree.flatten(found)
+    b, other = pytree.flatten(expected)
     assert spec == other, (spec, other)
     for x, y in zip(a, b):
         assert x.dtype == y.dtype and x.shape == y.shape, (x.dtype, y.dtype, x.shape, y.shape)
@@ -362,17 +363,17 @@ def the_example(rank, size):
 @once
 def an_engine_that_cannot_gather(rank, size):
     """As NCCL on torch < 1.11: all get the whole, and those that did not ask for it drop it."""
-    team, fact = Team(None), _facts.has("nccl_cannot_gather")
+    team, fact = Team(None), facts.has("nccl_cannot_gather")
     team.backend = "nccl"
     engine, team.engine = team.engine, Refusing(team.engine)
-    _facts._answers["nccl_cannot_gather"] = True
+    facts._answers["nccl_cannot_gather"] = True
     try:
         same(Parcel(team, X[slice(*bounds(rank, size, 5))], 5, size - 1).send(), X)
-        _facts._answers["nccl_cannot_gather"] = False
+        facts._answers["nccl_cannot_gather"] = False
         team.backend = "gloo"
         raises(RuntimeError, "does not support gather", Parcel(team, X, 5 * size, size - 1).send)
     finally:
-        _facts._answers["nccl_cannot_gather"], team.engine = fact, engine
+        facts._answers["nccl_cannot_gather"], team.engine = fact, engine
 
 
 class Refusing:

@@ -12,7 +12,7 @@ from processes import run_python
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts
+from torch_func_compat._torch import facts
 from torch_func_compat.autograd import internals
 
 NAMES = ("torch.func", "functorch", "autograd")
@@ -53,10 +53,10 @@ def spy(seen):
 def test_available():
     assert AVAILABLE[-1] == "autograd"
     assert list(AVAILABLE) == [name for name in NAMES if name in AVAILABLE]
-    assert ("torch.func" in AVAILABLE) == (_facts.TORCH >= (2, 0))
-    if _facts.TORCH[:2] == (1, 13):
+    assert ("torch.func" in AVAILABLE) == (facts.TORCH >= (2, 0))
+    if facts.TORCH[:2] == (1, 13):
         assert "functorch" in AVAILABLE
-    if not _facts.has("functorch_is_separate"):
+    if not facts.has("functorch_is_separate"):
         assert "functorch" not in AVAILABLE
 
 
@@ -277,7 +277,7 @@ def test_settings_do_not_reach_the_native_transforms():
 
 
 @pytest.mark.skipif(
-    _facts.TORCH[:2] < tuple(map(int, tfc.__api_version__.split("."))),
+    facts.TORCH[:2] < tuple(map(int, tfc.__api_version__.split("."))),
     reason="an older torch.func than the one mirrored",
 )
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -313,7 +313,7 @@ COMPILED = {
 }
 
 
-@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.4 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.4 on")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("where", ["outside", "inside"])
 @pytest.mark.parametrize("name", COMPILED)
@@ -332,7 +332,7 @@ def test_compile(name, where):
     try:
         compiled(torch.func)
     except Exception as error:  # noqa: BLE001 - of many types
-        pytest.skip(f"torch {_facts.VERSION} does not compile its own: {type(error).__name__}")
+        pytest.skip(f"torch {facts.VERSION} does not compile its own: {type(error).__name__}")
     assert_close(compiled(tfc), getattr(tfc, name)(COMPILED[name])(x))
 
 

@@ -8,14 +8,14 @@ from processes import run_python
 from torch._vmap_internals import _vmap as legacy_vmap
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts
+from torch_func_compat._torch import facts
 from torch_func_compat.autograd import checks
 
 X = torch.arange(6.0).view(2, 3)
 
 
 def library():
-    if _facts.has("torch_func"):
+    if facts.has("torch_func"):
         return torch.func
     return pytest.importorskip("functorch")
 
@@ -39,7 +39,7 @@ COMPOSITIONS = {
 @pytest.mark.parametrize("composition", COMPOSITIONS)
 @pytest.mark.parametrize("own", [True, False], ids=["own", "library's"])
 def test_at_any_depth(composition, own):
-    if own and "functorch" not in tfc.available_backends() and not _facts.has("torch_func"):
+    if own and "functorch" not in tfc.available_backends() and not facts.has("torch_func"):
         pytest.skip("nothing wraps tensors here")
     lib = tfc if own else library()
     transform, batched, tracked = COMPOSITIONS[composition]
@@ -189,13 +189,13 @@ for function in (careful, vmap(careful)):
 """
 
 
-@pytest.mark.skipif(_facts.TORCH < (2, 6), reason="vmap is traced as a whole from 2.6 on")
+@pytest.mark.skipif(facts.TORCH < (2, 6), reason="vmap is traced as a whole from 2.6 on")
 def test_compiled():
     process = run_python("-c", COMPILED)
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.skipif(not _facts.has("functorch_is_separate"), reason="functorch is no package of its own")
+@pytest.mark.skipif(not facts.has("functorch_is_separate"), reason="functorch is no package of its own")
 def test_functorch_is_not_imported():
     script = "import sys, torch; from torch_func_compat.autograd import checks; checks.is_batched(torch.ones(3)); "
     process = run_python("-c", script + "assert 'functorch' not in sys.modules")

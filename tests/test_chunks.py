@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import torch_func_compat as tfc
-from torch_func_compat import _memory
-from torch_func_compat._chunks import Chunks, Gathered
+from torch_func_compat._arguments import memory as _memory
+from torch_func_compat._arguments.chunks import Chunks, Gathered
 
 W = [torch.full((50, 50), 0.02), torch.full((50, 50), -0.01)]
 

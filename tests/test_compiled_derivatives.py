@@ -6,7 +6,7 @@ from compiling import compiled
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts
+from torch_func_compat._torch import facts
 
 if hasattr(torch, "compile"):
     from functorch.compile import make_boxed_func
@@ -16,7 +16,7 @@ else:
     TorchDispatchMode = object
 
 pytestmark = pytest.mark.skipif(not hasattr(torch, "compile"), reason="there is no torch.compile")
-traced = pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+traced = pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
 
 W = torch.linspace(-1.0, 1.0, 16, dtype=torch.float64).reshape(4, 4)
 X = torch.linspace(0.2, 0.8, 4, dtype=torch.float64)
@@ -79,7 +79,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_is_eager(case):
     """In one graph where torch.compile traces transforms; before, as the documentation says, around them."""
-    function, fullgraph = CASES[case], _facts.has("compiled_transforms")
+    function, fullgraph = CASES[case], facts.has("compiled_transforms")
     assert_close(compiled(function, fullgraph=fullgraph, backend="aot_eager")(X), function(X))
 
 
@@ -90,7 +90,7 @@ def test_rows_and_aux_are_of_one_evaluation():
         return y, y
 
     call = compiled(lambda x: tfc.jacrev(dropped, has_aux=True)(x), backend="aot_eager")
-    if _facts.has("compiled_pullbacks_leak"):
+    if facts.has("compiled_pullbacks_leak"):
         with pytest.raises(RuntimeError, match="randomness"):
             call(X)
         return

@@ -13,8 +13,9 @@ from processes import run_python
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _collectives, distributed
-from torch_func_compat._shares import bounds
+from torch_func_compat import distributed
+from torch_func_compat._arguments.partition import bounds
+from torch_func_compat.distributed import _collectives
 
 SCRIPT = Path(__file__).resolve().parent / "distributed_cases.py"
 SIZES = (2, 4)

@@ -13,8 +13,12 @@ import pytest
 import torch_func_compat as tfc
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE = {f"torch_func_compat._backends.{name}" for name in ("functorch", "torch_func", "_fragile", "_levels")} | {
-    f"torch_func_compat._functions.{name}" for name in ("_levels", "_transpose", "_vmapped")
+NATIVE = {
+    f"torch_func_compat.{name}"
+    for name in (
+        *("_backends.functorch", "_backends.torch_func", "_backends.levels", "_guards.by_operation"),
+        *("_functions.interpreters", "_functions.forward_by_transpose", "_functions.generated_vmap"),
+    )
 }
 MODULES = ["torch_func_compat", *(m.name for m in pkgutil.walk_packages(tfc.__path__, "torch_func_compat."))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}

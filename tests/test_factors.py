@@ -8,17 +8,17 @@ from rows import by_rows
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts
-from torch_func_compat._backends.autograd import _rows
-from torch_func_compat._backends.autograd._factors import Factors
-from torch_func_compat._backends.autograd._graph import nodes
+from torch_func_compat._backends.autograd import batched_vjp as _rows
+from torch_func_compat._backends.autograd.elementwise_vjps import Factors
+from torch_func_compat._backends.autograd.graph import nodes
+from torch_func_compat._torch import facts
 
 F = torch.nn.functional
 X = torch.linspace(-0.8, 0.9, 6, dtype=torch.float64)
 Z = torch.linspace(0.5, -0.7, 6, dtype=torch.float64)
 W = torch.linspace(-1, 1, 36, dtype=torch.float64).reshape(6, 6).sin()
 
-LOOPED = _facts.has("activations_are_looped_over")
+LOOPED = facts.has("activations_are_looped_over")
 
 ACTIVATIONS = {
     "tanh": torch.tanh,

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import pytest
 
-from torch_func_compat import _facts
+from torch_func_compat._torch import facts
 
 
-@pytest.mark.parametrize("name", _facts.FACTS)
+@pytest.mark.parametrize("name", facts.FACTS)
 def test_table_is_what_the_probe_finds(name):
-    fact = _facts.FACTS[name]
+    fact = facts.FACTS[name]
     if fact.since is None and fact.until is None:
         pytest.skip("no versions are claimed")
-    assert fact.holds() is fact.expected(_facts.TORCH), f"{fact.meaning}: torch {_facts.VERSION}"
+    assert fact.holds() is fact.expected(facts.TORCH), f"{fact.meaning}: torch {facts.VERSION}"
 
 
-@pytest.mark.parametrize("name", _facts.FACTS)
+@pytest.mark.parametrize("name", facts.FACTS)
 def test_row_is_complete(name):
-    fact = _facts.FACTS[name]
+    fact = facts.FACTS[name]
     assert fact.meaning
     assert fact.source.startswith(("https://", "measured: "))
     assert fact.since is None or fact.until is None or fact.since < fact.until
 
 
-@pytest.mark.parametrize("name", _facts.FACTS)
+@pytest.mark.parametrize("name", facts.FACTS)
 def test_probed_once(name, monkeypatch):
-    answer = _facts.has(name)
-    monkeypatch.setitem(_facts.FACTS, name, _facts.FACTS[name]._replace(holds=lambda: not answer))
-    assert _facts.has(name) is answer
+    answer = facts.has(name)
+    monkeypatch.setitem(facts.FACTS, name, facts.FACTS[name]._replace(holds=lambda: not answer))
+    assert facts.has(name) is answer
 
 
 def test_unknown_name():
     with pytest.raises(KeyError):
-        _facts.has("no such fact")
+        facts.has("no such fact")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_unknown_name():
     ],
 )
 def test_versions_of_vendors(version, release):
-    assert _facts.release(version) == release
+    assert facts.release(version) == release
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_versions_of_vendors(version, release):
 )
 def test_range(version, expected):
     """`since` is in it, `until` is not, and 2.10 comes after 2.9."""
-    assert _facts.FACTS["functorch_is_separate"].expected(_facts.release(version)) is expected
+    assert facts.FACTS["functorch_is_separate"].expected(facts.release(version)) is expected

@@ -7,7 +7,7 @@ import torch
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts
+from torch_func_compat._torch import facts
 from torch_func_compat.autograd import gradcheck as g
 
 # torch 1.8 has no GradcheckError, which is a RuntimeError
@@ -83,7 +83,7 @@ def test_returns_what_torch_returns():
     assert g.dgradcheck(lambda x: Power.apply(x, 3, 1), point(), raise_exception=False) is False
 
 
-@pytest.mark.skipif(_facts.TORCH < (1, 9), reason="no fast mode")
+@pytest.mark.skipif(facts.TORCH < (1, 9), reason="no fast mode")
 def test_fast_mode_is_the_default():
     calls = []
 
@@ -103,7 +103,7 @@ def test_modes_agree(backend):
     assert g.jacfwd_matches_jacrev(lambda d: {"y": d["x"].sin()}, {"x": x})
 
 
-@pytest.mark.skipif(not _facts.has("torch_func"), reason="no setup_context")
+@pytest.mark.skipif(not facts.has("torch_func"), reason="no setup_context")
 def test_modes_disagree():
     class WrongForward(torch.autograd.Function):
         generate_vmap_rule = True

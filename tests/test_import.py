@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import run_python
 
-from torch_func_compat import _facts
+from torch_func_compat._torch import facts
 
 LIMIT = 0.1  # of the time that torch takes to be imported
 
@@ -111,7 +111,7 @@ def test_patches_nothing(first, when):
     assert first[when] == []
 
 
-separate = pytest.mark.skipif(not _facts.has("functorch_is_separate"), reason="functorch is not asked for here")
+separate = pytest.mark.skipif(not facts.has("functorch_is_separate"), reason="functorch is not asked for here")
 REPORT = "import json, torch_func_compat as tfc; print(json.dumps([tfc.get_backend(), tfc.unavailable_backends()]))"
 
 
@@ -126,7 +126,7 @@ def test_functorch_that_fails_to_import(tmp_path, error):
     assert "install functorch" in missing["functorch"]
 
 
-@pytest.mark.skipif(_facts.TORCH[:2] != (1, 12), reason="functorch 0.2.1 is for torch 1.12")
+@pytest.mark.skipif(facts.TORCH[:2] != (1, 12), reason="functorch 0.2.1 is for torch 1.12")
 def test_functorch_without_jit():
     """functorch 0.2.1 raises an AttributeError from torch.jit where that is switched off."""
     pytest.importorskip("functorch")
@@ -136,7 +136,7 @@ def test_functorch_without_jit():
 
 
 @separate
-@pytest.mark.skipif(_facts.TORCH >= (1, 13), reason="torch ships functorch")
+@pytest.mark.skipif(facts.TORCH >= (1, 13), reason="torch ships functorch")
 def test_functorch_that_is_not_installed(tmp_path):
     (tmp_path / "functorch.py").write_text("raise ModuleNotFoundError(\"No module named 'functorch'\")")
     answers, missing = loads(run_python("-c", REPORT, path=[tmp_path]))

@@ -14,7 +14,10 @@ import torch
 from processes import run_python
 
 import torch_func_compat as tfc
-from torch_func_compat import __main__, _dispatch, _facts, _operators, _selfcheck
+from torch_func_compat import __main__, _selfcheck
+from torch_func_compat._dispatch import transform as _dispatch
+from torch_func_compat._torch import facts
+from torch_func_compat._transforms import products as _operators
 
 TRANSFORMS = [
     name
@@ -40,7 +43,7 @@ def report(capsys, *arguments):
 def broken(*args, **kwargs):
     """In the place of `_operators.jacrev`: an error of one part in a million."""
     right = JACREV(*args, **kwargs)
-    return lambda *args, **kwargs: _selfcheck._tree.map(lambda x: x * (1 + 1e-6), right(*args, **kwargs))
+    return lambda *args, **kwargs: _selfcheck.pytree.map(lambda x: x * (1 + 1e-6), right(*args, **kwargs))
 
 
 JACREV = _operators.jacrev
@@ -59,7 +62,7 @@ def test_report():
     assert f"  {tfc.get_backend():10}  available, answers\n" in text
     for name, reason in tfc.unavailable_backends().items():
         assert f"  {name:10}  not available: {reason}" in text
-    for fact in _facts.FACTS.values():
+    for fact in facts.FACTS.values():
         assert fact.meaning in text
     for operator in TRANSFORMS:
         for backend in tfc.available_backends():
@@ -80,7 +83,7 @@ def test_json(capsys):
         (operator, backend) for operator in TRANSFORMS for backend in tfc.available_backends()
     }
     assert all(row["passed"] and row["error"] <= row["limit"] for row in found["checks"])
-    assert {name: row["holds"] for name, row in found["facts"].items()} == {n: _facts.has(n) for n in _facts.FACTS}
+    assert {name: row["holds"] for name, row in found["facts"].items()} == {n: facts.has(n) for n in facts.FACTS}
 
 
 def test_one_backend(capsys):

@@ -11,7 +11,8 @@ from tolerances import assert_close
 from torch import nn
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts, functional, functional_call, replace_all_batch_norm_modules_, stack_module_state
+from torch_func_compat import functional, functional_call, replace_all_batch_norm_modules_, stack_module_state
+from torch_func_compat._torch import facts
 
 DTYPE = torch.float64
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -464,7 +465,7 @@ def test_functionalize(backend):
 @pytest.mark.skipif(not hasattr(torch, "compiler"), reason="torch.compile does not say that it is compiling")
 def test_compiled():
     net, inputs = Net(), numbers(4, 3)
-    fullgraph = _facts.has("compiled_transforms")
+    fullgraph = facts.has("compiled_transforms")
 
     def compiled(library):
         gradients = library.vmap(library.grad(lambda p, x: library.functional_call(net, p, (x,)).sum()), (None, 0))
@@ -474,7 +475,7 @@ def test_compiled():
         try:
             compiled(torch.func)
         except Exception as error:  # noqa: BLE001 - of many types
-            pytest.skip(f"torch {_facts.VERSION} does not compile its own: {type(error).__name__}")
+            pytest.skip(f"torch {facts.VERSION} does not compile its own: {type(error).__name__}")
     with Unchanged(net):
         expected = tfc.vmap(tfc.grad(lambda p, x: functional_call(net, p, (x,)).sum()), (None, 0))(GIVEN, inputs)
         assert_close(compiled(tfc), expected)

@@ -6,7 +6,8 @@ from rows import by_rows
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat._backends.autograd import _graph, _rows
+from torch_func_compat._backends.autograd import batched_vjp as _rows
+from torch_func_compat._backends.autograd import graph as _graph
 
 F = torch.nn.functional
 X = torch.linspace(0.2, 0.9, 6, dtype=torch.float64)

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts, _selfcheck, functional
-from torch_func_compat._capabilities import refusal
+from torch_func_compat import _selfcheck, functional
+from torch_func_compat._guards.refusals import refusal
+from torch_func_compat._torch import facts
 
 ENERGY, FIELD = _selfcheck.energy, _selfcheck.field
 
@@ -180,8 +181,8 @@ def test_operator(request, monkeypatch, backend, kind, name):
 
     monkeypatch.setattr(_selfcheck, "energy", lambda x, a: ENERGY(on_the_way(x), a))
     monkeypatch.setattr(_selfcheck, "field", lambda x, a: FIELD(on_the_way(x), a))
-    for fact in _facts.FACTS:
-        _facts.has(fact)  # probes of values are not to be watched
+    for fact in facts.FACTS:
+        facts.has(fact)  # probes of values are not to be watched
     point, why = _selfcheck.Point.on("cpu"), ""
     try:
         with tfc.use_fallback("error"):
@@ -199,7 +200,7 @@ def test_operator(request, monkeypatch, backend, kind, name):
         with tfc.use_fallback("silent"):
             assert largest_error(name, point) <= _selfcheck.limit_on("cpu")
     assert passed or kind == "torch operations"
-    assert route != "refused" or _facts.TORCH < (1, 13)
+    assert route != "refused" or facts.TORCH < (1, 13)
     folder = request.config.getoption("--support")
     if folder:
         record(Path(folder), kind, name, backend, route, why)
@@ -207,7 +208,7 @@ def test_operator(request, monkeypatch, backend, kind, name):
 
 def record(folder, kind, name, backend, route, why):
     """Add an entry to the file of this torch, which has one line for each operator."""
-    file = folder / f"torch-{'.'.join(map(str, _facts.TORCH))}.json"
+    file = folder / f"torch-{'.'.join(map(str, facts.TORCH))}.json"
     seen = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     seen.setdefault(kind, {}).setdefault(name, {})[backend] = [route, why] if why else [route]
     kinds = []

@@ -11,7 +11,8 @@ import torch
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts, tad_mctc
+from torch_func_compat import tad_mctc
+from torch_func_compat._torch import facts
 from torch_func_compat.autograd import checks
 
 F64 = torch.float64
@@ -80,7 +81,7 @@ def test_submodules(submodule):
 def test_native_ones():
     assert (tad_mctc.fvmap is None) == (tfc.available_backends() == ("autograd",))
     assert (tad_mctc.fjacrev is None) == (tad_mctc.fvmap is None)
-    if _facts.has("torch_func"):
+    if facts.has("torch_func"):
         assert tad_mctc.fvmap is torch.func.vmap
     assert callable(tad_mctc.hessian)  # and no module of that name
 
@@ -416,7 +417,7 @@ class Cube(torch.autograd.Function):
         return ctx.three * ctx.saved_tensors[0] ** 2 * tangent
 
 
-@pytest.mark.skipif(not _facts.has("torch_func"), reason="forward mode does not nest")
+@pytest.mark.skipif(not facts.has("torch_func"), reason="forward mode does not nest")
 def test_nested_jvp():
     jacfwd, jacrev, vmap = torch.func.jacfwd, torch.func.jacrev, torch.func.vmap
     x = torch.tensor(2.0, dtype=F64)

@@ -10,7 +10,8 @@ import torch
 import torch.utils._pytree as torch_pytree
 from xfails import TORCH
 
-from torch_func_compat import _tree, grad, vmap
+from torch_func_compat import grad, vmap
+from torch_func_compat._torch import pytree
 
 Point = namedtuple("Point", "x y")
 
@@ -64,23 +65,23 @@ containers = pytest.mark.parametrize(("tree", "leaves"), list(CONTAINERS.values(
 
 @containers
 def test_round_trip(tree, leaves):
-    flat, spec = _tree.flatten(tree)
+    flat, spec = pytree.flatten(tree)
     assert flat == leaves
     assert spec.num_leaves == len(leaves)
-    back = _tree.unflatten(flat, spec)
+    back = pytree.unflatten(flat, spec)
     assert type(back) is type(tree)
     assert back == tree
 
 
 @containers
 def test_map(tree, leaves):
-    doubled = _tree.map(lambda leaf: (leaf, leaf), tree)
+    doubled = pytree.map(lambda leaf: (leaf, leaf), tree)
     if leaves == [tree]:
         assert doubled == (tree, tree)
     else:
         assert type(doubled) is type(tree)
         # the pairs are trees themselves
-        assert _tree.flatten(doubled)[1].num_leaves == sum(2 * _tree.flatten(leaf)[1].num_leaves for leaf in leaves)
+        assert pytree.flatten(doubled)[1].num_leaves == sum(2 * pytree.flatten(leaf)[1].num_leaves for leaf in leaves)
 
 
 @containers
@@ -91,38 +92,38 @@ def test_the_newest_torch_agrees(tree, leaves):
 
 
 def test_what_a_container_keeps_beside_its_children():
-    by_default = _tree.map(str, defaultdict(list, a=1))
+    by_default = pytree.map(str, defaultdict(list, a=1))
     assert by_default.default_factory is list
-    assert _tree.map(str, deque([1], maxlen=3)).maxlen == 3
-    assert list(_tree.map(str, OrderedDict([("b", 1), ("a", 2)]))) == ["b", "a"]
+    assert pytree.map(str, deque([1], maxlen=3)).maxlen == 3
+    assert list(pytree.map(str, OrderedDict([("b", 1), ("a", 2)]))) == ["b", "a"]
 
 
 def test_size_is_a_tuple_of_numbers():
-    leaves, spec = _tree.flatten(torch.Size([2, 3]))
+    leaves, spec = pytree.flatten(torch.Size([2, 3]))
     assert leaves == [2, 3]
-    assert _tree.unflatten(leaves, spec) == (2, 3)
+    assert pytree.unflatten(leaves, spec) == (2, 3)
 
 
 def test_return_types_of_torch():
     result = torch.ones(2, 3).max(dim=0)
-    leaves, spec = _tree.flatten(result)
+    leaves, spec = pytree.flatten(result)
     assert [leaf.dtype for leaf in leaves] == [torch.float32, torch.int64]
-    back = _tree.unflatten(leaves, spec)
+    back = pytree.unflatten(leaves, spec)
     assert type(back) is type(result)
     assert back.indices is result.indices
 
 
 def test_nodes_registered_with_torch(registered_box):
     tree = {"box": Box("mine", [1, 2])}
-    leaves, spec = _tree.flatten(tree)
+    leaves, spec = pytree.flatten(tree)
     assert leaves == [1, 2]
-    assert _tree.unflatten([3, 4], spec) == {"box": Box("mine", [3, 4])}
-    assert spec != _tree.flatten({"box": Box("other", [1, 2])})[1]
+    assert pytree.unflatten([3, 4], spec) == {"box": Box("mine", [3, 4])}
+    assert spec != pytree.flatten({"box": Box("other", [1, 2])})[1]
 
 
 def test_an_unregistered_class_is_a_leaf():
     box = Box("mine", 1)
-    assert _tree.flatten([box])[0] == [box]
+    assert pytree.flatten([box])[0] == [box]
 
 
 def test_registered_nodes_go_through_transforms(registered_box, backend, device):
@@ -153,30 +154,30 @@ def test_registered_nodes_go_through_transforms(registered_box, backend, device)
     ],
 )
 def test_unequal_structures(left, right):
-    assert _tree.flatten(left)[1] != _tree.flatten(right)[1]
+    assert pytree.flatten(left)[1] != pytree.flatten(right)[1]
 
 
 def test_equal_structures_whatever_the_leaves():
-    assert _tree.flatten([1, {"a": None}])[1] == _tree.flatten(["x", {"a": torch.ones(2)}])[1]
-    assert _tree.flatten(1)[1] == _tree.LEAF
-    assert _tree.LEAF != "*"
+    assert pytree.flatten([1, {"a": None}])[1] == pytree.flatten(["x", {"a": torch.ones(2)}])[1]
+    assert pytree.flatten(1)[1] == pytree.LEAF
+    assert pytree.LEAF != "*"
 
 
 def test_repr_shows_the_structure():
-    assert repr(_tree.LEAF) == "*"
-    assert repr(_tree.flatten([1, (2,)])[1]) == "list([*, tuple([*])])"
-    shown = repr(_tree.flatten({"key": Point(1, 2)})[1])
+    assert repr(pytree.LEAF) == "*"
+    assert repr(pytree.flatten([1, (2,)])[1]) == "list([*, tuple([*])])"
+    shown = repr(pytree.flatten({"key": Point(1, 2)})[1])
     assert "dict" in shown and "key" in shown and "Point([*, *])" in shown
 
 
 @pytest.mark.parametrize("leaves", [[], [1], [1, 2, 3]])
 def test_unflatten_needs_as_many_leaves_as_there_are(leaves):
     with pytest.raises(ValueError, match=f"expected 2 leaves .* got {len(leaves)}"):
-        _tree.unflatten(leaves, _tree.flatten([0, (0,)])[1])
+        pytree.unflatten(leaves, pytree.flatten([0, (0,)])[1])
 
 
 def test_unflatten_takes_any_iterable():
-    assert _tree.unflatten((i for i in (1, 2)), _tree.flatten([0, (0,)])[1]) == [1, (2,)]
+    assert pytree.unflatten((i for i in (1, 2)), pytree.flatten([0, (0,)])[1]) == [1, (2,)]
 
 
 # ---- prefixes
@@ -203,9 +204,9 @@ def test_unflatten_takes_any_iterable():
     ],
 )
 def test_broadcast_prefix(prefix, tree, expected):
-    assert _tree.broadcast_prefix(prefix, _tree.flatten(tree)[1]) == expected
+    assert pytree.broadcast_prefix(prefix, pytree.flatten(tree)[1]) == expected
 
 
 def test_prefix_of_dicts_in_another_order():
-    spec = _tree.flatten({"a": 1, "b": (2, 3)})[1]
-    assert _tree.broadcast_prefix({"b": 1, "a": 0}, spec) == [0, 1, 1]
+    spec = pytree.flatten({"a": 1, "b": (2, 3)})[1]
+    assert pytree.broadcast_prefix({"b": 1, "a": 0}, spec) == [0, 1, 1]

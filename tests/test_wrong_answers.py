@@ -515,7 +515,7 @@ def test_forward_mode_of_a_collective(monkeypatch):
     if "torch.func" not in tfc.available_backends():
         pytest.skip("no torch.func")
     pytest.importorskip("torch.distributed._functional_collectives")
-    fragile = sys.modules["torch_func_compat._backends._fragile"]
+    fragile = sys.modules["torch_func_compat._guards.by_operation"]
     x = torch.arange(3.0)
     assert not any("c10d" in name for name in fragile.without_tangents())
     monkeypatch.setattr(fragile, "_has_processes", lambda: True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torch_func_compat import _tree
+from torch_func_compat._torch import pytree
 
 # dtype: (relative, absolute), for first derivatives computed in another order of operations
 TOLERANCES = {
@@ -19,8 +19,8 @@ TOLERANCES = {
 
 def assert_close(actual, expected, *, rtol=None, atol=None, dtype=True):
     """Same structure, shapes, dtypes and, within the tolerances of the dtype, values."""
-    actual_leaves, actual_spec = _tree.flatten(actual)
-    expected_leaves, expected_spec = _tree.flatten(expected)
+    actual_leaves, actual_spec = pytree.flatten(actual)
+    expected_leaves, expected_spec = pytree.flatten(expected)
     assert actual_spec == expected_spec, f"structure {actual_spec}, expected {expected_spec}"
     for i, (a, e) in enumerate(zip(actual_leaves, expected_leaves)):
         assert isinstance(a, torch.Tensor), f"leaf {i} is a {type(a)}, expected a tensor"

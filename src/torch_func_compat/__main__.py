@@ -12,11 +12,12 @@ from typing import Any, Callable, Sequence
 
 import torch
 
-from . import __api_version__, __version__, _facts, _selfcheck
+from . import __api_version__, __version__, _selfcheck
+from ._torch import facts
 from .autograd import available_backends, get_backend, get_fallback, unavailable_backends, use_backend
 
 Report = Callable[[str], None]
-PACKAGE = _facts.__name__.rpartition(".")[0]
+PACKAGE = facts.__name__.rsplit(".", 2)[0]
 VARIABLES = [f"{PACKAGE.replace('.', '_').upper()}_{setting}" for setting in ("BACKEND", "FALLBACK")]
 
 
@@ -102,9 +103,9 @@ def _facts_table(emit: Report) -> dict[str, Any]:
     emit("")
     emit("Facts about this torch")
     table = {}
-    for name, fact in _facts.FACTS.items():
-        holds = _facts.has(name)
-        as_known = holds == fact.expected(_facts.TORCH)
+    for name, fact in facts.FACTS.items():
+        holds = facts.has(name)
+        as_known = holds == fact.expected(facts.TORCH)
         table[name] = {"holds": holds, "as_known": as_known, "meaning": fact.meaning, "source": fact.source}
         surprise = "" if as_known else " (unlike other builds of this release)"
         emit(f"  {'yes' if holds else 'no':3}  {fact.meaning}{surprise}")

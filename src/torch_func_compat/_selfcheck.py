@@ -12,9 +12,13 @@ from typing import Any, Callable, Iterator, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from . import _batched, _curvature, _facts, _jacobians, _operators, _tree
-from ._backends.autograd import _loop
-from ._backends.autograd._rows import Rows
+from ._backends.autograd import loop as _loop
+from ._backends.autograd.batched_vjp import Rows
+from ._torch import facts, pytree
+from ._transforms import batch as _batched
+from ._transforms import diagonal as _curvature
+from ._transforms import jacobian as _jacobians
+from ._transforms import products as _operators
 from .autograd import batched, derivatives, internals, use_backend, use_fallback
 
 # What an operator gave, and what it should have given: pytrees of the same structure
@@ -242,8 +246,8 @@ CHECKS: dict[str, Callable[[Point], Iterator[Case]]] = {
 
 def _difference(actual: Any, expected: Any) -> float:
     """Largest deviation over the leaves; raises where structure, shape, dtype or device are others."""
-    leaves, spec = _tree.flatten(actual)
-    wanted, wanted_spec = _tree.flatten(expected)
+    leaves, spec = pytree.flatten(actual)
+    wanted, wanted_spec = pytree.flatten(expected)
     if spec != wanted_spec:
         raise AssertionError(f"the result has structure {spec}, expected {wanted_spec}")
     largest = 0.0
@@ -306,8 +310,8 @@ def answered_by(operator: str, backend: str, device: str = "cpu") -> str:
         the backend's primitives. ``"raised TypeError"`` and the like where it fails.
     """
     # A watched frame keeps its variables alive, which a probe may take for torch's doing: probe before.
-    for fact in _facts.FACTS:
-        _facts.has(fact)
+    for fact in facts.FACTS:
+        facts.has(fact)
     point, watch = Point.on(device), _Watch()
     with use_backend(backend), use_fallback("error"):
         try:

@@ -8,7 +8,7 @@ from cases import CASES, TREES, Pair, differences, ids, named, ramp, spread
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _tree
+from torch_func_compat._torch import pytree
 
 JACOBIANS = {"jacrev": tfc.jacrev, "jacfwd": tfc.jacfwd}
 TRANSFORMS = {**JACOBIANS, "hessian": tfc.hessian}
@@ -130,7 +130,7 @@ def test_grad_has_the_structure_of_the_arguments(backend, device):
     x, y, w, args = _tangled_args(device)
 
     def scalar(pair, weights):
-        return sum(leaf.sum() for leaf in _tree.flatten(_tangled(pair, weights))[0])
+        return sum(leaf.sum() for leaf in pytree.flatten(_tangled(pair, weights))[0])
 
     left, right = Pair(w, y.cos()), {"w": x + 2 * w}
     assert_close(tfc.grad(scalar)(*args), left)

@@ -21,7 +21,8 @@ import pytest
 import torch
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts, tad_mctc
+from torch_func_compat import tad_mctc
+from torch_func_compat._torch import facts
 from torch_func_compat.autograd import internals
 
 SWAPPED = [name for name in os.environ.get("DOWNSTREAM_SWAP", "").split(",") if name]
@@ -83,8 +84,8 @@ def swap_tad_mctc():
 def swap_torch_func():
     # whatever it was that the library wanted to know of torch.func
     tfc.available_backends()
-    for fact in _facts.FACTS:
-        _facts.has(fact)
+    for fact in facts.FACTS:
+        facts.has(fact)
     module = types.ModuleType("torch.func", "torch_func_compat in the place of torch.func")
     module.__path__ = []
     vars(module).update({k: v for k, v in vars(getattr(torch, "func", object)).items() if not k.startswith("__")})

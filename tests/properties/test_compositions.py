@@ -21,7 +21,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 import torch_func_compat as tfc
-from torch_func_compat import _tree
+from torch_func_compat._torch import pytree
 
 MAX_INPUT, MAX_OUTPUT, MAX_ORDER = 6, 6, 3
 
@@ -91,7 +91,7 @@ class Program(NamedTuple):
 
     def bind(self, outside: Tensor) -> Callable[..., Any]:
         def func(*args: Any) -> Any:
-            values = list(_tree.flatten(args)[0])
+            values = list(pytree.flatten(args)[0])
             if self.closed:
                 values.append(outside)
             for step in self.steps:
@@ -110,19 +110,19 @@ class Program(NamedTuple):
 
 def contract(tree: Any) -> Any:
     """Leaves with few elements that still depend on all there were."""
-    return _tree.map(
+    return pytree.map(
         lambda t: t if t.numel() <= MAX_OUTPUT else (t * weights(t, 0.2)).sum((*range(t.dim() - 1),)), tree
     )
 
 
 def total(tree: Any) -> Tensor:
-    return sum((t * weights(t, 0.4)).sum() for t in _tree.flatten(tree)[0])
+    return sum((t * weights(t, 0.4)).sum() for t in pytree.flatten(tree)[0])
 
 
 def _vmap(api: Any, func: Callable[..., Any], argnums: Any) -> Callable[..., Any]:
     def mapped(*args: Any) -> Any:
         # the batch is made of the arguments, so that what is outside differentiates through it
-        batch = _tree.map(lambda t: torch.stack([t, t.sin() + 0.1], -1), args)
+        batch = pytree.map(lambda t: torch.stack([t, t.sin() + 0.1], -1), args)
         return api.vmap(func, in_dims=-1, out_dims=-1)(*batch)
 
     return mapped
@@ -131,13 +131,13 @@ def _vmap(api: Any, func: Callable[..., Any], argnums: Any) -> Callable[..., Any
 def _vjp(api: Any, func: Callable[..., Any], argnums: Any) -> Callable[..., Any]:
     def pulled(*args: Any) -> Any:
         output, pull = api.vjp(func, *args)
-        return output, pull(_tree.map(lambda t: weights(t, 0.5), output))
+        return output, pull(pytree.map(lambda t: weights(t, 0.5), output))
 
     return pulled
 
 
 def _jvp(api: Any, func: Callable[..., Any], argnums: Any) -> Callable[..., Any]:
-    return lambda *args: api.jvp(func, args, _tree.map(lambda t: weights(t, 0.6), args))
+    return lambda *args: api.jvp(func, args, pytree.map(lambda t: weights(t, 0.6), args))
 
 
 TRANSFORMS: dict[str, tuple[int, Callable[[Any, Callable[..., Any], Any], Callable[..., Any]]]] = {
@@ -168,39 +168,39 @@ class Numerical:
     @staticmethod
     def vmap(func: Callable[..., Any], in_dims: int, out_dims: int) -> Callable[..., Any]:
         def mapped(*args: Any) -> Any:
-            leaves, spec = _tree.flatten(args)
-            samples = [func(*_tree.unflatten(sample, spec)) for sample in zip(*(t.unbind(in_dims) for t in leaves))]
-            flat = zip(*(_tree.flatten(sample)[0] for sample in samples))
-            return _tree.unflatten([torch.stack(parts, out_dims) for parts in flat], _tree.flatten(samples[0])[1])
+            leaves, spec = pytree.flatten(args)
+            samples = [func(*pytree.unflatten(sample, spec)) for sample in zip(*(t.unbind(in_dims) for t in leaves))]
+            flat = zip(*(pytree.flatten(sample)[0] for sample in samples))
+            return pytree.unflatten([torch.stack(parts, out_dims) for parts in flat], pytree.flatten(samples[0])[1])
 
         return mapped
 
     @classmethod
     def jvp(cls, func: Callable[..., Any], primals: Any, tangents: Any) -> Any:
-        (leaves, spec), directions = _tree.flatten(primals), _tree.flatten(tangents)[0]
-        at = lambda h: _tree.flatten(func(*_tree.unflatten([p + h * t for p, t in zip(leaves, directions)], spec)))
+        (leaves, spec), directions = pytree.flatten(primals), pytree.flatten(tangents)[0]
+        at = lambda h: pytree.flatten(func(*pytree.unflatten([p + h * t for p, t in zip(leaves, directions)], spec)))
         (a, b, c, d), output = (at(k * cls.step)[0] for k in (-2, -1, 1, 2)), func(*primals)
         slopes = [(w - 8 * x + 8 * y - z) / (12 * cls.step) for w, x, y, z in zip(a, b, c, d)]
-        return output, _tree.unflatten(slopes, _tree.flatten(output)[1])
+        return output, pytree.unflatten(slopes, pytree.flatten(output)[1])
 
     @classmethod
     def jacfwd(cls, func: Callable[..., Any], argnums: Any) -> Callable[..., Any]:
         def jacobian(*args: Any) -> Any:
-            leaves, spec = _tree.flatten(args)
-            outputs, output_spec = _tree.flatten(func(*args))
+            leaves, spec = pytree.flatten(args)
+            outputs, output_spec = pytree.flatten(func(*args))
             columns: list[list[list[Tensor]]] = []  # [leaf of the arguments][element of it][output]
             for k, leaf in enumerate(leaves):
                 basis = torch.eye(leaf.numel(), dtype=leaf.dtype, device=leaf.device).reshape(leaf.numel(), *leaf.shape)
                 zeros = [torch.zeros_like(t) for t in leaves]
                 along = ([*zeros[:k], basis[i], *zeros[k + 1 :]] for i in range(leaf.numel()))
-                columns.append([_tree.flatten(cls.jvp(func, args, _tree.unflatten(v, spec))[1])[0] for v in along])
+                columns.append([pytree.flatten(cls.jvp(func, args, pytree.unflatten(v, spec))[1])[0] for v in along])
 
             def block(i: int, output: Tensor, k: int, leaf: Tensor) -> Tensor:
                 parts = [column[i].reshape(-1) for column in columns[k]] or [output.new_zeros(0)]
                 return torch.stack(parts, -1).reshape(output.shape + leaf.shape)
 
             rows = [[block(i, o, k, t) for k, t in enumerate(leaves)] for i, o in enumerate(outputs)]
-            return _tree.unflatten([select(_tree.unflatten(row, spec), argnums) for row in rows], output_spec)
+            return pytree.unflatten([select(pytree.unflatten(row, spec), argnums) for row in rows], output_spec)
 
         return jacobian
 
@@ -215,8 +215,8 @@ class Numerical:
         output = func(*primals)
 
         def pull(cotangents: Any) -> Any:
-            flat = _tree.flatten(cotangents)[0]
-            dot = lambda *args: sum((o * c).sum() for o, c in zip(_tree.flatten(func(*args))[0], flat))
+            flat = pytree.flatten(cotangents)[0]
+            dot = lambda *args: sum((o * c).sum() for o, c in zip(pytree.flatten(func(*args))[0], flat))
             return cls.grad(dot, tuple(range(len(primals))))(*primals)
 
         return output, pull
@@ -254,9 +254,9 @@ class Shape:
 
 
 def fill(shapes: Any, device: Any) -> Any:
-    leaves, spec = _tree.flatten(shapes)
+    leaves, spec = pytree.flatten(shapes)
     data = [weights(torch.empty(s.shape, dtype=torch.float64, device=device), 0.9 * k) for k, s in enumerate(leaves)]
-    return _tree.unflatten(data, spec)
+    return pytree.unflatten(data, spec)
 
 
 def programs(*, without: tuple[str, ...] = ()) -> Any:
@@ -322,7 +322,7 @@ def test_garbage_collection_changes_nothing(backend, device):
 def test_backends_agree(device, program, shapes, names, argnums, flags):
     argnums = tuple(range(len(shapes))) if argnums == "all" else argnums
     args, outside = fill(shapes, device), closed_over(device)
-    for tensor, flag in zip([outside, *_tree.flatten(args)[0]], flags):
+    for tensor, flag in zip([outside, *pytree.flatten(args)[0]], flags):
         tensor.requires_grad_(flag)
     results = []
     for name in tfc.available_backends():
@@ -331,5 +331,5 @@ def test_backends_agree(device, program, shapes, names, argnums, flags):
     first, *others = results
     for other in others:
         assert_close(first, other, rtol=1e-7, atol=1e-8)
-        required = [_tree.map(lambda t: t.requires_grad, result) for result in (first, other)]
+        required = [pytree.map(lambda t: t.requires_grad, result) for result in (first, other)]
         assert required[0] == required[1], "which results require grad"

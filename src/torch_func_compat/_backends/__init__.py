@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from .. import _facts
-from .protocol import Backend
+from .._arguments.protocol import Backend
+from .._torch import facts
 
 # In the order in which they are preferred.
 NAMES: tuple[str, ...] = ("torch.func", "functorch", "autograd")
@@ -46,9 +46,9 @@ def load(name: str) -> Backend:
 
 def _make(name: str) -> Backend:
     if name == "torch.func":
-        if not _facts.has("torch_func"):
+        if not facts.has("torch_func"):
             raise BackendUnavailableError(
-                f"the backend 'torch.func' needs torch >= 2.0 and this is torch {_facts.VERSION}: upgrade torch"
+                f"the backend 'torch.func' needs torch >= 2.0 and this is torch {facts.VERSION}: upgrade torch"
             )
         from .torch_func import TorchFuncBackend
 
@@ -69,9 +69,9 @@ def traced() -> Backend:
 
 
 def _make_functorch() -> Backend:
-    if not _facts.has("functorch_is_separate"):
-        why = "needs torch >= 1.11" if _facts.TORCH < (1, 11) else "is part of torch.func from 2.0 on: use 'torch.func'"
-        raise BackendUnavailableError(f"the backend 'functorch' {why} (this is torch {_facts.VERSION})")
+    if not facts.has("functorch_is_separate"):
+        why = "needs torch >= 1.11" if facts.TORCH < (1, 11) else "is part of torch.func from 2.0 on: use 'torch.func'"
+        raise BackendUnavailableError(f"the backend 'functorch' {why} (this is torch {facts.VERSION})")
     try:
         from .functorch import FunctorchBackend
 

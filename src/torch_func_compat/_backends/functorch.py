@@ -17,13 +17,13 @@ import functorch.experimental
 import torch
 from torch import Tensor
 
-from .. import _facts
-from .._arguments import BatchedCall, version
-from .._capabilities import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
-from ._calls import refused_calls, refused_tangents
-from ._graphs import IN_FORWARD_MODE, NORMALISATIONS, kept_outside, nodes
-from ._native import NativeBackend
-from .protocol import Differentiable, LinearMap, Pullback
+from .._arguments.call import BatchedCall, version
+from .._arguments.protocol import Differentiable, LinearMap, Pullback
+from .._guards.by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside, nodes
+from .._guards.by_profile import refused_calls, refused_tangents
+from .._guards.refusals import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
+from .._torch import facts
+from .native import NativeBackend
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
 _private = getattr(torch._C, "_functorch", None) or functorch._C
@@ -42,7 +42,7 @@ def _is_wrong_twice(node: Any) -> bool:
     name = type(node).__name__
     if name.startswith(_TWICE):
         return True
-    if not name.startswith(_TWICE_OF_COMPLEX) or not _facts.has("functorch_loses_complex_parts"):
+    if not name.startswith(_TWICE_OF_COMPLEX) or not facts.has("functorch_loses_complex_parts"):
         return False
     return bool(node._saved_self.is_complex())
 
@@ -83,7 +83,7 @@ class _Unwritten:
 
 
 def _unwritten(func: Differentiable) -> Differentiable:
-    return _Unwritten(func) if _facts.has("writes_to_slices_are_lost") else func
+    return _Unwritten(func) if facts.has("writes_to_slices_are_lost") else func
 
 
 class FunctorchBackend(NativeBackend):
@@ -108,7 +108,7 @@ class FunctorchBackend(NativeBackend):
         self, call: BatchedCall, tensors: Sequence[torch.Tensor], randomness: str
     ) -> tuple[list[torch.Tensor], list[Any]]:
         # No way to see what they index, but what maps over integers most likely indexes by them.
-        if _facts.has("mapped_indices_are_wrong") and any(t.dtype in _INTEGERS for t in tensors):
+        if facts.has("mapped_indices_are_wrong") and any(t.dtype in _INTEGERS for t in tensors):
             raise MistakenRule(MISTAKEN_INDEX.format("functorch"))
         return super().vmap(call, tensors, randomness)
 
@@ -126,7 +126,7 @@ class FunctorchBackend(NativeBackend):
         return super().pushforward(_unwritten(func), primals, randomness)
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
-        # The same mistakes as torch.func's (see _fragile.py), and no way to see operations: any forward
+        # The same mistakes as torch.func's (see _guards/by_operation.py), and no way to see operations: any forward
         # mode within another derivative, and any third derivative, is left to the autograd backend.
         around = getattr(self._derivatives, "count", 0)
         if around >= (1 if forward else 2):

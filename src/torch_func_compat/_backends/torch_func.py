@@ -10,15 +10,15 @@ import torch
 import torch.func
 from torch import Tensor
 
-from .. import _facts
-from . import _levels
-from ._fragile import watched
-from ._native import NativeBackend, Pull
-from .protocol import Differentiable
+from .._arguments.protocol import Differentiable
+from .._guards.by_operation import watched
+from .._torch import facts
+from . import levels as _levels
+from .native import NativeBackend, Pull
 
 # As it was found when this package was imported: a test suite may put this library into the place of torch.func.
 _library = types.ModuleType(torch.func.__name__)
-vars(_library).update(_facts.FUNC)
+vars(_library).update(facts.FUNC)
 
 _LEVELS = _levels.are_known()
 _peek = torch._C._functorch.peek_interpreter_stack
@@ -45,7 +45,7 @@ class TorchFuncBackend(TracedBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        if _facts.has("nested_tensors_draw_at_import"):
+        if facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
         # What is derived here from its levels takes a half to nine tenths of the time of its own transforms.
         self.natives = {"vmap": _library.vmap}

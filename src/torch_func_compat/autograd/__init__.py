@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from .._fallback import FallbackWarning
+from .._dispatch.fallback import FallbackWarning
 from . import functional
-from .batched import (
-    batch_hessian,
-    batch_hessian_diagonal,
-    batch_hvp,
-    batch_jacobian,
-    batch_laplacian,
-    bjacrev,
-)
+from .batched import batch_hessian, batch_hessian_diagonal, batch_hvp, batch_jacobian, batch_laplacian, bjacrev
 from .custom_rules import custom_jvp, custom_vjp
-from .derivatives import (
-    hessian_diagonal,
-    hvp,
-    jacobian,
-    laplacian,
-    value_and_jacobian,
-    value_grad_and_hessian,
-    vhp,
-)
+from .derivatives import hessian_diagonal, hvp, jacobian, laplacian, value_and_jacobian, value_grad_and_hessian, vhp
 from .function import Function
+from .functionalize import functionalize
 from .internals import (
     available_backends,
     explain,
@@ -44,7 +30,6 @@ from .internals import (
     vmap,
 )
 from .module import functional_call, replace_all_batch_norm_modules_, stack_module_state
-from .mutations import functionalize
 
 __all__ = [
     "FallbackWarning",

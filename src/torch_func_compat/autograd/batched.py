@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from .._arguments import Argnums
-from .._chunks import Chunks, ChunkSize, Memory
-from .._dispatch import call, transform
-from .._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from .._arguments.call import Argnums
+from .._arguments.chunks import Chunks, ChunkSize, Memory
+from .._dispatch.transform import call, transform
+from .._transforms.jacobian import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from .internals import jacrev, vmap
 
 __all__ = [

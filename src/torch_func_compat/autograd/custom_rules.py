@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import _tree
-from .._arguments import version
-from .._functions import _legacy
-from .._functions._call import is_level
-from .._functions._context import is_differentiable
-from .._functions._definition import untraced
-from .._functions._foreign import watched
-from .._functions._linear import agree, wave
+from .._arguments.call import version
+from .._functions import legacy as _legacy
+from .._functions.apply import is_level
+from .._functions.closed_over import watched
+from .._functions.context import is_differentiable
+from .._functions.rules import untraced
+from .._guards.adjoint_test import agree, wave
+from .._torch import pytree
 from .function import Function
 from .internals import vjp
 
@@ -32,9 +32,9 @@ class _Call:
 
     def __init__(self, rule: _Rule, args: tuple[Any, ...]) -> None:
         self.rule: _Rule = rule
-        leaves, spec = _tree.flatten(args)
+        leaves, spec = pytree.flatten(args)
         self._leaves: list[Any] = leaves
-        self.spec: _tree.TreeSpec = spec
+        self.spec: pytree.TreeSpec = spec
         self._where = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
         self.tensors: list[Any] = [self._leaves[i] for i in self._where]
         fixed = rule.fixed(len(args))
@@ -61,11 +61,11 @@ class _Call:
         leaves = list(self._leaves)
         for i, tensor in zip(self._where, tensors):
             leaves[i] = tensor
-        return tuple(_tree.unflatten(leaves, self.spec))
+        return tuple(pytree.unflatten(leaves, self.spec))
 
     def outputs(self, output: Any) -> tuple[Tensor, ...]:
         """The flat outputs, whose structure is kept."""
-        leaves, spec = _tree.flatten(output)
+        leaves, spec = pytree.flatten(output)
         if self.output_spec is not None and spec != self.output_spec:
             raise TypeError(
                 f"expected the forward rule of {self.rule.name} to return an output of its structure "
@@ -98,7 +98,7 @@ class _Call:
         for i, gradient in zip(differentiated, gradients):
             if gradient is None:
                 continue
-            leaves, spec = _tree.flatten(gradient)
+            leaves, spec = pytree.flatten(gradient)
             if spec != children[i]:
                 raise TypeError(
                     f"expected the backward rule of {rule.name} to return for argument {i} a gradient of its structure "
@@ -169,8 +169,8 @@ class _Rule:
         call = _Call(self, args)
         for known, outputs in self.known.values:
             if known.is_like(call):
-                return _tree.unflatten(outputs, known.output_spec)
-        return _tree.unflatten(function.apply(call, *call.tensors), call.output_spec)
+                return pytree.unflatten(outputs, known.output_spec)
+        return pytree.unflatten(function.apply(call, *call.tensors), call.output_spec)
 
     def evaluate(self, func: Callable[..., Any], call: _Call, tensors: Sequence[Tensor]) -> Any:
         """A result of these tensors alone: one that depends on others would lack their derivatives, and raises."""
@@ -182,14 +182,14 @@ class _Rule:
             raise RuntimeError(
                 f"{self.name} modifies its argument in place, which has no derivative: work on a clone()"
             )
-        leaves, spec = _tree.flatten(result)
+        leaves, spec = pytree.flatten(result)
         known = {id(x): outer for x, outer in zip(inner, tensors)}
         if any(isinstance(x, Tensor) and (x.requires_grad or _primal(x) is not x) for x in leaves):
             raise RuntimeError(
                 f"{self.name} uses a tensor that requires grad and is not among its arguments: its own rule gives no "
                 f"gradient for it. Pass it as an argument, or detach() it"
             )
-        return _tree.unflatten([known.get(id(x), x) for x in leaves], spec)
+        return pytree.unflatten([known.get(id(x), x) for x in leaves], spec)
 
     def watch(self, call: _Call) -> ContextManager[Any]:
         return watched(self.name) if call.transformed else contextlib.nullcontext()
@@ -291,7 +291,7 @@ class _OldVjp:
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         call = ctx.call
         call.require_fixed(ctx.needs_input_grad[1:])
-        cotangent = _tree.unflatten(grads, call.output_spec)
+        cotangent = pytree.unflatten(grads, call.output_spec)
         return (None, *call.gradients(call.rule.bwd(*ctx.nondiff, ctx.residuals, cotangent)))
 
 
@@ -366,7 +366,7 @@ class custom_jvp(_Rule):
             result = self.jvp(*nondiff, args, moved)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"expected the rule of {self.name} to return (output, tangent_out), got {result!r}")
-        leaves, spec = _tree.flatten(result[1])
+        leaves, spec = pytree.flatten(result[1])
         if spec != call.output_spec:
             raise TypeError(
                 f"expected the rule of {self.name} to return tangents of the structure {call.output_spec} of its "
@@ -377,7 +377,7 @@ class custom_jvp(_Rule):
 
 def _only_moving(call: _Call, tangents: Sequence[Any]) -> tuple[Any, ...]:
     """The tangents in the structure of the arguments, None for everything else."""
-    return tuple(_tree.map(lambda x: x if isinstance(x, Tensor) else None, call.args(tangents)))
+    return tuple(pytree.map(lambda x: x if isinstance(x, Tensor) else None, call.args(tangents)))
 
 
 class _Jvp(Function):

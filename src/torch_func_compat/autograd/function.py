@@ -8,10 +8,10 @@ from typing import Any, Callable
 
 import torch
 
-from .._functions import _legacy
-from .._functions._call import call, is_level, is_level_traced, plain, settled
-from .._functions._definition import has, untraced
-from .._functions._plain import modifies, traced
+from .._functions import legacy as _legacy
+from .._functions.apply import call, is_level, is_level_traced, plain, settled
+from .._functions.plain_autograd import modifies, traced
+from .._functions.rules import has, untraced
 
 __all__ = ["Function"]
 

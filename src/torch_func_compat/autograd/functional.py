@@ -21,7 +21,7 @@ from typing import Any, Callable, Sequence, Tuple, Union
 
 from torch import Tensor
 
-from .._eager import (
+from ._functional import (
     Gradient,
     Recorded,
     Request,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
-from .. import _tree
+from .._torch import pytree
 from . import checks
 from .internals import available_backends, jacfwd, jacrev, use_fallback, vmap
 
@@ -212,19 +212,19 @@ def finite_difference_jacobian(func: Callable[[Tensor], Any], x: Tensor, eps: fl
     columns: list[list[Tensor]] = []
     with torch.no_grad():
         # a copy for each call: func may keep or change what it is given
-        leaves, spec = _tree.flatten(func(x.detach().clone()))
+        leaves, spec = pytree.flatten(func(x.detach().clone()))
         for index in range(x.numel()):
             ends = []
             for step in (eps, -eps):
                 moved = x.detach().clone().reshape(-1)
                 moved[index] += step
-                ends.append(_tree.flatten(func(moved.reshape(x.shape)))[0])
+                ends.append(pytree.flatten(func(moved.reshape(x.shape)))[0])
             columns.append([(after - before) / (2 * eps) for after, before in zip(*ends)])
         found = []
         for k, leaf in enumerate(leaves):
             column = torch.stack([c[k] for c in columns], -1) if columns else leaf.new_zeros((*leaf.shape, 0))
             found.append(column.reshape(leaf.shape + x.shape))
-    return _tree.unflatten(found, spec)
+    return pytree.unflatten(found, spec)
 
 
 def vmap_matches_loop(f: Callable[[Any], Any], batch: Any, *, atol: float = 1e-12, rtol: float = 0.0) -> bool:
@@ -246,10 +246,10 @@ def vmap_matches_loop(f: Callable[[Any], Any], batch: Any, *, atol: float = 1e-1
     >>> vmap_matches_loop(lambda x: x.cumsum(0), torch.ones(4, 3))
     True
     """
-    leaves, spec = _tree.flatten(batch)
-    samples = [f(_tree.unflatten([leaf[i] for leaf in leaves], spec)) for i in range(len(leaves[0]))]
-    flat = [_tree.flatten(sample)[0] for sample in samples]
-    looped = _tree.unflatten([torch.stack(column) for column in zip(*flat)], _tree.flatten(samples[0])[1])
+    leaves, spec = pytree.flatten(batch)
+    samples = [f(pytree.unflatten([leaf[i] for leaf in leaves], spec)) for i in range(len(leaves[0]))]
+    flat = [pytree.flatten(sample)[0] for sample in samples]
+    looped = pytree.unflatten([torch.stack(column) for column in zip(*flat)], pytree.flatten(samples[0])[1])
     return _all_close(vmap(f)(batch), looped, atol, rtol)
 
 
@@ -292,8 +292,8 @@ def no_vmap_fallback() -> Iterator[None]:
 
 def _all_close(actual: Any, expected: Any, atol: float, rtol: float) -> bool:
     """torch.allclose over pytrees of one structure, as which nothing but agreement counts."""
-    flat, spec = _tree.flatten(actual)
-    wanted, wanted_spec = _tree.flatten(expected)
+    flat, spec = pytree.flatten(actual)
+    wanted, wanted_spec = pytree.flatten(expected)
     return spec == wanted_spec and all(
         a.shape == b.shape and torch.allclose(a, b, atol=atol, rtol=rtol) for a, b in zip(flat, wanted)
     )

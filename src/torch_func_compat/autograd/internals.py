@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Callable, Tuple, Union
 
-from .. import _policy
-from .._arguments import Argnums, check_randomness
-from .._chunks import Chunks, ChunkSize, Memory
-from .._dispatch import call, transform
-from .._fallback import explain, get_fallback, set_fallback, use_fallback
-from .._jacobians import HESSIAN_MODES, check_mode
-from .._policy import available_backends, get_backend, set_backend, unavailable_backends, use_backend
+from .._arguments.call import Argnums, check_randomness
+from .._arguments.chunks import Chunks, ChunkSize, Memory
+from .._dispatch import choice as _policy
+from .._dispatch.choice import available_backends, get_backend, set_backend, unavailable_backends, use_backend
+from .._dispatch.fallback import explain, get_fallback, set_fallback, use_fallback
+from .._dispatch.transform import call, transform
+from .._transforms.jacobian import HESSIAN_MODES, check_mode
 
 __all__ = [
     "available_backends",

@@ -9,8 +9,8 @@ from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from .. import _policy
-from .._dispatch import _is_compiling
+from .._dispatch import choice as _policy
+from .._dispatch.transform import _is_compiling
 
 __all__ = ["functional_call", "replace_all_batch_norm_modules_", "stack_module_state"]
 

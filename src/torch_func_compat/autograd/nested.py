@@ -8,7 +8,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .. import _tree
+from .._torch import pytree
 
 __all__ = ["nested_jvp"]
 
@@ -85,9 +85,9 @@ def nested_jvp(rule: Callable[..., Any]) -> Callable[..., Any]:
 
         with interpreter.lower(), _set_fwd_grad_enabled(True):
             result = rule(_Below(ctx, below), *map(below, tangents))
-        leaves, spec = _tree.flatten(result)
+        leaves, spec = pytree.flatten(result)
         wrapped = [private._wrap_for_grad(leaf, level) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return _tree.unflatten(wrapped, spec)
+        return pytree.unflatten(wrapped, spec)
 
     return jvp
 
@@ -109,5 +109,5 @@ class _Below:
         return tuple(self._below(tensor) for tensor in self._ctx.saved_tensors)
 
     def __getattr__(self, name: str) -> Any:
-        leaves, spec = _tree.flatten(getattr(self._ctx, name))
-        return _tree.unflatten([self._below(leaf) for leaf in leaves], spec)
+        leaves, spec = pytree.flatten(getattr(self._ctx, name))
+        return pytree.unflatten([self._below(leaf) for leaf in leaves], spec)

@@ -8,7 +8,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .._arguments import positions
+from .._arguments.call import positions
 from ..autograd.internals import jacfwd, jacrev, use_backend, vmap
 
 __all__ = ["jacrev_compat", "vmap_compat"]

@@ -7,7 +7,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .._arguments import positions
+from .._arguments.call import positions
 from ..autograd.internals import grad
 from .compat import _jacobian, jacrev_compat
 from .internals import jacrev, vmap

@@ -11,11 +11,12 @@ from typing import Any, Callable, ContextManager, Mapping, Sequence
 
 from torch import Tensor
 
-from ..._arguments import BatchedCall
-from ..._randomness import RandomState
-from ..protocol import Differentiable, LinearMap, Pullback
-from . import _linear, _loop
-from ._own_rule import by_own_rule
+from ..._arguments.call import BatchedCall
+from ..._arguments.protocol import Differentiable, LinearMap, Pullback
+from ..._torch.random_state import RandomState
+from . import linear_maps as _linear
+from . import loop as _loop
+from .vmap_rule import by_own_rule
 
 
 class AutogradBackend:

@@ -1,0 +1,1 @@
+"""What a transform is called with."""

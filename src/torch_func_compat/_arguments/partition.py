@@ -1,0 +1,66 @@
+"""Of many rows, columns or samples, those that one of several processes computes."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+from torch import Tensor
+
+from .protocol import Backend
+
+
+def bounds(rank: int, size: int, total: int) -> tuple[int, int]:
+    """Where the share of `rank` starts and stops, if `size` ranks share `total`; no two differ by more than one."""
+    each, rest = divmod(total, size)
+    start = rank * each + min(rank, rest)
+    return start, start + each + (rank < rest)
+
+
+class Part:
+    """Which process this is; asked when something is computed, not before.
+
+    Parameters
+    ----------
+    place : callable
+        Returns the rank of this process and how many there are.
+    forward_mode : callable
+        Returns whether to count on forward mode. Not every process need end on the same backend, but all have to
+        differentiate in the same mode.
+    """
+
+    def __init__(self, place: Callable[[], tuple[int, int]], forward_mode: Callable[[], bool]) -> None:
+        self._place = place
+        self._forward_mode = forward_mode
+
+    def bounds(self, total: int) -> tuple[int, int]:
+        """Where the share of `total` that is this process's starts and stops."""
+        return bounds(*self._place(), total)
+
+    def has_forward_mode(self, backend: Backend) -> bool:
+        """Whether the choice of a mode counts on forward mode."""
+        return backend.has_forward_mode if self._place()[1] == 1 else self._forward_mode()
+
+
+class Share(NamedTuple):
+    """A share that was computed.
+
+    Attributes
+    ----------
+    axis : {'rows', 'columns', 'samples'}
+    start, stop, total : int
+        Which of them.
+    parts : list of Tensor
+        Their dimension 0 is the share's.
+    shard : callable
+        Puts the parts into the structure that belongs to one row, column or sample.
+    whole : callable
+        Puts such parts of everything into the structure of the result.
+    """
+
+    axis: str
+    start: int
+    stop: int
+    total: int
+    parts: Sequence[Tensor]
+    shard: Callable[[Sequence[Tensor]], Any]
+    whole: Callable[[Sequence[Tensor]], Any]

@@ -1,0 +1,96 @@
+"""What a backend must give: vmap, vjp and jvp of functions on flat lists of tensors.
+
+Everything else (grad, jacrev, jacfwd, hessian, ...) is derived from these in ``_transforms``, once
+for all backends; a backend may also name natives, whole transforms of its library that need no help.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence
+
+import torch
+from torch import Tensor
+
+from .call import BatchedCall
+
+
+class Differentiable(Protocol):
+    """A function to differentiate: `torch_func_compat._arguments.call.Call`."""
+
+    def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs and aux."""
+
+    def generators(self) -> list[torch.Generator]:
+        """Random generators that the function can reach."""
+
+    def others(self) -> list[Tensor]:
+        """Tensors that it is given and that are not differentiated."""
+
+    def put_others(self, others: Sequence[Tensor]) -> None:
+        """Let it be given these in their place."""
+
+    def captured(self) -> list[Tensor]:
+        """Tensors that it can reach without being given them."""
+
+
+class LinearMap(Protocol):
+    """A derivative at a point: the pullback of cotangents, or the pushforward of tangents."""
+
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
+        """Apply to one vector (a tensor for each input of the map)."""
+
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
+        """Apply to many vectors, stacked along the first dimension; so are the results."""
+
+
+class Pullback(LinearMap, Protocol):
+    """A LinearMap whose graph can be kept or freed, as torch.func's ``vjp_fn`` allows."""
+
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
+        """Apply to one vector of cotangents."""
+
+
+class Backend(Protocol):
+    """Three primitives, one flag and optional natives."""
+
+    name: str
+
+    # Whether jvp costs about one evaluation of the function. Where it is itself made of reverse mode,
+    # reverse-over-reverse is the cheaper Hessian.
+    has_forward_mode: bool
+
+    # The innermost running transform of the library in this thread, or None.
+    innermost: Callable[[], Any]
+
+    # The namespace with the library's transforms; None where there is no library.
+    library: Any
+
+    # What the outermost transform runs in: a lock where the library is not thread-safe, and the like.
+    around: Callable[[], ContextManager[Any]] | None
+
+    # The library's own transforms of the same name and signature, to be used as they are.
+    natives: Mapping[str, Callable[..., Any]]
+
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
+        """Map `call` over dimension ``call.dims[i]`` of ``tensors[i]`` (a chunk of ``call.tensors``).
+
+        Outputs are stacked along dimension 0; those with ``out_dims=None`` are given once.
+        """
+
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
+        """Outputs, the pullback of cotangents to gradients, and aux."""
+
+    def jvp(
+        self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Outputs, their tangents, and aux."""
+
+    def pushforward(
+        self, func: Differentiable, primals: Sequence[Tensor], randomness: str
+    ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
+        """The pushforward of tangents, and a function that gives aux once it was applied."""
+
+    def linearize(
+        self, func: Differentiable, primals: Sequence[Tensor]
+    ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
+        """Outputs, the pushforward of tangents from this one evaluation, and aux."""

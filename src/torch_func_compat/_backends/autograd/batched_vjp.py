@@ -1,0 +1,155 @@
+"""Many vectors through one linear map: all at once where torch can batch the graph, else one by one."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from ..._torch import facts
+from .elementwise_vjps import Factors
+from .graph import are_batched_rightly, has_scripts, nodes
+
+# Vectors -> results; None where a result does not depend on them. The flag is create_graph.
+Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
+
+# As it was found: a test suite may put this library's into its place.
+_vmap: Any = getattr(torch, "vmap", None)
+
+
+class Rows:
+    """How vectors are taken from `roots` to `ends`, many at once; it remembers where torch refused to batch.
+
+    With `hooked`, the user's hooks are on nodes between them, and see what passes there.
+    """
+
+    def __init__(self, roots: Sequence[Tensor | None], ends: Sequence[Tensor], hooked: bool) -> None:
+        self.vectorised: bool | None = None  # what happened last; None before the first batch
+        self._roots = roots
+        self._ends = ends
+        self._hooked = hooked
+        self._trusted = False
+        self._factors: Factors | None = None
+
+    def __call__(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+        """Results for each of the vectors stacked along dimension 0, stacked likewise."""
+        size = vectors[0].shape[0]
+        if size > 1 and self.vectorised is None:
+            self._look()
+        if size > 1 and self.vectorised is not False:
+            try:
+                results = self._by_factors(apply, vectors, create_graph) or _at_once(apply, vectors, create_graph)
+                self.vectorised = self._trusted or _agrees(apply, vectors, results)
+                if self.vectorised:
+                    return results
+            except (RuntimeError, TypeError, ValueError) as error:
+                # No batching rule, a backward in numpy, control flow on values: whatever it was, the
+                # loop below decides, and an error that is the function's own comes back from there.
+                if "out of memory" in str(error):
+                    raise
+                self.vectorised = False
+        rows = [apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
+        return [stack([row[k] for row in rows]) for k in range(len(rows[0]))]
+
+    def _look(self) -> None:
+        """What the graph tells of how to batch."""
+        present = [root for root in self._roots if root is not None]
+        every = list(nodes(root.grad_fn for root in present))
+        if facts.has("optimized_scripts_lose_terms") and has_scripts(every):
+            self.vectorised = False
+        self._trusted = not any(root.is_complex() for root in present) and are_batched_rightly(every)
+        if facts.has("activations_are_looped_over") and not self._hooked:
+            self._factors = Factors(every, self._roots, self._ends)
+
+    def _by_factors(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:
+        """The results where that spares loops; None where it does not, or not with these numbers."""
+        factors = self._factors
+        if factors is None or not factors.found:
+            return None
+        one = torch.ones(1, dtype=vectors[0].dtype)
+        # where retain_grad() is no hook that one sees, what it keeps has to be batched (see _factors)
+        given = vectors if facts.has("retain_grad_is_a_hook") else [*vectors, one]
+        count = len(vectors)
+
+        def take(rows: Sequence[Tensor], create: bool) -> list[Tensor | None]:
+            filling = rows[count] if len(rows) > count else one[0]
+            return factors.run(lambda inner: apply(inner, create), rows[:count], filling)
+
+        try:
+            results = _at_once(take, given, create_graph)
+            if factors.selecting and not all(bool(x.isfinite().all()) for x in results if x is not None):
+                return None  # infinity times a factor that is zero
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise
+            self._factors = None
+            return None
+        return results
+
+
+def _at_once(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+    if not facts.has("vmap_over_autograd_grad"):
+        return _at_once_by_old_vmap(apply, vectors, create_graph)
+    present: list[bool] = []
+
+    def flat(*rows: Tensor) -> tuple[Tensor, ...]:
+        results = apply(rows, create_graph)
+        present[:] = [result is not None for result in results]
+        # vmap insists on at least one output: the first vector stands in where there is none
+        return tuple(result for result in results if result is not None) or (rows[0],)
+
+    found = iter(_vmap(flat)(*vectors))
+    return [next(found) if there else None for there in present]
+
+
+def _at_once_by_old_vmap(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
+    """By what is_grads_batched=True uses, without its warnings and checks, and on torch < 1.11, too."""
+    private: Any = torch._C
+    library: Any = torch
+    level = private._vmapmode_increment_nesting()
+    try:
+        results = apply([library._add_batch_dim(vector, 0, level) for vector in vectors], create_graph)
+        size = len(vectors[0])
+        return [x if x is None else library._remove_batch_dim(x, level, size, 0) for x in results]
+    finally:
+        private._vmapmode_decrement_nesting()
+
+
+def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | None]) -> bool:
+    """Check batched rows against one unbatched application to a combination of them.
+
+    torch's batching has wrong rules, which give wrong rows without an error: that of torch < 2.0 for
+    layer_norm, group_norm and as_strided_scatter, torch.func's for cdist up to the newest. One more
+    application finds any of them, known or not.
+    """
+    with torch.no_grad():
+        # any fixed weights that no structure of the rows is likely to cancel
+        weights = torch.cos(torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64))
+        expected = apply([_combine(weights, vector.detach()) for vector in vectors], False)
+        for rows, value in zip(results, expected):
+            if rows is None or value is None:
+                if rows is not value:
+                    return False
+                continue
+            difference = (_combine(weights, rows.detach()) - value).abs()
+            if difference.numel() == 0:
+                continue
+            scale = _combine(weights.abs(), rows.detach().abs()) + value.abs()
+            # written so that it also fails where something is not finite
+            if not bool((difference <= torch.finfo(rows.dtype).eps ** 0.5 * scale.max()).all()):
+                return False
+    return True
+
+
+def _combine(weights: Tensor, stacked: Tensor) -> Tensor:
+    shape = (-1,) + (1,) * (stacked.dim() - 1)
+    return (weights.to(stacked).reshape(shape) * stacked).sum(0)
+
+
+def stack(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Stack results; None where every one is None, zeros where only some are."""
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    return torch.stack([torch.zeros_like(present[0]) if part is None else part for part in parts])

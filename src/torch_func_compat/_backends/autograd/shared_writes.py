@@ -1,0 +1,140 @@
+"""Tensors that all samples of a loop have in common, and what happens when the function writes to them.
+
+In torch.func a tensor that is not mapped can be written to, once for the whole batch, unless with mapped
+values. A loop would write once per sample: so each sample finds such a tensor as the first one found it,
+and has to leave it as the first one left it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from ..._arguments.call import BatchedCall, version
+from ..._guards.refusals import LoopError
+from ..._torch import facts
+from ..._torch.random_state import RandomState
+
+# Elements; larger tensors are not kept in advance, and writing to them is refused. What functions update
+# beside computing (statistics, counters, power iterations) is small.
+LIMIT = 1 << 16
+
+
+class Common:
+    """Watches what samples share: tensors that are not mapped, and memory in which mapped ones overlap."""
+
+    def __init__(
+        self, call: BatchedCall, shared: Sequence[Tensor], mapped: Sequence[Tensor], state: RandomState
+    ) -> None:
+        self._call = call
+        self._state = state
+        self._mapped = mapped
+        self._tensors = [*shared, *mapped]
+        self._versions = [version(tensor) for tensor in self._tensors]
+        # by position among the tensors: values before the first sample, and after it of what it wrote to
+        self._before = {k: tensor.clone() for k, tensor in enumerate(self._tensors) if self._is_kept(tensor)}
+        self._after: dict[int, Tensor] = {}
+
+    @property
+    def written(self) -> bool:
+        """Whether the first sample wrote to something, so that the others have to be watched."""
+        return bool(self._after)
+
+    def first(self) -> None:
+        """Raise if the first sample wrote to what cannot be written to for all samples at once."""
+        # by value, too: some kernels write without saying so, as that of batch norm to its statistics
+        silently = [k for k, before in self._before.items() if _differ(self._tensors[k], before)]
+        for k in {*self._written(), *silently}:
+            tensor = self._tensors[k]
+            if k not in self._before or tensor.requires_grad or self._overlaps(tensor):
+                raise self.refusal()
+            self._after[k] = tensor.clone()
+
+    def rewind(self) -> None:
+        """Let the next sample find what the first one found."""
+        with torch.no_grad():
+            for k in self._after:
+                self._tensors[k].copy_(self._before[k])
+
+    def later(self) -> None:
+        """Raise if a later sample left something otherwise than the first one did."""
+        for k, after in self._after.items():
+            if self._tensors[k].requires_grad or not is_same(self._tensors[k], after):
+                raise self.refusal()
+
+    def last(self) -> None:
+        """Raise if a later sample wrote where the first one did not."""
+        if any(k not in self._after for k in self._written()):
+            raise self.refusal()
+
+    def forbid_draws(self) -> None:
+        """Raise torch.func's error, with everything put back, if random numbers were drawn."""
+        if self._state.moved():
+            self._undo()
+            self._state.forbid_draws()
+
+    def _undo(self) -> None:
+        """Put back what was written, and that it needs no gradient."""
+        with torch.no_grad():
+            for k, before in self._before.items():
+                tensor = self._tensors[k]
+                written = version(tensor) != self._versions[k] or _differ(tensor, before)
+                if written and not self._overlaps(tensor):
+                    if tensor.requires_grad:
+                        whole = tensor if tensor._base is None else tensor._base
+                        whole.detach_()
+                    tensor.copy_(before)
+
+    def refusal(self) -> LoopError:
+        """The error to raise; what was written is put back."""
+        self._undo()
+        why = ""
+        if self._state.moved():
+            why = ", and different inplace randomness on an unbatched tensor would depend on the order of samples"
+        return LoopError(
+            f"vmap: `{self._call.name}` modifies in place a tensor that all samples share (an input with in_dim None, "
+            f"a tensor from its closure, a module's buffer, overlapping inputs): inplace arithmetic is not possible "
+            f"there with mapped values{why}. Work on a clone(), or give it a batch dimension; for batch norm, eval() "
+            f"or replace the running statistics."
+        )
+
+    def _is_kept(self, tensor: Tensor) -> bool:
+        plain = tensor.layout == torch.strided and not tensor.requires_grad and not getattr(tensor, "is_nested", False)
+        return plain and tensor.numel() <= LIMIT and not any(tensor is mapped for mapped in self._mapped)
+
+    def _written(self) -> list[int]:
+        """What was written to, without slices of mapped inputs, which samples have to themselves."""
+        return [
+            k
+            for k, (tensor, count) in enumerate(zip(self._tensors, self._versions))
+            if version(tensor) != count and not self._is_own(tensor)
+        ]
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        mapped = [i for i, other in enumerate(self._mapped) if other is tensor]
+        alone = len(mapped) == 1 and self._overlaps(tensor) == 1
+        return alone and tensor.stride(self._call.dims[mapped[0]]) != 0
+
+    def _overlaps(self, tensor: Tensor) -> int:
+        """How many mapped inputs share memory with it."""
+        return sum(_memory(other) == _memory(tensor) for other in self._mapped)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where the storage begins; storage() is deprecated on torch 2, untyped_storage() not there on torch 1."""
+    storage: Any = getattr(tensor, "untyped_storage", tensor.storage if facts.TORCH < (2, 0) else None)
+    return int(storage().data_ptr())
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    try:
+        return not torch.equal(a, b)
+    except (RuntimeError, AssertionError):  # a meta or fake tensor has no values
+        return False
+
+
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, nan to nan."""
+    return a.shape == b.shape and bool(torch.isclose(a, b, 0.0, 0.0, equal_nan=True).all())

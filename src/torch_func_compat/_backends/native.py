@@ -1,0 +1,275 @@
+"""What torch.func and functorch have in common: the primitives on their vmap, vjp and jvp."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any, Callable, ContextManager, List, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .._arguments.call import BatchedCall
+from .._arguments.protocol import Differentiable, LinearMap, Pullback
+from .._guards.by_graph import NORMALISATIONS, SCRIPTS, Look, below, is_mapped, is_transposable, kept_outside, look
+from .._torch import facts
+
+# Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
+# raise "no level exists" (torch 2.0-2.15, raw torch.func in four threads).
+FORWARD_MODE = threading.RLock()
+
+# What maps a function of flat tensors over dimension 0 of some: (function, tensors, randomness) -> results
+AtOnce = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor], str], List[Tensor]]
+# Cotangents, retain_graph and create_graph -> gradients
+Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]
+
+
+class NativeMap:
+    """A linear map of the library's; it is batched by the library's vmap."""
+
+    def __init__(self, at_once: AtOnce, apply: Callable[..., Sequence[Tensor]], randomness: str) -> None:
+        self._apply = apply
+        self._at_once = at_once
+        self._randomness = randomness
+
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
+        return list(self._apply(*vectors))
+
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
+        if len(vectors[0]) == 0:  # not every operation can be batched over nothing
+            return [
+                result.new_zeros((0, *result.shape)) for result in self(*(v.new_zeros(v.shape[1:]) for v in vectors))
+            ]
+        return self._at_once(self._apply, vectors, self._randomness)
+
+
+class NativePullback:
+    """The library's ``vjp_fn``.
+
+    Parameters
+    ----------
+    at_once, pull
+        How it is mapped, and what is mapped.
+    outputs : sequence of Tensor
+        On the level where they have their graph.
+    attached : bool
+        Whether somebody outside of all transforms can differentiate the gradients again.
+    is_active : callable
+        Whether a transform is running.
+    private
+        The library's private functions.
+    """
+
+    def __init__(
+        self,
+        at_once: AtOnce,
+        pull: Pull,
+        outputs: Sequence[Tensor],
+        attached: bool,
+        is_active: Callable[[], bool],
+        private: Any,
+    ) -> None:
+        self._at_once = at_once
+        self._pull = pull
+        self._outputs = outputs
+        self._attached = attached
+        self._private = private
+        self._is_active = is_active
+        self._found: Look | None = None  # not looked for before rows are batched
+
+    def _check(self, rows: bool) -> None:
+        if self._found is None:
+            self._found = look(self._outputs)
+        for error in self._found.rows:
+            raise error
+        if rows and self._found.mapped and is_mapped(self._outputs, self._private):
+            raise self._found.mapped[0]
+
+    def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
+        """Whether anybody can ask for the graph of what the pullback does: it holds all that a backward pass makes."""
+        if not torch.is_grad_enabled():
+            return False
+        return self._attached or self._is_active() or any(cotangent.requires_grad for cotangent in cotangents)
+
+    def batched(self, *cotangents: Tensor) -> list[Tensor]:
+        self._check(rows=True)
+        create = self._is_differentiable(cotangents)
+        return NativeMap(self._at_once, lambda *rows: self._pull(rows, True, create), "error").batched(*cotangents)
+
+    def __call__(self, *cotangents: Tensor) -> list[Tensor]:
+        return self.pull(cotangents, True, None)
+
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
+        if self._is_active():
+            self._check(rows=True)
+        create = self._is_differentiable(cotangents) if create_graph is None else create_graph
+        return list(self._pull(cotangents, retain_graph, create))
+
+
+class Push(NativeMap):
+    """A pushforward, which gives tangents and aux: aux is that of the first tangent, as torch.func has it.
+
+    The function to apply sets the entry of `counts`, how many of its results are tangents; aux goes to `collected`.
+    """
+
+    def __init__(
+        self, at_once: AtOnce, apply: Callable[..., Sequence[Tensor]], randomness: str, counts: list[int]
+    ) -> None:
+        super().__init__(at_once, apply, randomness)
+        self.counts = counts
+        self.collected: list[Tensor] = []
+
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
+        return self._split(super().__call__(*vectors), lambda aux: aux)
+
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
+        if len(vectors[0]) == 0:  # there is no first one, and it calls itself with zeros
+            return super().batched(*vectors)
+        return self._split(super().batched(*vectors), lambda aux: aux[0])
+
+    def _split(self, results: list[Tensor], first: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        count = self.counts[0]
+        self.collected[:] = [first(aux) for aux in results[count:]]
+        return results[:count]
+
+
+_optimized_execution: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
+
+
+class NativeBackend:
+    """A backend on a namespace with functorch's transforms."""
+
+    name: str
+    has_forward_mode = True
+    natives: Mapping[str, Callable[..., Any]] = {}
+
+    # From torch 1.11 to 2.0, what TorchScript optimizes within a transform is wrong from then on (fact
+    # "optimized_scripts_lose_terms"): nothing is optimized there, and the function is interpreted.
+    around: Callable[[], ContextManager[Any]] | None = (
+        functools.partial(_optimized_execution, False) if facts.has("optimized_scripts_lose_terms") else None
+    )
+
+    def __init__(self, namespace: Any, private: Any, is_active: Callable[[], bool]) -> None:
+        self.library = namespace
+        self._private = private
+        self.innermost: Callable[[], Any] = getattr(private, "peek_interpreter_stack", lambda: is_active() or None)
+        self._is_active = is_active
+
+    def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
+        """`func`, or one that raises where the library would get its next derivative wrong."""
+        return func
+
+    def given(self, func: Differentiable) -> Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """`func` with tuples for lists, which the libraries would take for one output."""
+
+        def flat(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            outputs, aux = func(*primals)
+            return tuple(outputs), tuple(aux)
+
+        return flat
+
+    def is_batched_here(self, tensor: Tensor) -> bool:
+        """Whether `tensor` has a batch dimension of the innermost active vmap."""
+        private = self._private
+        return bool(private.is_batchedtensor(tensor) and private.maybe_get_level(tensor) == private.current_level())
+
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
+        shared: list[Any] = []
+
+        def flat(*slices: Tensor) -> tuple[Tensor, ...]:
+            outputs, shared[:] = call(*slices)
+            for value in shared:
+                if isinstance(value, Tensor) and self.is_batched_here(value):
+                    raise ValueError(
+                        f"vmap({call.name}, ...): `{call.name}` can not return a BatchedTensor when out_dim is None"
+                    )
+            # the libraries insist on an output; the first slice stands in where there is none
+            return tuple(outputs) or (slices[0],)
+
+        stacked = self.library.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)
+        wanted = sum(dim is not None for dim in call.flat_out_dims)
+        return list(stacked[:wanted]), shared
+
+    def record(self, func: Callable[..., Any], primals: Sequence[Tensor]) -> tuple[list[Tensor], Pull, list[Tensor]]:
+        """Outputs of a function that returns tuples of outputs and aux; the pullback; and aux."""
+        outputs, vjp_fn, aux = self.library.vjp(func, *primals, has_aux=True)
+        return list(outputs), lambda cotangents, *flags: vjp_fn(tuple(cotangents), *flags), list(aux)
+
+    def push(
+        self, func: Callable[..., Any], primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Outputs of such a function, their tangents and aux."""
+        results = self.library.jvp(func, tuple(primals), tuple(tangents), strict=strict, has_aux=True)
+        return tuple(map(list, results))  # type: ignore[return-value]
+
+    def at_once(
+        self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
+    ) -> list[Tensor]:
+        """The function mapped over dimension 0 of the vectors."""
+        return list(self.library.vmap(apply, randomness=randomness)(*vectors))
+
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
+        recorded: list[Tensor] = []  # the outputs on the level where they have their graph
+        given = self.given(func)
+
+        def noted(*primals: Tensor) -> Any:
+            recorded[:], aux = given(*primals)
+            if SCRIPTS:
+                look(recorded)
+            if any(leaf.requires_grad for leaf in below(recorded, self._private)):
+                look(recorded).refuse(recorded, primals, self._private)
+            return tuple(recorded), aux
+
+        outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
+        # without grad mode here, somebody may still have it when he calls the pullback
+        attached = not torch.is_grad_enabled() or any(output.requires_grad for output in outputs)
+        return outputs, NativePullback(self.at_once, pull, recorded, attached, self._is_active, self._private), aux
+
+    def jvp(
+        self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        with FORWARD_MODE:
+            return self.push(self.guard(self.given(func), forward=True), primals, tangents, strict)
+
+    def pushforward(
+        self, func: Differentiable, primals: Sequence[Tensor], randomness: str
+    ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
+        guarded = self.guard(self.given(func), forward=True)
+        counts = [0]
+
+        def push(*tangents: Tensor) -> tuple[Tensor, ...]:
+            with FORWARD_MODE:
+                _, output_tangents, aux = self.push(guarded, primals, tangents, False)
+            counts[0] = len(output_tangents)
+            return (*output_tangents, *aux)
+
+        linear = Push(self.at_once, push, randomness, counts)
+        return linear, lambda: linear.collected
+
+    def linearize(
+        self, func: Differentiable, primals: Sequence[Tensor]
+    ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
+        transposable = [True]
+        given = self.given(func)
+
+        def noted(*primals: Tensor) -> Any:
+            outputs, aux = given(*primals)
+            transposable[0] = is_transposable(outputs)
+            look(outputs).refuse(outputs, primals, self._private)
+            return outputs, aux
+
+        # what is differentiated once more outside is differentiated three times
+        kept = kept_outside(noted, self._private, NORMALISATIONS)
+        outputs, pull, aux = self.record(self.guard(kept, forward=False), primals)
+        if transposable[0]:
+            # the double-backward trick: the function is not evaluated again, and any mix of levels can call the result
+            zeros = [torch.zeros_like(output) for output in outputs]
+            _, push, _ = self.record(lambda *ct: (tuple(pull(ct, True, torch.is_grad_enabled())), ()), zeros)
+            pushed = lambda *tangents: push(tangents, True, torch.is_grad_enabled())
+            return outputs, NativeMap(self.at_once, pushed, "error"), aux
+
+        def again(*tangents: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.jvp(func, primals, tangents, False)[1])
+
+        again(*(torch.zeros_like(primal) for primal in primals))  # should that be refused, then now
+        return outputs, NativeMap(self.at_once, again, "error"), aux

@@ -1,0 +1,1 @@
+"""What torch refuses, and what it gets wrong without an error."""

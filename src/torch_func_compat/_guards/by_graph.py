@@ -1,0 +1,153 @@
+"""What the graph of a function has that torch.func or functorch differentiates wrongly, without an error."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from .._torch import facts, pytree
+from .refusals import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
+
+# The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
+# nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15 (fact "cdist_rows_are_wrong").
+_MISTAKEN = ("CdistBackward",)
+# And these where the function is mapped, too: numbers from other samples where there are as many samples as elements of
+# one, else errors of shape (measured: vmap(jacrev(prelu)), torch 2.0 to 2.15).
+_MISTAKEN_MAPPED = ("PreluKernelBackward",)
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    leaves = [tree] if isinstance(tree, Tensor) else pytree.flatten(tree)[0]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def nodes(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
+    """The nodes of the graph of a pytree of outputs, without those from some nodes on."""
+    roots = [leaf.grad_fn for leaf in _leaves(output)]
+    seen = set(until)
+    while roots:
+        node = roots.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        for child, _ in node.next_functions:
+            roots.append(child)
+
+
+# Nodes of operations that forward mode saves something of, which another derivative takes for constant; and of those
+# that only a third derivative takes so. The same as in by_operation.py, which sees operations, by their nodes.
+NORMALISATIONS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
+IN_FORWARD_MODE = (
+    *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
+    *("LinalgEigh", "LinalgEig", "Cumprod"),  # not wrong, but not a number: of eigenvectors, and of zeros
+    *(("KlDiv",) if facts.TORCH < (1, 13) else ()),
+    *(("LinalgDet", "LinalgSlogdet", "LinalgSolve", "DetB", "SlogdetB", "LogdetB") if facts.TORCH < (2, 15) else ()),
+)
+
+
+def kept_outside(func: Callable[..., Any], private: Any, names: tuple[str, ...]) -> Callable[..., Any]:
+    """`func`, raising where plain autograd, outside of all transforms, is recording operations of these names.
+
+    Whoever has tensors that require grad can differentiate the result once more than there are transforms.
+    """
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        output = func(*args, **kwargs)
+        for node in _outside(output, (args, kwargs), private):
+            if type(node).__name__.startswith(names):
+                raise _nesting(node)
+        return output
+
+    return wrapper
+
+
+SCRIPTS = facts.has("optimized_scripts_lose_terms")
+
+
+def _outside(output: Any, inputs: Any, private: Any) -> Iterator[Any]:
+    """The nodes that plain autograd, outside of all transforms, recorded between inputs and output."""
+    outputs = below(output, private)
+    if any(leaf.requires_grad for leaf in outputs):
+        yield from nodes(outputs, [leaf.grad_fn for leaf in below(inputs, private)])
+
+
+def below(tree: Any, private: Any) -> list[Tensor]:
+    found = _leaves(tree)
+    for k, leaf in enumerate(found):
+        while private.is_batchedtensor(leaf) or private.is_gradtrackingtensor(leaf):
+            leaf = private.get_unwrapped(leaf)
+        found[k] = leaf
+    return found
+
+
+def is_mapped(tree: Any, private: Any) -> bool:
+    """Whether a tensor of `tree` has a batch dimension of any level."""
+    for leaf in _leaves(tree):
+        while private.is_gradtrackingtensor(leaf):
+            leaf = private.get_unwrapped(leaf)
+        if private.is_batchedtensor(leaf):
+            return True
+    return False
+
+
+def _nesting(node: Any) -> MistakenRule:
+    return MistakenRule(MISTAKEN_NESTING.format(type(node).__name__.partition("Backward")[0]))
+
+
+def is_script(node: Any) -> bool:
+    """Whether a node of the graph is the backward of what TorchScript has optimized."""
+    return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
+
+
+class Look(NamedTuple):
+    """What a graph has that the library, or plain autograd after it, gets wrong without an error."""
+
+    rows: list[MistakenRule]  # the error to raise if rows through the graph are batched
+    mapped: list[MistakenRule]  # the same where the function is mapped, too
+    twice: set[tuple[type, int]]  # nodes whose derivative is wrong once more, and by which input
+
+    def refuse(self, output: Any, inputs: Any, private: Any) -> None:
+        """Raise where plain autograd has recorded, from inputs to output, what it would differentiate once more."""
+        for node in _outside(output, inputs, private) if self.twice else ():
+            if any((type(node), k) in self.twice for k, (child, _) in enumerate(node.next_functions) if child):
+                raise _nesting(node)
+
+
+_NOTABLE = (*_MISTAKEN, *_MISTAKEN_MAPPED, *TWICE, "CppFunction")
+
+
+def look(output: Any) -> Look:
+    """Look at the graph of `output`.
+
+    TorchScript in the graph raises at once, since what is differentiated once here may be differentiated again by
+    whoever gets it.
+    """
+    found = Look([], [], set())
+    for node in nodes(output):
+        name = type(node).__name__
+        if not name.startswith(_NOTABLE):
+            continue
+        row = wrong_twice(node)
+        if row is not None:
+            found.twice.update((type(node), then) for first, then in row.pairs if node.next_functions[first][0])
+        elif name.startswith((*_MISTAKEN, *_MISTAKEN_MAPPED)):
+            errors = found.rows if name.startswith(_MISTAKEN) else found.mapped
+            errors.append(MistakenRule(MISTAKEN_ROWS.format(name.partition("Backward")[0])))
+        elif SCRIPTS and is_script(node):
+            raise MistakenRule(MISTAKEN_SCRIPT)
+    return found
+
+
+# The transpose of logcumsumexp is taken at zero, of which it wants the logarithm.
+_NOT_TRANSPOSABLE = (*_MISTAKEN, "CppFunction", "Logcumsumexp")
+
+
+def is_transposable(outputs: Sequence[Tensor]) -> bool:
+    """Whether the pullback can be differentiated on: the backward of a Function can be anything."""
+    return all(output.is_floating_point() or output.is_complex() for output in outputs) and not any(
+        isinstance(node, BackwardCFunction) or type(node).__name__.startswith(_NOT_TRANSPOSABLE)
+        for node in nodes(outputs)
+    )

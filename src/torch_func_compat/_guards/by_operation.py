@@ -1,0 +1,167 @@
+"""Operations whose higher derivatives torch.func gets wrong without an error, and how they are caught.
+
+Forward mode within another derivative (``jacrev(jacfwd(f))``, ``jvp(jvp(f))``) takes what these saved for
+constant, and third derivatives of normalisations do so in any mode; forward mode drops what a custom operator
+does, and has some wrong formulas. No graph shows it in time; so where torch.func is about to do one of these, the
+function runs under a mode that sees its operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch._functorch.autograd_function import custom_function_call
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import TorchFunctionMode
+
+from .._torch import facts
+from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
+from .refusals import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
+
+# https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
+_NORMALISATIONS = (
+    "nn.functional.layer_norm",
+    "nn.functional.batch_norm",
+    "nn.functional.instance_norm",
+    "layer_norm",
+    "native_layer_norm",
+    "batch_norm",
+    "native_batch_norm",
+    "instance_norm",
+)
+_IN_FORWARD_MODE = (
+    *_NORMALISATIONS,
+    "linalg.householder_product",  # measured: no upstream issue found
+    "orgqr",
+    *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod"),  # not a number: of eigenvectors, and of zeros
+    "masked_select",
+    "Tensor.masked_select",
+)
+# https://github.com/pytorch/pytorch/issues/192540, mended in torch 2.15
+_UNTIL_2_15 = (
+    *("det", "Tensor.det", "logdet", "Tensor.logdet", "slogdet", "Tensor.slogdet"),
+    *("linalg.det", "linalg.slogdet", "linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"),
+)
+
+
+def _find(names: tuple[str, ...]) -> set[Any]:
+    found = set()
+    for name in names:
+        value: Any = torch
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            found.add(value)
+    return found
+
+
+def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
+    """torch's own is fused, and its backward takes the saved norms for constant (fact "weight_norm_twice")."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+# What is evaluated instead of an operation, within another derivative
+_INSTEAD = {torch._weight_norm: _weight_norm}
+_SECOND = set(_INSTEAD)
+_FORMULAS = _find(tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor.")))
+_THIRD = _SECOND | _find(_NORMALISATIONS)
+_FORWARD = _FORMULAS | _SECOND | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
+# The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
+_FORWARD_TWICE = _FORWARD | {custom_function_call}
+
+
+# Namespaces of torch's own operators with such a kernel, as far as no user's function consists of them: with others
+# present, jvp and jacfwd look at each operation, which costs microseconds.
+_OWN = set(
+    "prims nvprims rngprims quantized_decomposed flex_lib flex_gemm debug_mode_ops export onnx onnx_symbolic streams "
+    "inductor mempool _dtensor coor".split()
+)
+# Those of torch.distributed, which torch imports by itself; without a group of processes there is nothing to collect.
+_COLLECTIVES = "_c10d_functional"
+_has_processes: Callable[[], bool] = getattr(torch.distributed, "is_initialized", bool)
+# the last answers, with and without those, by how many kernels were registered then
+_lossy: dict[int, tuple[set[str], set[str]]] = {}
+
+
+def without_tangents() -> set[str]:
+    """Operators with an autograd kernel of Python's (``register_autograd``), which forward mode passes by.
+
+    Their tangents are dropped without an error: jvp and jacfwd are zero (measured on torch 2.6 to 2.15).
+    """
+    registered = getattr(torch.library, "_impls", ())
+    known = _lossy.get(len(registered))
+    if known is None:
+        # a copy: libraries that are collected meanwhile take theirs out
+        split = [kernel.split("/") for kernel in set(registered)]
+        found = {f"{key[0]}::{key[1].split('.')[0]}" for key in split if key[-1] == "Autograd" and key[0] not in _OWN}
+        known = found, {name for name in found if not name.startswith(_COLLECTIVES)}
+        _lossy.clear()
+        _lossy[len(split)] = known
+    return known[not _has_processes()]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, fragile: set[Any], lossy: set[str]) -> None:
+        super().__init__()
+        self._fragile = fragile
+        self._lossy = lossy
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._fragile:
+            if func in _INSTEAD:
+                return _INSTEAD[func](*args, **(kwargs or {}))
+            name = getattr(func, "__name__", func)
+            if func not in _FORMULAS:
+                raise MistakenRule(MISTAKEN_NESTING.format(name))
+            if not name.startswith("scatter") or "prod" in filter(_is_text, (*args, *(kwargs or {}).values())):
+                raise MistakenRule(MISTAKEN_FORMULA.format(name))
+        if self._lossy and isinstance(func, (OpOverload, OpOverloadPacket)):
+            packet: Any = func.overloadpacket if isinstance(func, OpOverload) else func
+            if packet._qualified_op_name in self._lossy:
+                raise MistakenRule(MISTAKEN_TANGENT.format(packet._qualified_op_name))
+        return func(*args, **(kwargs or {}))
+
+
+def derivatives_around() -> list[Any]:
+    """The kinds of the derivatives that are being taken around here."""
+    private: Any = torch._C._functorch
+    forward = private.TransformType.Jvp
+    if not hasattr(private, "get_interpreter_stack"):  # torch 2.0 has only the number of transforms
+        return [] if private.peek_interpreter_stack() is None else [forward] * int(private.current_level())
+    kinds = (private.TransformType.Grad, forward)
+    return [level.key() for level in private.get_interpreter_stack() or () if level.key() in kinds]
+
+
+def _fragile(forward: bool) -> set[Any]:
+    around = derivatives_around()
+    if not around:
+        return _FORMULAS if forward else set()
+    if not forward:
+        return _THIRD if len(around) >= 2 else _SECOND
+    return _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD
+
+
+def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
+    """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not).
+
+    What can be written in operations that torch gets right is evaluated in those.
+    """
+    fragile = _fragile(forward)
+    lossy = without_tangents() if forward else set()
+    if forward:
+        func = kept_outside(func, torch._C._functorch, IN_FORWARD_MODE)
+    elif fragile:  # so this is not the first derivative
+        func = kept_outside(func, torch._C._functorch, NORMALISATIONS)
+    if not fragile and not lossy:
+        return func
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with _Watch(fragile, lossy):
+            return func(*args, **kwargs)
+
+    return wrapper

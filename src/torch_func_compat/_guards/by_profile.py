@@ -1,0 +1,89 @@
+"""Functions that functorch gets wrong without an error, noticed as they are called.
+
+These releases give no other way to see them: there are no modes, and hooks leave no trace in a graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import CodeType, FrameType
+from typing import Any, Callable, ContextManager, Iterator
+
+import torch
+
+from .._torch import facts
+from .refusals import MISTAKEN_COMPLEX, MISTAKEN_EAGER, MISTAKEN_FORMULA, MISTAKEN_HOOKS, WRONG_FORMULAS, MistakenRule
+
+
+def _found() -> dict[CodeType, str]:
+    """The code of each such function of this torch, and what to say of it."""
+    found: dict[CodeType, str] = {}
+    if facts.has("saved_tensor_hooks_lose_terms"):
+        hooks: Any = torch.autograd.graph.saved_tensors_hooks
+        found[hooks.__enter__.__code__] = MISTAKEN_HOOKS
+    if facts.has("functional_is_zero_within_vmap"):
+        for name in ("jacobian", "hessian", "vjp", "jvp", "vhp", "hvp"):
+            found[getattr(torch.autograd.functional, name).__code__] = MISTAKEN_EAGER
+    return found
+
+
+class _Watch:
+    """A profile function that raises at the call of a refused one, and leaves all events to another."""
+
+    def __init__(self, python: dict[CodeType, str], native: dict[str, str], other: Callable[..., Any] | None) -> None:
+        self.python = python
+        self.native = native
+        self._other = other
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            reason = self.python.get(frame.f_code)
+            if reason is not None:
+                raise MistakenRule(reason)
+        elif event == "c_call":
+            reason = self.native.get(argument.__name__)
+            if reason is not None:
+                raise MistakenRule(reason)
+        if self._other is not None:
+            self._other(frame, event, argument)
+
+
+# What makes complex numbers of real ones, or is hardly called of others (fact "functorch_loses_complex_parts"): forward
+# mode and batched rows leave no graph in which to see what numbers they come from.
+_FFT: Any = torch._C._fft  # type: ignore[attr-defined]
+_COMPLEX = (
+    *("complex", "polar", "angle", "view_as_complex", "stft"),
+    *(name for name in dir(_FFT) if name.startswith("fft_")),
+)
+_refused = _found(), dict.fromkeys(_COMPLEX, MISTAKEN_COMPLEX)
+_formulas: tuple[dict[CodeType, str], dict[str, str]] = (
+    {},
+    {name: MISTAKEN_FORMULA.format(name) for name in WRONG_FORMULAS},
+)
+
+
+@contextlib.contextmanager
+def _without(python: dict[CodeType, str], native: dict[str, str]) -> Iterator[None]:
+    other = sys.getprofile()
+    if isinstance(other, _Watch) and native.keys() <= other.native.keys():
+        yield
+        return
+    if other is not None and not callable(other):
+        # a profiler in C, whose place cannot be shared: it stays, and nothing is computed unseen
+        raise MistakenRule(MISTAKEN_HOOKS)
+    sys.setprofile(_Watch(python, native, other))
+    try:
+        yield
+    finally:
+        sys.setprofile(other)
+
+
+def refused_calls() -> ContextManager[None]:
+    """Raises within where the function calls what would come out wrong, in any transform."""
+    return _without(*_refused) if _refused[0] else contextlib.nullcontext()
+
+
+def refused_tangents() -> ContextManager[None]:
+    """The same for what comes out wrong in forward mode."""
+    return _without(*_formulas)

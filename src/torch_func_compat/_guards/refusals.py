@@ -1,0 +1,393 @@
+"""What torch.func and functorch refuse although a loop over plain autograd can compute it: ONE table.
+
+A row says by which exception a refusal is known, what it means and what the user can do to stay fast.
+Only these rows let a transform be computed again on the autograd backend. Everything else passes
+through untouched: the user's own errors, shape errors, randomness='error', memory and interrupts.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+from .._torch import facts
+
+# What it costs to compute on the autograd backend what torch refused
+LOOPED = "one evaluation for each sample; derivatives within it stay native"
+RECORDED = "derivatives on the autograd backend, with Jacobian rows still batched where they can be; vmap is a loop"
+TRANSPOSED = "forward mode as the transpose of reverse mode: one backward pass, and one through both for each tangent"
+BY_ROWS = "one backward pass for each row of the Jacobian"
+
+
+class Capability(NamedTuple):
+    """A refusal: an exception of type RuntimeError (or NotImplementedError, its subclass) and its text."""
+
+    name: str
+    pattern: str
+    meaning: str
+    advice: str
+    until: tuple[int, int] | None = None  # the first release on which the text means something else
+    cost: str = RECORDED
+
+
+# What a MistakenRule says of an operation whose backward torch batches wrongly.
+MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
+MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
+MISTAKEN_FORMULA = "torch differentiates {} wrongly in forward mode"
+# Which those are, by the names of torch's functions and methods; of scatter_reduce only products.
+WRONG_FORMULAS = ("cholesky_inverse", "scatter_reduce", "scatter_reduce_")
+MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
+MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
+MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
+MISTAKEN_COMPLEX = "functorch differentiates complex numbers wrongly"
+MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of it"
+MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
+# What it says of a Function without a jvp rule whose backward cannot be transposed.
+NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
+# And of one in the old style that modifies its input.
+LEGACY_IN_PLACE = "the forward of {} modifies its input in place, and would have to run again"
+# And of one that uses more than its arguments.
+FOREIGN = "{} uses a tensor of a transform around it that is not among its arguments"
+# And of the second derivative of a backward with numpy in it.
+LEFT_BY_ROWS = "the rows of a backward that takes numbers out of torch cannot be batched"
+
+CAPABILITIES: tuple[Capability, ...] = (
+    Capability(
+        "mapped_indices",
+        MISTAKEN_INDEX.format("functorch"),
+        "it maps over integers, and functorch on torch 1.11 silently indexes by several mapped tensors wrongly",
+        "upgrade to torch >= 1.12",
+    ),
+    Capability(
+        "legacy_function",
+        r"In order to use an autograd\.Function with functorch transforms"
+        r"|cannot use C\+\+ torch::autograd::Function with functorch transforms",
+        "it uses an autograd.Function with forward(ctx, ...), a custom operator or a checkpoint, "
+        "into which torch.func cannot see",
+        "write the Function with setup_context()",
+    ),
+    Capability(
+        "function_under_functorch",
+        r"functorch functions \(vmap, grad, vjp, etc\.\) currently do not support the use of autograd\.Function",
+        "it uses an autograd.Function, which functorch on torch < 2.0 does not support",
+        "upgrade to torch >= 2.0",
+    ),
+    Capability(
+        "function_without_vmap",
+        r"You tried to vmap over .*, but it does not have vmap support",
+        "it uses an autograd.Function without a vmap rule",
+        "give the Function a vmap() staticmethod or generate_vmap_rule = True",
+        cost=LOOPED,
+    ),
+    Capability(
+        "function_without_jvp",
+        r"You must implement the jvp function for custom autograd\.Function"
+        r"|jvp is not implemented for the c\+\+ API of custom Function",
+        "it uses an autograd.Function without a jvp rule in forward mode",
+        "give the Function a jvp() staticmethod, or use reverse mode",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "function_without_transpose",
+        NOT_TRANSPOSED.format(r"\w+"),
+        "it uses a Function in forward mode that has no jvp rule, and a backward that is not differentiable",
+        "give the Function a jvp() staticmethod, or use reverse mode",
+    ),
+    Capability(
+        "legacy_function_in_place",
+        LEGACY_IN_PLACE.format(r"\w+"),
+        "it uses an adapted Function in the old style that modifies its input in place",
+        "write the Function with setup_context()",
+    ),
+    Capability(
+        "backward_leaves_torch",
+        LEFT_BY_ROWS,
+        "it maps over the pullback of an autograd.Function whose backward uses numpy or an extension",
+        "call another Function in that backward, with a backward and a vmap rule of its own",
+        cost=LOOPED,
+    ),
+    Capability(
+        "foreign_tensor",
+        FOREIGN.format(r"\S+"),
+        "it uses a custom derivative rule that takes a transformed tensor from around it",
+        "pass that tensor to the function as an argument",
+    ),
+    Capability(
+        "no_forward_formula",
+        r"Trying to use forward AD with .* that does not support it",
+        "it uses an operation without a forward-mode formula",
+        "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "item",
+        r"looks like you're (either \(1\) )?calling \.item\(\) on a Tensor|data-dependent control flow",
+        "it reads the value of a mapped tensor: .item(), float() or a branch on it",
+        "use torch.where() and tensor arithmetic instead",
+        cost=LOOPED,
+    ),
+    Capability(
+        "dynamic_shape",
+        r"We do not support batching operators that can (output|support) dynamic shape"
+        r"|Attempted to vmap over `mask` in torch\.masked_select",
+        "it uses an operation whose output shape depends on values: nonzero, unique, a boolean mask",
+        "use torch.where() or multiply by the mask",
+        cost=LOOPED,
+    ),
+    Capability(
+        "data_pointer",
+        r"Cannot access data pointer of Tensor( \(e\.g\. FakeTensor, FunctionalTensor\))?,? that doesn't have storage"
+        r"|Cannot access storage of (BatchedTensorImpl|TensorWrapper)"
+        r"|(Cannot|cannot) (convert|access) .*(BatchedTensor|TensorWrapper)",
+        "it hands a tensor to numpy, DLPack or an extension",
+        "put that part in an autograd.Function with setup_context() and a vmap rule",
+        cost=LOOPED,
+    ),
+    Capability(
+        "no_batching_rule",
+        r"Batching rule not implemented for aten::|vmap over torch\.\w+ isn't supported yet"
+        r"|Could not run 'aten::.*(Batched|FuncTorch)|vmap: we do not yet support"
+        r"|slow fallback received a mix of undefined and defined tensors"
+        r"|fallback path does not support vmap over dims of size 0"
+        r"|Calling Tensor\.as_strided is not supported unless the batch dims",
+        "it uses an operation without a batching rule",
+        "write the operation in terms of others, or loop over it",
+        cost=LOOPED,
+    ),
+    Capability(
+        "broadcast_by_vmap",
+        # the shape of the batch before that of one sample: LSTM and GRU, b.add_(x) for a b that is not mapped
+        r"output with shape \[(.+)\] doesn't match the broadcast shape \[(\d+, )+\1\]"
+        r"|output with shape \[\] doesn't match the broadcast shape",
+        "it writes mapped values in place into a tensor that is not mapped (as LSTM and GRU do)",
+        "make the tensor from a mapped one, as with x.new_zeros()",
+        cost=LOOPED,
+    ),
+    Capability(
+        "sparse",
+        r"is unsupported for Sparse tensors|sparse tensors do not have strides|SparseTensorImpl do not have strides"
+        r"|addmm_sparse_dense: expected either 'mat1' to have sparse layout",
+        "it uses sparse tensors",
+        "use dense ones within transforms",
+    ),
+    Capability(
+        "saved_tensor_hooks",
+        r"don't yet support saved tensor hooks",
+        "it uses saved-tensor hooks or a checkpoint",
+        "leave out the checkpoint within transforms",
+    ),
+    Capability(
+        "data_attribute",
+        r"accessing `data` under vmap transform|mutating directly with `\.data`|batched == nullptr *INTERNAL ASSERT",
+        "it reads .data of a mapped tensor",
+        "use .detach()",
+        cost=LOOPED,
+    ),
+    Capability(
+        "autograd_inside",
+        r"You are attempting to call Tensor\.(requires_grad_|retain_grad)\(\)"
+        r"|backward\(\) called inside a functorch",
+        "it calls torch.autograd itself: requires_grad_(), retain_grad() or backward()",
+        "use this library's grad or vjp inside",
+    ),
+    Capability(
+        "autograd_inside_functorch_0_1",
+        rf"element 0 of tensors does not require grad and does not have a grad_fn|{MISTAKEN_EAGER}",
+        "it calls torch.autograd.grad or torch.autograd.functional itself",
+        "use this library's grad or vjp inside",
+        until=(1, 12),
+    ),
+    Capability(
+        "captured_mutation",
+        r"that would mutate a captured Tensor"
+        r"|running_mean or running_var, which will be updated in-?place but is not batched"
+        r"|Batch norm got a batched tensor as input while the running_mean or running_var",
+        "it changes a tensor from outside in place, as batch norm in training mode does with its statistics",
+        "use eval(), or return what is to be changed as aux",
+    ),
+    Capability(
+        "inplace_into_unbatched",
+        r"vmap: inplace arithmetic\(self, \*extra_args\) is not possible"
+        r"|vmap: aten::\w+\(self, \*extra_args\) is not possible",
+        "it writes mapped values in place into a tensor that is not mapped",
+        "make the tensor from a mapped one, as with x.new_zeros()",
+        cost=LOOPED,
+    ),
+    Capability(
+        "mistaken_rows",
+        MISTAKEN_ROWS.format(r"\w+"),
+        "it uses an operation whose batched backward is wrong in torch, without an error (torch.cdist)",
+        "write the distance as (x[:, None] - y[None]).norm(dim=-1), or use chunk_size=1",
+        cost=BY_ROWS,
+    ),
+    Capability(
+        "optimized_script",
+        MISTAKEN_SCRIPT,
+        "it uses TorchScript, of whose nested derivatives torch < 2.1 silently loses terms",
+        "upgrade to torch >= 2.1, or use the function that was scripted or traced",
+        until=(2, 1),
+    ),
+    Capability(
+        "functorch_unique",
+        r"stack expects each tensor to be equal size",
+        "functorch 0.1 and 0.2 batch an operation whose output shape depends on values: unique",
+        "use torch.where() or multiply by a mask",
+        until=(1, 13),
+        cost=LOOPED,
+    ),
+    Capability(
+        "functorch_complex",
+        rf"view_as_real doesn't work on unresolved conjugated tensors|{MISTAKEN_COMPLEX}",
+        "functorch 0.1 and 0.2 differentiate complex numbers wrongly",
+        "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
+        until=(1, 13),
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "inplace_in_formula",
+        r"one of the variables needed for gradient computation has been modified by an inplace operation",
+        "one of torch's own formulas writes in place to what another one saved (grad of jvp of grad of a norm)",
+        "use reverse mode (vjp) in place of jvp",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "functorch_0_1_forward",
+        r"Trying to set a forward gradient that has a different size than that of the original Tensor",
+        "forward mode of functorch 0.1 fails on its strides",
+        "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
+        until=(1, 12),
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "forward_formula",
+        r"Trying to set a forward gradient that has a different size than that of the original Tensor"
+        r"|ZeroTensors are immutable|derivative for aten::\w+ is not implemented",
+        "torch's own formula for one of its derivatives fails (forward mode of triangular_solve, glu)",
+        "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "overlapping_memory",
+        r"more than one element of the written-to tensor refers to a single memory location",
+        "forward mode fails on a tensor whose elements share memory, as those of expand() do",
+        "clone() the expanded tensor",
+    ),
+    Capability(
+        "functorch_sizes",
+        r"Could not allocate memory to change Tensor SizesAndStrides",
+        "functorch fails to batch a tensor without dimensions in a gradient",
+        "upgrade to torch >= 2.0",
+        until=(2, 0),
+    ),
+    Capability(
+        "mistaken_nesting",
+        MISTAKEN_NESTING.format(r"\w+"),
+        "it nests derivatives of an operation whose fused derivative is wrong in torch, without an error, in forward "
+        "mode within another derivative (layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
+        "use hessian() or reverse mode within (jacrev, vjp), and this library's Function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "mistaken_tangent",
+        MISTAKEN_TANGENT.format(r"\S+"),
+        "it uses a custom operator with register_autograd, which torch takes for constant in forward mode",
+        "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "mistaken_formula",
+        MISTAKEN_FORMULA.format(r"\w+"),
+        "it uses an operation whose formula for forward mode is wrong in torch, without an error (cholesky_inverse, "
+        "scatter_reduce)",
+        "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "random_operation",
+        r"Vmap does not currently support same randomness with a batched tensor input"
+        r"|We do not (yet )?support calling (out variants of )?random operations (inside of vmap)?"
+        r"|Cannot ask for different inplace randomness on an unbatched tensor"
+        r"|Attempted to vmap over 'noise' in torch\.rrelu_with_noise",
+        "it uses a random operation that torch cannot batch in this randomness mode",
+        "draw outside and pass the numbers in",
+        cost=LOOPED,
+    ),
+)
+
+
+class Twice(NamedTuple):
+    """A backward that torch differentiates wrongly once more, without an error."""
+
+    fact: str
+    pairs: tuple[tuple[int, int], ...]  # by which input first, and by which then
+    reason: str
+
+
+# By the name of the node in torch's graphs.
+TWICE = {
+    "WeightNormInterfaceBackward": Twice(
+        "weight_norm_twice",
+        ((0, 0), (1, 0)),
+        "torch's second derivatives of weight_norm are wrong: write the weight as v * g / v.norm(dim=..., "
+        "keepdim=True) to differentiate it that often",
+    ),
+    "KlDivBackward": Twice(
+        "kl_div_twice",
+        ((0, 1), (1, 0)),
+        "mixed derivatives of kl_div by its input and target are wrong on torch < 1.13: write it as target * "
+        "(target.log() - input) to differentiate it that often",
+    ),
+}
+
+
+def wrong_twice(node: Any) -> Twice | None:
+    """The row of a node of the graph, on a torch that it is true of."""
+    row = TWICE.get(type(node).__name__.rstrip("0123456789"))
+    return row if row is not None and facts.has(row.fact) else None
+
+
+@functools.lru_cache(maxsize=None)
+def _patterns() -> list[tuple[re.Pattern[str], Capability]]:
+    """The rows of this torch. Not made at import, of which it would be an eighth."""
+    rows = [row for row in CAPABILITIES if row.until is None or facts.TORCH < row.until]
+    return [(re.compile(row.pattern, re.DOTALL), row) for row in rows]
+
+
+class MistakenRule(RuntimeError):
+    """Raised by this library where torch would go on and return a wrong derivative."""
+
+
+class LoopError(RuntimeError):
+    """Raised by the autograd backend for what not even its loop can answer."""
+
+
+# Not by a text but by where it was raised: some of torch's assertions have none.
+INTERNAL = Capability(
+    "internal_assertion",
+    "",
+    "torch's own transforms fail an assertion of theirs on it",
+    "report it to PyTorch",
+)
+
+
+def _is_internal(error: AssertionError) -> bool:
+    """Whether an assertion failed in the library's code, and not in the user's."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    name = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
+    return name.startswith(("torch._functorch.", "functorch._src."))
+
+
+def refusal(error: BaseException) -> Capability | None:
+    """The row that `error` belongs to, or None where it is no refusal but an error."""
+    if isinstance(error, AssertionError):
+        return INTERNAL if _is_internal(error) else None
+    if not isinstance(error, (RuntimeError, IndexError)):
+        return None
+    text = str(error)
+    for pattern, row in _patterns():
+        if pattern.search(text):
+            return row
+    return None

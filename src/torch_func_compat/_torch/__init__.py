@@ -1,0 +1,1 @@
+"""What this torch is and has: facts, pytrees, random state, closures, tensors, compiling."""

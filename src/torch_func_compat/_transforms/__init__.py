@@ -1,0 +1,1 @@
+"""What is computed: every operator, derived once on the primitives of a backend."""

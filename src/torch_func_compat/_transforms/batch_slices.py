@@ -1,0 +1,50 @@
+"""Shares of the samples that the arguments of a function of a whole batch have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .._arguments.call import Argnums, positions
+from .._torch import pytree
+from .batch import batch_dims
+
+
+class Samples:
+    """The samples of the arguments of a call, as `in_dims` of `torch_func_compat.batch_jacobian` names them.
+
+    Raises
+    ------
+    ValueError
+        `in_dims` do not fit, or do not say whether a tensor has samples that looks as if it had.
+    """
+
+    def __init__(self, api: str, in_dims: Any, argnums: Argnums, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        wanted = positions(argnums, len(args))
+        self.total = batch_dims(api, in_dims, args, wanted)[1]
+        each = (
+            in_dims if isinstance(in_dims, tuple) else tuple(in_dims if i in wanted else None for i in range(len(args)))
+        )
+        self._leaves, self._spec = pytree.flatten(args)
+        dims = pytree.broadcast_prefix(each, self._spec)
+        assert dims is not None  # batch_dims() has looked
+        self._dims: list[int | None] = dims
+        shared = pytree.flatten(kwargs)[0]
+        if not isinstance(in_dims, tuple):
+            shared += [leaf for leaf, dim in zip(self._leaves, dims) if dim is None]
+        for leaf in shared:
+            if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == self.total > 1:
+                raise ValueError(
+                    f"{api}: a tensor of shape {tuple(leaf.shape)} that is not differentiated could belong to the "
+                    f"{self.total} samples, which the processes share, or to all of them: give it as a positional "
+                    f"argument, and in_dims= as a tuple with its batch dimension, or None, for each argument"
+                )
+
+    def between(self, start: int, stop: int) -> tuple[Any, ...]:
+        """The arguments with these samples alone."""
+        leaves = [
+            leaf if dim is None else leaf.narrow(dim, start, stop - start)
+            for leaf, dim in zip(self._leaves, self._dims)
+        ]
+        return tuple(pytree.unflatten(leaves, self._spec))
