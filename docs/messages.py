@@ -61,8 +61,10 @@ def messages_in(tree: ast.AST, file: str, named: dict[str, str] | None = None) -
             # also where it is made in one place and raised in another
             kind = ERROR.match(ast.unparse(node.func))
             text = text_of(node.args[0] if node.args else None, named)
-            if ast.unparse(node.func) == "warnings.warn":
+            if ast.unparse(node.func) in ("warnings.warn", "warn_user"):
                 kind = re.match(r"(?:.*\.)?(\w+)", ast.unparse(node.args[1]) if len(node.args) > 1 else "UserWarning")
+                if isinstance(node.args[0], ast.Name):  # passed on by warn_user()
+                    continue
         else:
             continue
         if kind:

@@ -388,5 +388,6 @@ def test_saved_tensor_hooks_around_jvp():
     x = torch.tensor([0.5, 1.5], dtype=torch.float64)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t), tfc.use_fallback("error"):
         assert_close(tfc.jvp(torch.sin, (x,), (x,)), (x.sin(), x * x.cos()))
+        assert_close(tfc.jacrev(torch.sin)(x), torch.diag(x.cos()))
         with pytest.raises(RuntimeError, match="don't yet support saved tensor hooks"):
-            tfc.jacrev(torch.sin)(x)
+            tfc.vmap(tfc.grad(torch.sin))(x)

@@ -306,7 +306,7 @@ def test_the_rules_agree_on_structure():
     made.defvjp(lambda x: (x * 1, None), lambda _, g: (g,))
     if tfc.available_backends()[0] == "torch.func":  # elsewhere only one of the two runs
         with pytest.raises(TypeError, match="output of its structure"):
-            tfc.grad(lambda x: made(x)[0].sum())(X)
+            tfc.vmap(tfc.grad(lambda x: made(x)[0].sum()))(X[None])
 
 
 @pytest.mark.skipif(not hasattr(torch, "func"), reason="forward mode is off in an autograd.Function of torch < 2.0")

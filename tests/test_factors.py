@@ -10,7 +10,7 @@ from tolerances import assert_close
 import torch_func_compat as tfc
 from torch_func_compat._backends.autograd import batched_vjp as _rows
 from torch_func_compat._backends.autograd.elementwise_vjps import Factors
-from torch_func_compat._backends.autograd.graph import nodes
+from torch_func_compat._guards.by_graph import nodes
 from torch_func_compat._torch import facts
 
 F = torch.nn.functional

@@ -9,7 +9,7 @@ from tolerances import assert_close
 import torch_func_compat as tfc
 from torch_func_compat._backends.autograd import loop as _loop
 from torch_func_compat._backends.autograd import output_stack as _piles
-from torch_func_compat._backends.autograd.graph import nodes
+from torch_func_compat._guards.by_graph import nodes
 
 BATCH = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(3, 4)
 

@@ -8,6 +8,7 @@ from tolerances import assert_close
 import torch_func_compat as tfc
 from torch_func_compat._backends.autograd import batched_vjp as _rows
 from torch_func_compat._backends.autograd import graph as _graph
+from torch_func_compat._guards.by_graph import nodes
 
 F = torch.nn.functional
 X = torch.linspace(0.2, 0.9, 6, dtype=torch.float64)
@@ -115,9 +116,9 @@ def test_each_is_taken_through():
         output = func(leaf)
         gradient = torch.autograd.grad(output.sum(), leaf, create_graph=True)[0]
         for tensor in (output, gradient):
-            found |= {type(node).__name__.rstrip("0123456789") for node in _graph.nodes([tensor.grad_fn])}
+            found |= {type(node).__name__.rstrip("0123456789") for node in nodes([tensor.grad_fn])}
     kinds = {name[: -len("Backward")] if name.endswith("Backward") else name for name in found}
-    missing = _graph._BATCHED_RIGHTLY - kinds
+    missing = _graph.BATCHED_RIGHTLY - kinds
     of_some_torches = (
         "ReshapeAlias Rsub SelectBackward SliceBackward Threshold UnsafeView Relu SWhere Where ClampMin ClampMax "
         "GeluBackward SiluBackward MaskedFill"

@@ -30,12 +30,6 @@ def _wrong(test: str, reason: str, issue: int, since: tuple[int, ...], until: tu
 
 XFAILS: tuple[XFail, ...] = (
     XFail(
-        "conformance/test_state.py::test_a_backward_through_the_output_leaves_the_pullback_its_graph[autograd]",
-        "one run makes one graph, which the output and the pullback share: pass retain_graph=True to the backward",
-        "https://pytorch.org/docs/stable/generated/torch.Tensor.backward.html",
-        (RuntimeError,),
-    ),
-    XFail(
         "conformance/test_in_place.py::test_a_slice_of_an_argument_may_be_written_to[functorch-*",
         "functorch 0.1 and 0.2 lose what is written into a slice of such a tensor, so it is refused",
         "https://github.com/pytorch/functorch",

@@ -12,13 +12,10 @@ from typing import Any, Callable, Iterator, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
+from . import _transforms
 from ._backends.autograd import loop as _loop
 from ._backends.autograd.batched_vjp import Rows
 from ._torch import facts, pytree
-from ._transforms import batch as _batched
-from ._transforms import diagonal as _curvature
-from ._transforms import jacobian as _jacobians
-from ._transforms import products as _operators
 from .autograd import batched, derivatives, internals, use_backend, use_fallback
 
 # What an operator gave, and what it should have given: pytrees of the same structure
@@ -271,7 +268,7 @@ def largest_error(operator: str, backend: str, device: str) -> float:
     return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
-_DERIVED = tuple(module.__name__ for module in (_operators, _jacobians, _curvature, _batched))
+_DERIVED = {derive.__module__ for derive in (*_transforms.TRANSFORMS.values(), *_transforms.PRODUCTS.values())}
 
 
 class _Watch:

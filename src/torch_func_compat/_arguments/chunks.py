@@ -1,15 +1,16 @@
-"""Many rows, columns or samples in chunks: how large, where the results go, and who is told."""
+"""Evaluate rows, columns or samples in chunks: chunk size, output buffers, progress."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import sys
-from typing import Any, Callable, Iterator, NamedTuple, Union
+from typing import Any, Callable, Iterator, Union
 
 import torch
 from torch import Tensor
 
+from .._torch.compiling import is_compiling
 from .memory import budget, measured
 
 ChunkSize = Union[int, str, None]
@@ -21,22 +22,8 @@ PROBE = 2
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-class Taken:
-    """How large the chunks of the last call were: an attribute of what made it, which so need not refer to itself.
-
-    A function that does is not freed, with all that it closes over, before the garbage collector comes by.
-    """
-
-    chunk: int | None = None
-
-
-def taken_by(transformed: Any) -> int | None:
-    """The size of the chunks of its last call, None where there were none."""
-    return getattr(getattr(transformed, "taken", None), "chunk", None)
-
-
-class Chunks(NamedTuple):
-    """What a transform was asked for.
+class Chunks:
+    """Whether and how to evaluate in chunks.
 
     Attributes
     ----------
@@ -45,11 +32,16 @@ class Chunks(NamedTuple):
     memory : int or None
         Bytes that a chunk of 'auto' may need; None is a quarter of what is free.
     progress : bool
+        Whether to show how many rows, columns or samples are done.
+    trivial : bool
+        Whether all is evaluated at once, and nothing is shown.
     """
 
-    size: ChunkSize = None
-    memory: int | None = None
-    progress: bool = False
+    def __init__(self, size: ChunkSize = None, memory: int | None = None, progress: bool = False) -> None:
+        self.size = size
+        self.memory = memory
+        self.progress = progress
+        self.trivial = size is None and not progress
 
     @classmethod
     def checked(cls, api: str, chunk_size: ChunkSize, memory: Memory = None, progress: bool = False) -> Chunks:
@@ -65,13 +57,8 @@ class Chunks(NamedTuple):
             raise ValueError(f"{api}: memory= is the budget of chunk_size='auto' (got chunk_size={chunk_size!r})")
         return cls(chunk_size, _bytes(api, memory), progress)
 
-    @property
-    def trivial(self) -> bool:
-        """Everything at once, and nobody to tell."""
-        return self.size is None and not self.progress
 
-
-AT_ONCE = Chunks()
+NO_CHUNKS = Chunks()
 
 
 def _bytes(api: str, memory: Memory) -> int | None:
@@ -167,6 +154,10 @@ def in_chunks(
     """
     if chunks.trivial or total == 0:
         return run(0, total), total
+    if is_compiling():  # a graph neither measures its memory nor shows progress
+        step = chunks.size if isinstance(chunks.size, int) else total
+        parts = [run(start, min(step, total - start)) for start in range(0, total, step)]
+        return [torch.cat(column) for column in zip(*parts)], step
     sizes, gathered, start = Sizes(chunks, total, device), Gathered(total, in_place), 0
     with _progress(label, total, chunks.progress) as tell:
         while start < total:

@@ -1,4 +1,4 @@
-"""Of many rows, columns or samples, those that one of several processes computes."""
+"""Partition of Jacobian rows, columns or samples over processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def bounds(rank: int, size: int, total: int) -> tuple[int, int]:
     return start, start + each + (rank < rest)
 
 
-class Part:
+class Partition:
     """Which process this is; asked when something is computed, not before.
 
     Parameters
@@ -41,8 +41,8 @@ class Part:
         return backend.has_forward_mode if self._place()[1] == 1 else self._forward_mode()
 
 
-class Share(NamedTuple):
-    """A share that was computed.
+class PartialResult(NamedTuple):
+    """The share of a result that one process computed.
 
     Attributes
     ----------

@@ -6,12 +6,12 @@ for all backends; a backend may also name natives, whole transforms of its libra
 
 from __future__ import annotations
 
-from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence
+from typing import Any, Callable, Protocol, Sequence
 
 import torch
 from torch import Tensor
 
-from .call import BatchedCall
+from .mapped import BatchedCall
 
 
 class Differentiable(Protocol):
@@ -46,12 +46,25 @@ class LinearMap(Protocol):
 class Pullback(LinearMap, Protocol):
     """A LinearMap whose graph can be kept or freed, as torch.func's ``vjp_fn`` allows."""
 
+    # Whether `batched` needs no vmap of a library around it.
+    batches_itself: bool
+
+    # On the level where they have their graph.
+    outputs: Sequence[Tensor]
+
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         """Apply to one vector of cotangents."""
 
 
+class Draws(Protocol):
+    """A random state that can be put back."""
+
+    def restore(self) -> None:
+        """Put the random state back."""
+
+
 class Backend(Protocol):
-    """Three primitives, one flag and optional natives."""
+    """Three primitives, what is derivable from them, and what they need."""
 
     name: str
 
@@ -59,17 +72,20 @@ class Backend(Protocol):
     # reverse-over-reverse is the cheaper Hessian.
     has_forward_mode: bool
 
-    # The innermost running transform of the library in this thread, or None.
-    innermost: Callable[[], Any]
+    # Whether vmap is a loop over samples.
+    loops: bool
 
-    # The namespace with the library's transforms; None where there is no library.
-    library: Any
+    # Whether anything may be remembered from call to call; not while torch.compile traces.
+    remembers: bool
 
-    # What the outermost transform runs in: a lock where the library is not thread-safe, and the like.
-    around: Callable[[], ContextManager[Any]] | None
+    def innermost(self) -> Any:
+        """The innermost running transform of the library in this thread, or None."""
 
-    # The library's own transforms of the same name and signature, to be used as they are.
-    natives: Mapping[str, Callable[..., Any]]
+    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
+        """The library's own vmap of `func`, to be used as it is, or None."""
+
+    def draws(self, call: BatchedCall | Differentiable | None) -> Draws:
+        """The random state of all that the call may draw from."""
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         """Map `call` over dimension ``call.dims[i]`` of ``tensors[i]`` (a chunk of ``call.tensors``).

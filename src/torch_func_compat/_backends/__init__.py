@@ -6,6 +6,9 @@ import functools
 
 from .._arguments.protocol import Backend
 from .._torch import facts
+from .autograd import AutogradBackend
+from .combined import CombinedBackend
+from .native import NativeBackend
 
 # In the order in which they are preferred.
 NAMES: tuple[str, ...] = ("torch.func", "functorch", "autograd")
@@ -16,6 +19,7 @@ class BackendUnavailableError(ImportError):
 
 
 _loaded: dict[str, Backend] = {}
+_natives: dict[str, NativeBackend] = {}
 _refused: dict[str, str] = {}
 
 
@@ -44,31 +48,38 @@ def load(name: str) -> Backend:
     raise BackendUnavailableError(reason)
 
 
+def native(name: str) -> NativeBackend:
+    """Return the backend of the library called `name` as it answers within its own transforms; raises as `load`."""
+    load(name)
+    return _natives[name]
+
+
 def _make(name: str) -> Backend:
-    if name == "torch.func":
-        if not facts.has("torch_func"):
-            raise BackendUnavailableError(
-                f"the backend 'torch.func' needs torch >= 2.0 and this is torch {facts.VERSION}: upgrade torch"
-            )
-        from .torch_func import TorchFuncBackend
+    if name == "autograd":
+        return AutogradBackend()
+    library = _natives[name] = _make_torch_func() if name == "torch.func" else _make_functorch()
+    return CombinedBackend(library)
 
-        return TorchFuncBackend()
-    if name == "functorch":
-        return _make_functorch()
-    from .autograd import AutogradBackend
 
-    return AutogradBackend()
+def _make_torch_func() -> NativeBackend:
+    if not facts.has("torch_func"):
+        raise BackendUnavailableError(
+            f"the backend 'torch.func' needs torch >= 2.0 and this is torch {facts.VERSION}: upgrade torch"
+        )
+    from .torch_func import TorchFuncBackend
+
+    return TorchFuncBackend()
 
 
 @functools.lru_cache(None)
 def traced() -> Backend:
     """torch.func without guards, for torch.compile."""
-    from .torch_func import TracedBackend
+    from .traced import TracedBackend
 
     return TracedBackend()
 
 
-def _make_functorch() -> Backend:
+def _make_functorch() -> NativeBackend:
     if not facts.has("functorch_is_separate"):
         why = "needs torch >= 1.11" if facts.TORCH < (1, 11) else "is part of torch.func from 2.0 on: use 'torch.func'"
         raise BackendUnavailableError(f"the backend 'functorch' {why} (this is torch {facts.VERSION})")

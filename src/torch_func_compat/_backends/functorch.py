@@ -17,12 +17,13 @@ import functorch.experimental
 import torch
 from torch import Tensor
 
-from .._arguments.call import BatchedCall, version
+from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
-from .._guards.by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside, nodes
+from .._guards.by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside, nodes_of
 from .._guards.by_profile import refused_calls, refused_tangents
 from .._guards.refusals import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
 from .._torch import facts
+from .._torch.tensors import version
 from .native import NativeBackend
 
 # torch 1.13 took functorch's extension in; before, it was the package's own
@@ -95,7 +96,7 @@ class FunctorchBackend(NativeBackend):
         super().__init__(functorch, _private, is_active)
         self._derivatives = threading.local()
         # Two threads in functorch's transforms at once trip over each other's levels ("INTERNAL ASSERT").
-        lock, interpreted = threading.RLock(), self.around or contextlib.nullcontext
+        lock, interpreted = threading.RLock(), self.around
 
         @contextlib.contextmanager
         def around() -> Iterator[None]:
@@ -139,7 +140,7 @@ class FunctorchBackend(NativeBackend):
                     results = func(*primals)
             finally:
                 self._derivatives.count = around
-            if around and any(map(_is_wrong_twice, nodes(results))):
+            if around and any(map(_is_wrong_twice, nodes_of(results))):
                 raise MistakenRule(MISTAKEN_NESTING.format("functorch"))
             return results
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from typing import Any, Callable, ContextManager, List, Mapping, Sequence
+from typing import Any, Callable, ContextManager, List, Sequence
 
 import torch
 from torch import Tensor
 
-from .._arguments.call import BatchedCall
+from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
 from .._guards.by_graph import NORMALISATIONS, SCRIPTS, Look, below, is_mapped, is_transposable, kept_outside, look
 from .._torch import facts
+from .._torch.random_state import RandomState
 
 # Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
 # raise "no level exists" (torch 2.0-2.15, raw torch.func in four threads).
@@ -60,6 +62,8 @@ class NativePullback:
         The library's private functions.
     """
 
+    batches_itself = False
+
     def __init__(
         self,
         at_once: AtOnce,
@@ -71,7 +75,7 @@ class NativePullback:
     ) -> None:
         self._at_once = at_once
         self._pull = pull
-        self._outputs = outputs
+        self.outputs = outputs
         self._attached = attached
         self._private = private
         self._is_active = is_active
@@ -79,10 +83,10 @@ class NativePullback:
 
     def _check(self, rows: bool) -> None:
         if self._found is None:
-            self._found = look(self._outputs)
+            self._found = look(self.outputs)
         for error in self._found.rows:
             raise error
-        if rows and self._found.mapped and is_mapped(self._outputs, self._private):
+        if rows and self._found.mapped and is_mapped(self.outputs, self._private):
             raise self._found.mapped[0]
 
     def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
@@ -141,19 +145,29 @@ class NativeBackend:
 
     name: str
     has_forward_mode = True
-    natives: Mapping[str, Callable[..., Any]] = {}
-
-    # From torch 1.11 to 2.0, what TorchScript optimizes within a transform is wrong from then on (fact
-    # "optimized_scripts_lose_terms"): nothing is optimized there, and the function is interpreted.
-    around: Callable[[], ContextManager[Any]] | None = (
-        functools.partial(_optimized_execution, False) if facts.has("optimized_scripts_lose_terms") else None
-    )
+    loops = False
+    remembers = True
 
     def __init__(self, namespace: Any, private: Any, is_active: Callable[[], bool]) -> None:
         self.library = namespace
+        # The outermost transform of the library runs in this: a lock where it is not thread-safe, and the like.
+        # What TorchScript optimizes within a transform is wrong from then on (fact "optimized_scripts_lose_terms"):
+        # nothing is optimized there, and the function is interpreted.
+        self.around: Callable[[], ContextManager[Any]] = (
+            functools.partial(_optimized_execution, False)
+            if facts.has("optimized_scripts_lose_terms")
+            else contextlib.nullcontext
+        )
         self._private = private
         self.innermost: Callable[[], Any] = getattr(private, "peek_interpreter_stack", lambda: is_active() or None)
-        self._is_active = is_active
+        self.is_active = is_active
+
+    def draws(self, call: BatchedCall | Differentiable | None) -> RandomState:
+        return RandomState(() if call is None else call.generators())
+
+    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
+        """The library's own vmap of `func`, or None where it lacks something or gets it wrong."""
+        return None
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         """`func`, or one that raises where the library would get its next derivative wrong."""
@@ -167,6 +181,23 @@ class NativeBackend:
             return tuple(outputs), tuple(aux)
 
         return flat
+
+    def is_tracked(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether one of the tensors belongs to a derivative of the library that is running."""
+        private = self._private
+        for tensor in tensors:
+            while True:
+                if private.is_gradtrackingtensor(tensor):
+                    return True
+                if not private.is_batchedtensor(tensor):
+                    break
+                tensor = private.get_unwrapped(tensor)
+        return False
+
+    def check_rows(self, outputs: Sequence[Tensor]) -> None:
+        """Raise where the library's vmap would batch the backward of `outputs` wrongly."""
+        for error in look(outputs).rows:
+            raise error
 
     def is_batched_here(self, tensor: Tensor) -> bool:
         """Whether `tensor` has a batch dimension of the innermost active vmap."""
@@ -223,7 +254,7 @@ class NativeBackend:
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
         # without grad mode here, somebody may still have it when he calls the pullback
         attached = not torch.is_grad_enabled() or any(output.requires_grad for output in outputs)
-        return outputs, NativePullback(self.at_once, pull, recorded, attached, self._is_active, self._private), aux
+        return outputs, NativePullback(self.at_once, pull, recorded, attached, self.is_active, self._private), aux
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool

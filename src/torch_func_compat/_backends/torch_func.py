@@ -17,8 +17,8 @@ from . import levels as _levels
 from .native import NativeBackend, Pull
 
 # As it was found when this package was imported: a test suite may put this library into the place of torch.func.
-_library = types.ModuleType(torch.func.__name__)
-vars(_library).update(facts.FUNC)
+LIBRARY: Any = types.ModuleType(torch.func.__name__)
+vars(LIBRARY).update(facts.FUNC)
 
 _LEVELS = _levels.are_known()
 _peek = torch._C._functorch.peek_interpreter_stack
@@ -29,26 +29,28 @@ def is_active() -> bool:
     return _peek() is not None
 
 
-class TracedBackend(NativeBackend):
-    """`torch.func` as it is: what torch.compile knows to trace."""
+def is_plain(in_dims: Any, out_dims: Any) -> bool:
+    """Whether torch.func's vmap gets these dimensions right.
 
-    name = "torch.func"
-    transforms = ("vmap", "vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd")
+    It refuses or mixes up dicts in another order of keys, outputs that are not mapped in another place than the first
+    one, and chunks of shared outputs or generators.
+    """
+    flat = isinstance(in_dims, tuple) and all(dim is None or isinstance(dim, int) for dim in in_dims)
+    return out_dims == 0 and (flat or isinstance(in_dims, int))
 
-    def __init__(self) -> None:
-        super().__init__(_library, torch._C._functorch, is_active)
-        self.natives = {name: getattr(_library, name) for name in self.transforms}
 
-
-class TorchFuncBackend(TracedBackend):
+class TorchFuncBackend(NativeBackend):
     """`torch.func`, with a guard around each transform that would go wrong without an error."""
 
+    name = "torch.func"
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(LIBRARY, torch._C._functorch, is_active)
         if facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
-        # What is derived here from its levels takes a half to nine tenths of the time of its own transforms.
-        self.natives = {"vmap": _library.vmap}
+
+    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
+        return LIBRARY.vmap(func, in_dims, out_dims, randomness) if is_plain(in_dims, out_dims) else None
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         return watched(func, forward=forward)

@@ -19,6 +19,7 @@ from typing import Any, Callable, ContextManager
 from .. import _backends
 from .._arguments.protocol import Backend
 from .._backends import BackendUnavailableError
+from .._backends.native import NativeBackend
 from .._torch import facts
 from .setting import Setting
 
@@ -111,7 +112,7 @@ def chosen() -> Backend:
     return _automatic
 
 
-def compiled() -> Backend:
+def traced() -> Backend:
     """The backend while torch.compile traces: what it knows to trace is torch.func."""
     return _backends.traced()
 
@@ -120,7 +121,7 @@ def native_transform(name: str) -> Callable[..., Any] | None:
     """The library's own transform of that name, or None where there is no library."""
     for backend in ("torch.func", "functorch"):
         try:
-            library = _backends.load(backend).library
+            library = _backends.native(backend).library
         except BackendUnavailableError:
             continue
         if hasattr(library, name):
@@ -129,31 +130,25 @@ def native_transform(name: str) -> Callable[..., Any] | None:
     return None
 
 
-def active_native() -> Backend | None:
-    """The native backend, if one of its transforms is running (also one that the user called directly)."""
+def active_native() -> NativeBackend | None:
+    """The library's backend, if one of its transforms is running (also one that the user called directly)."""
     global _watched
     if _watched is None:
         _watched = _find_native()
         if _watched is None:
             return None
-    is_active, native = _watched
-    return native if is_active() else None
+    return _watched if _watched.is_active() else None
 
 
-# (whether one of its transforms is running, the native backend), once there is one to watch
-_watched: tuple[Callable[[], bool], Backend] | None = None
+# The library whose transforms can be running, once there is one.
+_watched: NativeBackend | None = None
 
 
-def _find_native() -> tuple[Callable[[], bool], Backend] | None:
+def _find_native() -> NativeBackend | None:
     if facts.has("torch_func"):
-        from .._backends import torch_func
-
-        return torch_func.is_active, _backends.load("torch.func")
-    # Nothing of functorch can be running before somebody imported it, and it is not ours to import here.
+        return _backends.native("torch.func")
+    # Nothing of functorch can be running before it was imported, and it is not ours to import here.
     if "functorch" in sys.modules and facts.has("functorch_is_separate"):
         with contextlib.suppress(BackendUnavailableError):
-            backend = _backends.load("functorch")
-            from .._backends import functorch
-
-            return functorch.is_active, backend
+            return _backends.native("functorch")
     return None

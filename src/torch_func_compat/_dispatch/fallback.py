@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 import weakref
 from contextvars import ContextVar
 from typing import Any, Callable, ContextManager, Iterator
@@ -20,16 +19,22 @@ import torch
 from torch import Tensor
 
 from .. import _backends
-from .._arguments.call import name_of, version
-from .._arguments.chunks import taken_by
+from .._arguments.call import name_of
 from .._arguments.protocol import Backend
+from .._backends.autograd.level import recordings
 from .._guards.refusals import Capability, LoopError, refusal
 from .._torch import facts
+from .._torch.callers import warn_user
 from .._torch.random_state import RandomState
+from .._torch.tensors import version
+from .._transforms.options import Report
 from .choice import active_native, chosen, use_backend
 from .setting import Setting
 
 MODES = ("warn", "silent", "error")
+
+# What needs nothing of a library, so that nothing can be refused.
+REVERSE = frozenset(("grad", "grad_and_value", "vjp", "jacrev", "linearize", "vhp"))
 
 
 class FallbackWarning(UserWarning):
@@ -80,15 +85,24 @@ def use_fallback(mode: str) -> ContextManager[None]:
     return _setting.use(mode)
 
 
-class Answer:
-    """What is known of a transform: which backend answered last, and whether one ever refused."""
+class Record(Report):
+    """What is known of a transform.
 
-    __slots__ = ("backend", "refused", "proven")
+    Attributes
+    ----------
+    backend : str or None
+        The backend that answered last.
+    refused : Capability or None
+        What its library refused once.
+    trusted : Backend or None
+        The backend that has answered without a refusal.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self.backend: str | None = None
         self.refused: Capability | None = None
-        self.proven: Backend | None = None  # the native backend that has answered without a refusal
+        self.trusted: Backend | None = None
 
 
 def explain(transformed: Callable[..., Any]) -> str:
@@ -119,91 +133,88 @@ def explain(transformed: Callable[..., Any]) -> str:
     >>> tfc.explain(gradient)
     'The backend that answered last is autograd.'
     """
-    record = getattr(transformed, "answered_by", None)
-    if not isinstance(record, Answer):
+    record = getattr(getattr(transformed, "__transform__", None), "record", None)
+    if not isinstance(record, Record):
         raise TypeError(f"expected a function transformed by this library, got {transformed!r}")
     if record.backend is None:
         return "It was not called yet."
     last = f"The backend that answered last is {record.backend}."
-    made = getattr(transformed, "made_by", {}).get(record.backend)
-    choice = getattr(made, "choice", None)
-    if choice is not None and choice.explanation:
-        last += f" It took {choice.explanation}."
-    chunk = taken_by(made)
-    if chunk is not None:
-        last += f" It took chunks of {chunk}."
+    if record.mode:
+        last += f" It took {record.mode}."
+    if record.chunk_size is not None:
+        last += f" It took chunks of {record.chunk_size}."
     if record.refused is None:
         return last
     return f"{last} The native backend refused, because {record.refused.meaning}. Instead, {record.refused.advice}."
 
 
 def answer(
-    record: Answer,
-    transform: str,
+    record: Record,
+    name: str,
     func: Callable[..., Any],
     on: Callable[[Backend], Callable[..., Any]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """The value of a transformed function by the backend of the moment, or by the autograd backend.
+    """The value of a transformed function by the backend of the moment.
 
-    ``on(backend)`` is the transformed function of a backend. A transform that was refused once goes straight
-    to the autograd backend from then on.
+    ``on(backend)`` is the transformed function of a backend.
     """
-    if _in_inference_mode() and transform != "vmap" and facts.has("derivatives_vanish_in_inference_mode"):
+    active = active_native()
+    backend: Backend = active or chosen()
+    if active is None and not backend.loops and name not in REVERSE and name != "vmap" and recordings():
+        # Plain autograd is about to differentiate this. It cannot do so through every formula of forward mode.
+        backend = _backends.load("autograd")
+    record.backend = backend.name
+    if active is not None or backend.loops or name in REVERSE:
+        return on(backend)(*args, **kwargs)
+    if name != "vmap" and _in_inference_mode() and facts.has("derivatives_vanish_in_inference_mode"):
         with torch.inference_mode(False), torch.no_grad():
-            return answer(record, transform, func, on, args, kwargs)
-    backend = chosen()
-    if record.proven is backend:
-        # The short way of what was answered natively before, also within a running transform of that library.
-        # No random state and no versions are kept for it: that costs more than all else here, and a refusal is
-        # unlikely now. Should it come, arguments that were never modified cannot have been modified this time.
-        record.backend = backend.name
-        call = on(backend)
-        if backend.innermost() is not None:
-            return call(*args, **kwargs)
+            return _with_fallback(record, name, func, on, backend, args, kwargs)
+    return _with_fallback(record, name, func, on, backend, args, kwargs)
+
+
+def _with_fallback(
+    record: Record,
+    name: str,
+    func: Callable[..., Any],
+    on: Callable[[Backend], Callable[..., Any]],
+    backend: Backend,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The value by a library, or by the autograd backend where the library refuses.
+
+    A transform that was refused once goes straight to the autograd backend from then on.
+    """
+    call = on(backend)
+    if get_fallback() == "error":
+        return call(*args, **kwargs)
+    text = ""
+    refused = record.refused or _refused_in_this_loop(name, func)
+    if refused is None:
+        # What was answered without a refusal is trusted: no random state and no versions are kept for it, which
+        # costs more than all else here. Should a refusal come all the same, arguments that were never modified
+        # cannot have been modified this time.
+        trusted = record.trusted is backend
+        before, state = (None, None) if trusted else (_versions(args), RandomState())
         try:
-            if backend.around is None:
-                return call(*args, **kwargs)
-            with backend.around():
-                return call(*args, **kwargs)
+            result = call(*args, **kwargs)
+            # what draws random numbers keeps the random state in view
+            if state is not None and not state.moved():
+                record.trusted = backend
+            return result
         except REFUSALS as error:
-            if get_fallback() == "error":
-                raise
-            refused, text = _refusal(error, [0] * len(_versions(args)), args)
-    else:
-        active = active_native()
-        backend = active or backend
-        record.backend = backend.name
-        call = on(backend)
-        if active is not None:
-            return call(*args, **kwargs)
-        around = backend.around or contextlib.nullcontext
-        if backend.library is None or get_fallback() == "error":
-            with around():
-                return call(*args, **kwargs)
-        known = record.refused or _refused_in_this_loop(transform, func)
-        if known is not None:
-            refused, text = known, ""
-        else:
-            before, state = _versions(args), RandomState()
-            try:
-                with around():
-                    result = call(*args, **kwargs)
-                # what draws random numbers keeps the random state in view
-                if not state.moved():
-                    record.proven = backend
-                return result
-            except REFUSALS as error:
-                refused, text = _refusal(error, before, args)
+            refused, text = _refusal(error, [0] * len(_versions(args)) if before is None else before, args)
+        if state is not None:
             state.restore()
     # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
     if record.refused is None:
-        record.refused, record.proven = refused, None
-        _remember(transform, func, refused)
-        _warn(transform, func, refused, text)
+        record.refused, record.trusted = refused, None
+        _remember(name, func, refused)
+        _warn(name, func, refused, text)
     record.backend = "autograd"
-    with _loop() if transform == "vmap" else use_backend("autograd"):
+    with _loop() if name == "vmap" else use_backend("autograd"):
         try:
             return on(_backends.load("autograd"))(*args, **kwargs)
         except LoopError as error:
@@ -298,10 +309,9 @@ def _warn(transform: str, func: Callable[..., Any], refused: Capability, text: s
         pass
     if get_fallback() == "silent":
         return
-    warnings.warn(
+    warn_user(
         f"{transform} of `{name_of(func)}` is computed by the autograd backend, sample by sample where torch would "
         f"batch, because {refused.meaning}. To stay native: {refused.advice}. "
         f"(torch refused with: {(text.strip() or 'an assertion').splitlines()[0][:200]})",
         FallbackWarning,
-        stacklevel=4,
     )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
-from .._arguments.call import version
 from .._torch import facts
+from .._torch.tensors import version
 from .context import KEPT, Context, attributes, is_differentiable, same, tensors_in
 from .delayed_error import LEFT, NOT_REPEATED, ONCE, seal
 from .rules import backward_of, has, is_once_differentiable, untraced

@@ -23,18 +23,25 @@ def _leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def nodes(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
-    """The nodes of the graph of a pytree of outputs, without those from some nodes on."""
-    roots = [leaf.grad_fn for leaf in _leaves(output)]
-    seen = set(until)
-    while roots:
-        node = roots.pop()
-        if node is None or node in seen:
+def nodes(roots: Iterable[Any], seen: set[Any] | None = None) -> Iterator[Any]:
+    """Every node below `roots` (grad_fn objects or None), once. `seen` is extended with them."""
+    # The set also keeps the nodes' Python wrappers alive: a wrapper is the same object only as long.
+    seen = set() if seen is None else seen
+    stack = [node for node in roots if node is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
             continue
         seen.add(node)
         yield node
         for child, _ in node.next_functions:
-            roots.append(child)
+            if child is not None:
+                stack.append(child)
+
+
+def nodes_of(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
+    """The nodes of the graph of a pytree of outputs, without those from some nodes on."""
+    return nodes([leaf.grad_fn for leaf in _leaves(output)], set(until))
 
 
 # Nodes of operations that forward mode saves something of, which another derivative takes for constant; and of those
@@ -71,7 +78,7 @@ def _outside(output: Any, inputs: Any, private: Any) -> Iterator[Any]:
     """The nodes that plain autograd, outside of all transforms, recorded between inputs and output."""
     outputs = below(output, private)
     if any(leaf.requires_grad for leaf in outputs):
-        yield from nodes(outputs, [leaf.grad_fn for leaf in below(inputs, private)])
+        yield from nodes_of(outputs, [leaf.grad_fn for leaf in below(inputs, private)])
 
 
 def below(tree: Any, private: Any) -> list[Tensor]:
@@ -126,7 +133,7 @@ def look(output: Any) -> Look:
     whoever gets it.
     """
     found = Look([], [], set())
-    for node in nodes(output):
+    for node in nodes_of(output):
         name = type(node).__name__
         if not name.startswith(_NOTABLE):
             continue
@@ -149,5 +156,5 @@ def is_transposable(outputs: Sequence[Tensor]) -> bool:
     """Whether the pullback can be differentiated on: the backward of a Function can be anything."""
     return all(output.is_floating_point() or output.is_complex() for output in outputs) and not any(
         isinstance(node, BackwardCFunction) or type(node).__name__.startswith(_NOT_TRANSPOSABLE)
-        for node in nodes(outputs)
+        for node in nodes_of(outputs)
     )

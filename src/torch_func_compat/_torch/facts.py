@@ -329,6 +329,14 @@ FACTS: dict[str, Fact] = {
         (1, 12),
         "https://github.com/pytorch/functorch/issues/847",
     ),
+    "torch_function_modes": Fact(
+        "a TorchFunctionMode sees every function of torch that is called, and may answer in its place",
+        # torch 1.13 has the class, and modules that pass it by
+        _between((2, 0), None),
+        (2, 0),
+        None,
+        "https://pytorch.org/docs/2.0/torch.overrides.html",
+    ),
     "dispatch_mode": Fact(
         "a TorchDispatchMode sees every operation, those of a backward pass and of functorch's levels, too",
         # not probed: torch 1.12 has a class of that name that is used in another way

@@ -1,20 +1,21 @@
-"""Is what a function returns for one sample of a batch independent of the other samples?
+"""Tests whether the samples of a batch are independent of each other.
 
-If it is, a sample's derivatives take the factor that its vector is multiplied by, whatever the factors of the
-others are: J (w v) = w (J v) with one number of `w` a sample. Two vectors decide, and since all factors are powers of
-two, both sides come out the same to the last bit where the samples are independent: also a weak dependence
-shows.
+If they are, scaling a cotangent by one factor for each sample scales the derivative of each sample by the same factor:
+J (w v) = w (J v). Two pullbacks decide. All factors are powers of two, so where the samples are independent both sides
+agree to the last bit, and even a weak dependence shows.
 """
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .._arguments.call import Call, name_of
+from .._arguments.batch import BatchCall
+from .._arguments.call import Function, name_of
 from .._arguments.protocol import Backend
+from .options import Options
 
 # What mixes samples most often, by the names of nodes in torch's graphs, and what to do about it.
 _SYMPTOMS = {
@@ -73,27 +74,27 @@ def _symptoms(outputs: Sequence[Tensor]) -> list[str]:
     return [symptom for key, symptom in _SYMPTOMS.items() if any(key in name for name in names)]
 
 
-def require_independent(
-    backend: Backend, call: Call, order: int, primals: Sequence[Tensor], dims: Sequence[int], size: int
-) -> None:
-    """Raise RuntimeError unless the samples of `call`, a derivative of that order, are independent at `primals`."""
-    if size < 2:
-        return  # there are no others
-    symptoms: list[str] = []
+class _Observed(BatchCall):
+    """A call of a function of a whole batch that notes what its graph has."""
 
-    def noted(*inner: Tensor) -> Any:
-        outputs, aux = call(*inner)
-        symptoms[:] = _symptoms(outputs)
+    symptoms: Sequence[str] = ()
+
+    def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        outputs, aux = super().__call__(*primals)
+        self.symptoms = _symptoms(outputs)
         return outputs, aux
 
-    for name in ("others", "put_others", "captured", "generators"):
-        setattr(noted, name, getattr(call, name))
+
+def _require_independent(backend: Backend, call: _Observed, order: int, name: str) -> None:
+    """Raise RuntimeError unless the samples of `call`, a derivative of that order, are independent."""
+    if call.size < 2:
+        return  # there are no others
     with torch.no_grad():
-        outputs, pullback, _ = backend.vjp(noted, [primal.detach() for primal in primals])  # type: ignore[arg-type]
+        outputs, pullback, _ = backend.vjp(call, [primal.detach() for primal in call.primals])
         vectors = [_random(output) for output in outputs]
-        expected = _scaled(pullback(*vectors), dims, size)
-        actual = pullback(*_scaled(vectors, [0] * len(outputs), size))
-    differs = [_deviating(a, e, dim) for a, e, dim in zip(actual, expected, dims)]
+        expected = _scaled(pullback(*vectors), call.dims, call.size)
+        actual = pullback(*_scaled(vectors, [0] * len(outputs), call.size))
+    differs = [_deviating(a, e, dim) for a, e, dim in zip(actual, expected, call.dims)]
     samples = torch.stack(differs).any(0).nonzero().reshape(-1).tolist()
     if not samples:
         return
@@ -102,10 +103,35 @@ def require_independent(
         "Batch normalisation in train mode, a softmax, mean or sum over the batch dimension, or a reshape that moves "
         "it does that"
     )
-    if symptoms:
-        likely = f"Its graph has {', and '.join(symptoms)}"
+    if call.symptoms:
+        likely = f"Its graph has {', and '.join(call.symptoms)}"
     raise RuntimeError(
-        f"{call.api}: the samples of `{name_of(call.func)}` are not independent: {what} for one sample depends on "
-        f"other samples ({len(samples)} of {size} are affected, the first is {samples[0]}), so derivatives of single "
-        f"samples would be wrong. {likely}. If that is what the function is meant to do, take jacobian or hessian"
+        f"{call.api}: the samples of `{name}` are not independent: {what} for one sample depends on other samples "
+        f"({len(samples)} of {call.size} are affected, the first is {samples[0]}), so derivatives of single samples "
+        f"would be wrong. {likely}. If that is what the function is meant to do, take jacobian or hessian"
     )
+
+
+def verify(
+    backend: Backend, stages: Sequence[Function], options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Check each of the functions that are differentiated, one after another, on the arguments."""
+    if not backend.remembers:
+        raise ValueError("check=True looks at values, which torch.compile does not have: check one eager call")
+    state = backend.draws(None)
+    for order, stage in enumerate(stages):
+        call = _Observed(options.name, stage, args, kwargs, options.argnums, options.has_aux, options.in_dims)
+        _require_independent(backend, call, order, name_of(options.func))
+    state.restore()
+
+
+def verified(backend: Backend, found: Function, stages: Callable[[], Sequence[Function]], options: Options) -> Function:
+    """`found`; with ``options.check``, after each of the functions that it differentiates was checked."""
+    if not options.check:
+        return found
+
+    def after_check(*args: Any, **kwargs: Any) -> Any:
+        verify(backend, stages(), options, args, kwargs)
+        return found(*args, **kwargs)
+
+    return after_check

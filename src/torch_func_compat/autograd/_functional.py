@@ -6,41 +6,28 @@ Conditions, their order and the texts of errors are those of the newest torch.au
 from __future__ import annotations
 
 import contextlib
-import functools
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import _backends
-from .._arguments.call import ALL, Call, movedim
-from .._arguments.chunks import AT_ONCE, Chunks
+from .._arguments.call import ALL, Call
+from .._arguments.chunks import NO_CHUNKS, Chunks
 from .._arguments.protocol import Backend
 from .._backends.autograd.graph import gradients
 from .._backends.autograd.level import Level
 from .._dispatch import choice as _policy
-from .._dispatch.transform import _is_compiling, beside_the_graph
-from .._transforms.products import jacobian_of_rows, map_basis
+from .._torch.tensors import movedim
+from .._transforms.basis import map_basis
+from .._transforms.jacobian import jacobian_of_rows
+from .._transforms.options import Options
 
-F = TypeVar("F", bound=Callable[..., Any])
 # Looks at the outputs and the variables of a level that is running, and raises where something is wrong.
 Check = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
 
 _OUTPUTS = "outputs of the user-provided function"
 _STRICT = "This is not allowed in strict mode"
-
-
-def untraced(function: F) -> F:
-    """`function`, which torch.compile calls as it is: it traces no torch.autograd.grad, and what it makes of the rest
-    of these functions depends on the release (errors of its own on 2.13 and 2.15)."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if _is_compiling():
-            return beside_the_graph(function)(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return wrapper  # type: ignore[return-value]
 
 
 class Request:
@@ -64,7 +51,7 @@ class Request:
     def mode(self) -> Iterator[None]:
         """Around the transforms: only in grad mode are results attached to what is outside."""
         with torch.set_grad_enabled(self.create_graph):
-            if self.create_graph and self.backend.library is None:
+            if self.create_graph and self.backend.loops:
                 # As in torch, results depend on inputs that do not require grad, too; but for transforms around
                 # this one, only until it is done.
                 self.inputs = [self.level.variable(tensor) for tensor in self.inputs]
@@ -110,17 +97,17 @@ class Request:
 
     def jacobian(self, call: Recorded, forward: bool, vectorize: bool, is_tuple: Callable[[], bool]) -> Any:
         """Derivatives of each output of `call` by each input, in torch's tuples."""
-        chunks = AT_ONCE if vectorize else Chunks(1)
+        options = Options(self.name, call.func, chunks=NO_CHUNKS if vectorize else Chunks(1))
         with self.mode():
             if forward:
                 # all columns belong to one draw, whatever is random
                 push, _ = self.backend.pushforward(call, self.inputs, "same")
-                columns, _ = map_basis(self.backend, push, self.inputs, None, chunks, lambda: self.name)
+                columns = map_basis(self.backend, push, self.inputs, options)
                 blocks = [_of_columns(column, self.inputs) for column in columns]
             else:
                 outputs, pullback, _ = self.backend.vjp(call, self.inputs)
-                rows, _ = map_basis(self.backend, pullback, outputs, None, chunks, lambda: self.name)
-                blocks = jacobian_of_rows(call, outputs, rows)
+                rows = map_basis(self.backend, pullback, outputs, options)
+                blocks = jacobian_of_rows(call, outputs, outputs, rows)
         results = tuple(self.finish(block, self.is_tuple) for block in blocks)
         return results if is_tuple() else results[0]
 

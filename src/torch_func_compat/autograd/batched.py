@@ -7,7 +7,7 @@ from typing import Any, Callable
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._dispatch.transform import call, transform
-from .._transforms.jacobian import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from .internals import jacrev, vmap
 
 __all__ = [
@@ -95,8 +95,9 @@ def batch_jacobian(
     """
     check_mode("batch_jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("batch_jacobian", chunk_size, memory, progress)
-    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
-    return transform("batch_jacobian", func, options, dict(chunks=chunks))
+    return transform(
+        "batch_jacobian", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check, chunks=chunks
+    )
 
 
 def batch_hessian(
@@ -148,8 +149,9 @@ def batch_hessian(
     """
     check_mode("batch_hessian", mode, HESSIAN_MODES)
     chunks = Chunks.checked("batch_hessian", chunk_size, memory, progress)
-    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
-    return transform("batch_hessian", func, options, dict(chunks=chunks))
+    return transform(
+        "batch_hessian", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check, chunks=chunks
+    )
 
 
 def batch_hvp(
@@ -240,8 +242,9 @@ def batch_hessian_diagonal(
             [18., 24.]])
     """
     chunks = Chunks.checked("batch_hessian_diagonal", chunk_size, memory, progress)
-    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
-    return transform("batch_hessian_diagonal", func, options, dict(chunks=chunks))
+    return transform(
+        "batch_hessian_diagonal", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check, chunks=chunks
+    )
 
 
 def batch_laplacian(
@@ -281,8 +284,9 @@ def batch_laplacian(
     tensor([18., 42.])
     """
     chunks = Chunks.checked("batch_laplacian", chunk_size, memory, progress)
-    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
-    return transform("batch_laplacian", func, options, dict(chunks=chunks))
+    return transform(
+        "batch_laplacian", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check, chunks=chunks
+    )
 
 
 def bjacrev(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._arguments.call import version
 from .._functions import legacy as _legacy
 from .._functions.apply import is_level
 from .._functions.closed_over import watched
@@ -21,6 +20,7 @@ from .._functions.context import is_differentiable
 from .._functions.rules import untraced
 from .._guards.adjoint_test import agree, wave
 from .._torch import pytree
+from .._torch.tensors import version
 from .function import Function
 from .internals import vjp
 

@@ -7,7 +7,7 @@ from typing import Any, Callable
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._dispatch.transform import call, transform
-from .._transforms.jacobian import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 
 __all__ = [
     "hessian_diagonal",
@@ -81,7 +81,7 @@ def jacobian(
     """
     check_mode("jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("jacobian", chunk_size, memory, progress)
-    return transform("jacobian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), dict(chunks=chunks))
+    return transform("jacobian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
 
 
 def value_and_jacobian(
@@ -114,7 +114,7 @@ def value_and_jacobian(
     """
     check_mode("value_and_jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("value_and_jacobian", chunk_size, memory, progress)
-    return transform("value_and_jacobian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), dict(chunks=chunks))
+    return transform("value_and_jacobian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
 
 
 def value_grad_and_hessian(
@@ -150,9 +150,7 @@ def value_grad_and_hessian(
     """
     check_mode("value_grad_and_hessian", mode, HESSIAN_MODES)
     chunks = Chunks.checked("value_grad_and_hessian", chunk_size, memory, progress)
-    return transform(
-        "value_grad_and_hessian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), dict(chunks=chunks)
-    )
+    return transform("value_grad_and_hessian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
 
 
 def hvp(func: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = False) -> Any:
@@ -272,7 +270,7 @@ def hessian_diagonal(
     tensor([ 6., 12.])
     """
     chunks = Chunks.checked("hessian_diagonal", chunk_size, memory, progress)
-    return transform("hessian_diagonal", func, dict(argnums=argnums, has_aux=has_aux), dict(chunks=chunks))
+    return transform("hessian_diagonal", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
 
 
 def laplacian(
@@ -312,4 +310,4 @@ def laplacian(
     tensor(18.)
     """
     chunks = Chunks.checked("laplacian", chunk_size, memory, progress)
-    return transform("laplacian", func, dict(argnums=argnums, has_aux=has_aux), dict(chunks=chunks))
+    return transform("laplacian", func, argnums=argnums, has_aux=has_aux, chunks=chunks)

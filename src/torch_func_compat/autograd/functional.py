@@ -21,6 +21,7 @@ from typing import Any, Callable, Sequence, Tuple, Union
 
 from torch import Tensor
 
+from .._torch.compiling import untraced
 from ._functional import (
     Gradient,
     Recorded,
@@ -34,7 +35,6 @@ from ._functional import (
     first_differentiable,
     ones,
     require_single_element,
-    untraced,
 )
 
 __all__ = ["hessian", "hvp", "jacobian", "jvp", "vhp", "vjp"]

@@ -1,22 +1,22 @@
 """The switchboard: every transform by its name, answered by the backend of the moment.
 
-Each public function says what it does and hands its name and arguments to `transform` or `call` of
-``_dispatch.py``, which ask ``_policy`` for the backend when the result is called (by way of ``_fallback``,
-which computes on the autograd backend what that one refuses). The backend's own transform answers where
-it has one with the parameters that were asked for; else the derivation in ``_operators`` does.
+Each public function documents itself and hands its name and options to ``_dispatch/transform.py``. When the result is
+called, ``_dispatch/choice.py`` chooses the backend, ``_transforms`` holds the derivation, and ``_dispatch/fallback.py``
+computes on the autograd backend what a library refuses.
 """
 
 from __future__ import annotations
 
 from typing import Any, Callable, Tuple, Union
 
-from .._arguments.call import Argnums, check_randomness
+from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
+from .._arguments.mapped import check_randomness
 from .._dispatch import choice as _policy
 from .._dispatch.choice import available_backends, get_backend, set_backend, unavailable_backends, use_backend
 from .._dispatch.fallback import explain, get_fallback, set_fallback, use_fallback
 from .._dispatch.transform import call, transform
-from .._transforms.jacobian import HESSIAN_MODES, check_mode
+from .._transforms.mode import HESSIAN_MODES, check_mode
 
 __all__ = [
     "available_backends",
@@ -102,15 +102,8 @@ def vmap(
     tensor([3., 3.])
     """
     check_randomness(randomness)
-    chunks = _chunks("vmap", chunk_size, memory, progress)
-    return transform("vmap", func, dict(in_dims=in_dims, out_dims=out_dims, randomness=randomness), chunks)
-
-
-def _chunks(api: str, chunk_size: ChunkSize, memory: Memory, progress: bool) -> dict[str, Any]:
-    """The parameters about chunks, as an option that torch.func does not have."""
-    chunks = Chunks.checked(api, chunk_size, memory, progress)
-    # `chunks.trivial`, written out: torch.compile of torch 2.4 does not trace the property of a named tuple.
-    return {"chunks": None if chunk_size is None and not progress else chunks}
+    chunks = Chunks.checked("vmap", chunk_size, memory, progress)
+    return transform("vmap", func, in_dims=in_dims, out_dims=out_dims, randomness=randomness, chunks=chunks)
 
 
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
@@ -231,7 +224,7 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
     >>> grad(grad(torch.sin))(torch.tensor(0.0))
     tensor(-0.)
     """
-    return transform("grad", func, dict(argnums=argnums, has_aux=has_aux))
+    return transform("grad", func, argnums=argnums, has_aux=has_aux)
 
 
 def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -253,7 +246,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
     >>> grad_and_value(torch.square)(torch.tensor(3.0))
     (tensor(6.), tensor(9.))
     """
-    return transform("grad_and_value", func, dict(argnums=argnums, has_aux=has_aux))
+    return transform("grad_and_value", func, argnums=argnums, has_aux=has_aux)
 
 
 def jacrev(
@@ -310,8 +303,8 @@ def jacrev(
     tensor([[2., 0.],
             [0., 4.]])
     """
-    chunks = _chunks("jacrev", chunk_size, memory, progress)
-    return transform("jacrev", func, dict(argnums=argnums, has_aux=has_aux), chunks)
+    chunks = Chunks.checked("jacrev", chunk_size, memory, progress)
+    return transform("jacrev", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
 
 
 def jacfwd(
@@ -357,8 +350,8 @@ def jacfwd(
             [0., 4.]])
     """
     check_randomness(randomness)
-    chunks = _chunks("jacfwd", chunk_size, memory, progress)
-    return transform("jacfwd", func, dict(argnums=argnums, has_aux=has_aux, randomness=randomness), chunks)
+    chunks = Chunks.checked("jacfwd", chunk_size, memory, progress)
+    return transform("jacfwd", func, argnums=argnums, has_aux=has_aux, randomness=randomness, chunks=chunks)
 
 
 def hessian(
@@ -410,8 +403,8 @@ def hessian(
             [ 0., 12.]])
     """
     check_mode("hessian", mode, HESSIAN_MODES)
-    chunks = _chunks("hessian", chunk_size, memory, progress)
-    return transform("hessian", func, dict(argnums=argnums, has_aux=has_aux, mode=mode), chunks)
+    chunks = Chunks.checked("hessian", chunk_size, memory, progress)
+    return transform("hessian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
 
 
 def linearize(func: Callable[..., Any], *primals: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._dispatch import choice as _policy
-from .._dispatch.transform import _is_compiling
+from .._torch.compiling import is_compiling
 
 __all__ = ["functional_call", "replace_all_batch_norm_modules_", "stack_module_state"]
 
@@ -84,7 +84,7 @@ def functional_call(
     >>> grad(lambda p: functional_call(layer, p, torch.ones(2)).sum())(parameters)
     {'weight': tensor([[1., 1.]]), 'bias': tensor([1.])}
     """
-    if _is_compiling():
+    if is_compiling():
         traced: Any = _policy.native_transform("functional_call")
         return traced(module, parameter_and_buffer_dicts, args, kwargs, tie_weights=tie_weights, strict=strict)
     dicts = _check_dicts(parameter_and_buffer_dicts)

@@ -20,18 +20,19 @@ from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .._arguments.call import Argnums, check_randomness, name_of, positions
+from .._arguments.batch import batch_dims
+from .._arguments.batch_slices import BatchSlices
+from .._arguments.call import Argnums, name_of, positions
 from .._arguments.chunks import Chunks, ChunkSize, Memory
-from .._arguments.partition import Part, Share, bounds
+from .._arguments.mapped import check_randomness
+from .._arguments.partition import PartialResult, Partition, bounds
 from .._backends.autograd.linear_maps import seal
 from .._dispatch.choice import active_native, chosen
-from .._dispatch.transform import _is_compiling as is_compiling
 from .._dispatch.transform import transform
 from .._torch import facts, pytree
 from .._torch.closures import captured
-from .._transforms.batch import batch_dims
-from .._transforms.batch_slices import Samples
-from .._transforms.jacobian import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from .._torch.compiling import is_compiling
+from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from ..autograd import batched
 from ._collectives import Parcel, RemoteError, Team, checksum
 
@@ -92,21 +93,20 @@ def _shared(
         team = Team(how.group)
         return team.rank, team.size
 
-    part = Part(place, lambda: chosen().has_forward_mode)
-    transformed: Any = transform(name, func, dict(argnums=argnums, **options), dict(chunks=chunks, part=part))
+    partition = Partition(place, lambda: chosen().has_forward_mode)
+    transformed: Any = transform(name, func, argnums=argnums, **options, chunks=chunks, partition=partition)
     has_aux: bool = options["has_aux"]
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        def compute(team: Team) -> tuple[Share, Any]:
+        def compute(team: Team) -> tuple[PartialResult, Any]:
             found = transformed(*args, **kwargs)
             return found if has_aux else (found, None)
 
         result, aux = _run(f"{name}({name_of(func)})", func, argnums, args, kwargs, how, compute)
         return (result, aux) if has_aux else result
 
-    wrapper.answered_by = transformed.answered_by  # type: ignore[attr-defined]
-    wrapper.made_by = transformed.made_by  # type: ignore[attr-defined]
+    wrapper.__transform__ = transformed.__transform__  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -123,12 +123,12 @@ def _sampled(
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        def compute(team: Team) -> tuple[Share, Any]:
+        def compute(team: Team) -> tuple[PartialResult, Any]:
             if team.size == 1:
                 total = batch_dims(name, in_dims, args, positions(argnums, len(args)))[1]
                 start, stop, own = 0, total, args
             else:
-                samples = Samples(name, in_dims, argnums, args, kwargs)
+                samples = BatchSlices(name, in_dims, argnums, args, kwargs)
                 total = samples.total
                 start, stop = bounds(team.rank, team.size, total)
                 # Where there is none for this process, one that is dropped: not every function takes none.
@@ -136,13 +136,14 @@ def _sampled(
             found, aux = single(*own, **kwargs) if has_aux else (single(*own, **kwargs), None)
             leaves, spec = pytree.flatten(found)
             build = functools.partial(pytree.unflatten, spec=spec)
-            return Share("samples", start, stop, total, [leaf[: stop - start] for leaf in leaves], build, build), aux
+            return PartialResult(
+                "samples", start, stop, total, [leaf[: stop - start] for leaf in leaves], build, build
+            ), aux
 
         result, aux = _run(f"{name}({name_of(func)})", func, argnums, args, kwargs, how, compute)
         return (result, aux) if has_aux else result
 
-    wrapper.answered_by = single.answered_by  # type: ignore[attr-defined]
-    wrapper.made_by = single.made_by  # type: ignore[attr-defined]
+    wrapper.__transform__ = single.__transform__  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -166,14 +167,14 @@ def _together(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     how: _How,
-    compute: Callable[[Team], tuple[Share, Any]],
+    compute: Callable[[Team], tuple[PartialResult, Any]],
 ) -> tuple[Any, Any]:
     """The result of `compute`, put together from those of all processes; and this one's aux."""
     team = Team(how.group)
     if how.check_inputs and team.size > 1:
         _require_same_inputs(team, name, func, args, kwargs)
 
-    def guarded() -> tuple[tuple[Share, Any, list[Parcel]], Any]:
+    def guarded() -> tuple[tuple[PartialResult, Any, list[Parcel]], Any]:
         if team.size > 1:
             _require_plain(name, team, [args[i] for i in positions(argnums, len(args))])
         share, aux = compute(team)

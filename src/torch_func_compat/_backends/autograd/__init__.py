@@ -7,11 +7,11 @@ batched where torch can; forward mode is made of two backward passes.
 
 from __future__ import annotations
 
-from typing import Any, Callable, ContextManager, Mapping, Sequence
+from typing import Any, Callable, Sequence
 
 from torch import Tensor
 
-from ..._arguments.call import BatchedCall
+from ..._arguments.mapped import BatchedCall
 from ..._arguments.protocol import Differentiable, LinearMap, Pullback
 from ..._torch.random_state import RandomState
 from . import linear_maps as _linear
@@ -26,13 +26,17 @@ class AutogradBackend:
     # torch.autograd.forward_ad has one level only, lacks formulas, and is silently wrong or absent on
     # several releases; the transpose of reverse mode is right wherever reverse mode is.
     has_forward_mode = False
-    library = None
+    loops = True
+    remembers = True
 
-    def __init__(self) -> None:
-        self.innermost: Callable[[], Any] = lambda: None
+    def innermost(self) -> Any:
+        return None
 
-    around: Callable[[], ContextManager[Any]] | None = None
-    natives: Mapping[str, Callable[..., Any]] = {}
+    def draws(self, call: BatchedCall | Differentiable | None) -> RandomState:
+        return RandomState(() if call is None else call.generators())
+
+    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
+        return None
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         return by_own_rule(call, tensors, randomness) or _loop.loop(call, tensors, randomness)

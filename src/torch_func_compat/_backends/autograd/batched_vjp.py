@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..._torch import facts
 from .elementwise_vjps import Factors
-from .graph import are_batched_rightly, has_scripts, nodes
+from .graph import Graph
 
 # Vectors -> results; None where a result does not depend on them. The flag is create_graph.
 Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
@@ -32,11 +32,13 @@ class Rows:
         self._trusted = False
         self._factors: Factors | None = None
 
-    def __call__(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
-        """Results for each of the vectors stacked along dimension 0, stacked likewise."""
+    def __call__(
+        self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool, graph: Callable[[], Graph]
+    ) -> list[Tensor | None]:
+        """Results for each of the vectors stacked along dimension 0, stacked likewise; `graph` is that of the roots."""
         size = vectors[0].shape[0]
         if size > 1 and self.vectorised is None:
-            self._look()
+            self._look(graph())
         if size > 1 and self.vectorised is not False:
             try:
                 results = self._by_factors(apply, vectors, create_graph) or _at_once(apply, vectors, create_graph)
@@ -52,15 +54,14 @@ class Rows:
         rows = [apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
         return [stack([row[k] for row in rows]) for k in range(len(rows[0]))]
 
-    def _look(self) -> None:
+    def _look(self, graph: Graph) -> None:
         """What the graph tells of how to batch."""
         present = [root for root in self._roots if root is not None]
-        every = list(nodes(root.grad_fn for root in present))
-        if facts.has("optimized_scripts_lose_terms") and has_scripts(every):
+        if facts.has("optimized_scripts_lose_terms") and graph.has_scripts():
             self.vectorised = False
-        self._trusted = not any(root.is_complex() for root in present) and are_batched_rightly(every)
+        self._trusted = graph.trusted and not any(root.is_complex() for root in present)
         if facts.has("activations_are_looped_over") and not self._hooked:
-            self._factors = Factors(every, self._roots, self._ends)
+            self._factors = Factors(graph.nodes, self._roots, self._ends)
 
     def _by_factors(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:
         """The results where that spares loops; None where it does not, or not with these numbers."""

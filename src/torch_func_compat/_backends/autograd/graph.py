@@ -1,35 +1,154 @@
-"""Questions to the autograd graph: who is in it, and does anything outside depend on it?"""
+"""The graph of a recorded function: what one walk tells of it, and who owns its leaves."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from ..._guards.refusals import wrong_twice
+from ..._guards.by_graph import nodes
+from ..._guards.compositions import order_of
+from ..._guards.refusals import TWICE, wrong_twice
 
-# The attribute of a leaf that belongs to a transform. Duck-typed and not named after this package,
-# so that two vendored copies of it understand each other's leaves.
+# The attribute of a leaf that belongs to a transform. It is not named after this package, so that two vendored copies
+# understand each other's leaves.
 OWNER = "_autograd_transform_level"
 
+# Backward nodes of a backward: torch differentiates them wrongly, for it takes the saved mean and
+# standard deviation for constants there (layer_norm and batch_norm from 1.8, instance_norm, group_norm).
+_NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")
 
-def nodes(roots: Iterable[Any], seen: set[Any] | None = None) -> Iterator[Any]:
-    """Every node below `roots` (grad_fn objects or None), once. `seen` is extended with them."""
-    # The set also keeps the nodes' Python wrappers alive: a wrapper is the same object only as long.
-    seen = set() if seen is None else seen
-    stack = [node for node in roots if node is not None]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        yield node
-        for child, _ in node.next_functions:
-            if child is not None:
-                stack.append(child)
+
+# What torch batches rightly on every release (a test takes each of them through every one): arithmetic, products of
+# matrices, sums and views, of real numbers; no node here makes real numbers of complex ones.
+BATCHED_RIGHTLY = frozenset(
+    "AccumulateGrad Add Sub Rsub Mul Div Neg Reciprocal Pow Sqrt Rsqrt Exp Expm1 Log Log1P Sin Cos Tan Sinh Cosh Atan "
+    "Erf Tanh TanhBackward Sigmoid SigmoidBackward Softplus SoftplusBackward Relu Threshold "
+    "ThresholdBackward Gelu GeluBackward Silu SiluBackward Elu EluBackward LeakyRelu LeakyReluBackward LogSigmoid "
+    "LogSigmoidBackward Hardtanh HardtanhBackward Clamp ClampMin ClampMax SWhere Where MaskedFill Maximum Minimum "
+    "Mm Mv Dot Bmm Addmm Sum Mean "
+    "T Transpose Permute View UnsafeView ReshapeAlias Expand Squeeze Unsqueeze "
+    "Select SelectBackward Slice SliceBackward Stack Cat Clone Split SplitWithSizes Unbind".split()
+)
+
+
+# What a node is, by its class: bits.
+_LEAF, _UNTRUSTED, _NOTABLE, _COMPOSED = 1, 2, 4, 8
+_kinds: dict[type, int] = {}
+
+
+def _kind(cls: type) -> int:
+    if issubclass(cls, BackwardCFunction):  # a custom Function, by any name: not remembered, so that it can be freed
+        return _UNTRUSTED | _NOTABLE
+    name = cls.__name__.rstrip("0123456789")
+    if name == "AccumulateGrad":
+        kind = _LEAF
+    else:
+        kind = 0 if (name[: -len("Backward")] if name.endswith("Backward") else name) in BATCHED_RIGHTLY else _UNTRUSTED
+        if name == "CppFunction" or name in TWICE or _NORM_TWICE.search(cls.__name__):
+            kind |= _NOTABLE
+        if order_of(name):
+            kind |= _COMPOSED
+    _kinds[cls] = kind
+    return kind
+
+
+class Graph:
+    """What one walk through the graph of some tensors tells.
+
+    Attributes
+    ----------
+    nodes : list
+        Every node.
+    outside : bool
+        Whether a leaf of the user, or of a transform that is still running, is in it.
+    user : bool
+        Whether a leaf of the user is in it.
+    fused : int
+        The first derivative that torch lacks or gets wrong of a fused operation in it, or 0.
+    trusted : bool
+        Whether torch is known to batch all of its nodes rightly.
+    notable : list
+        Nodes of custom Functions, of TorchScript, and those whose own derivative torch gets wrong.
+    """
+
+    __slots__ = ("nodes", "outside", "user", "fused", "trusted", "notable")
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.nodes: list[Any] = []
+        self.notable: list[Any] = []
+        self.trusted = True
+        self.outside = self.user = False
+        self.fused = 0
+        # The set keeps the Python wrappers of nodes alive: a wrapper is the same object only as long.
+        seen: set[Any] = set()
+        stack: list[Any] = []
+        for tensor in tensors:
+            if tensor.grad_fn is not None:
+                stack.append(tensor.grad_fn)
+            elif tensor.requires_grad:
+                self._meet(tensor)
+        every = self.nodes
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            every.append(node)
+            cls = type(node)
+            kind = _kinds.get(cls)
+            if kind is None:
+                kind = _kind(cls)
+            if kind:
+                if kind & _LEAF:
+                    if not self.user:
+                        self._meet(node.variable)
+                else:
+                    self.trusted = False
+                    if kind & _NOTABLE:
+                        self.notable.append(node)
+                    if kind & _COMPOSED:
+                        order = order_of(cls.__name__)
+                        self.fused = min(order, self.fused or order)
+            for child, _ in node.next_functions:
+                if child is not None:
+                    stack.append(child)
+
+    def _meet(self, leaf: Tensor) -> None:
+        level = getattr(leaf, OWNER, None)
+        if level is None:
+            self.outside = self.user = True
+        elif level.running:
+            self.outside = True
+
+    def has_scripts(self) -> bool:
+        """Whether TorchScript has optimized a part of it."""
+        return any(
+            type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name() for node in self.notable
+        )
+
+    def is_wrong_in_third_order(self) -> bool:
+        """Whether it has nodes whose own derivative, a third one, torch gets wrong."""
+        return any(_NORM_TWICE.search(type(node).__name__) for node in self.notable)
+
+    def has_custom_nodes(self) -> bool:
+        """Whether it has nodes of autograd.Functions that are not torch's own: their backward can be anything."""
+        return any(isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction" for node in self.notable)
+
+    def second_order_flaw(self, inputs: Sequence[Tensor]) -> str | None:
+        """Why torch gets derivatives by what is outside wrong, of nodes between `inputs` and the tensors."""
+        for node in self.notable:
+            row = wrong_twice(node)
+            if row is None:
+                continue
+            below = [child for child, _ in node.next_functions]
+            for first, then in row.pairs:
+                if _leads_to(below[first], inputs) and _leads_outside(below[then]):
+                    return row.reason
+        return None
 
 
 def _is_outside(variable: Tensor) -> bool:
@@ -57,84 +176,14 @@ def _leads_outside(start: Any, seen: set[Any] | None = None) -> bool:
     return any(type(node).__name__ == "AccumulateGrad" and _is_outside(node.variable) for node in nodes([start], seen))
 
 
-def custom_nodes(tensors: Sequence[Tensor]) -> list[Any]:
-    """Nodes of autograd.Functions that are not torch's own: their backward can be anything."""
-    return [
-        node
-        for node in nodes(tensor.grad_fn for tensor in tensors)
-        if isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction"
-    ]
-
-
-def has_scripts(every: Iterable[Any]) -> bool:
-    """Whether one of the nodes is of what TorchScript has optimized."""
-    return any(type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name() for node in every)
-
-
-# Backward nodes of a backward: torch differentiates them wrongly, for it takes the saved mean and
-# standard deviation for constants there (layer_norm and batch_norm from 1.8, instance_norm, group_norm).
-_NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")
-
-
-def third_order_nodes(tensors: Sequence[Tensor]) -> bool:
-    """Whether the graph has nodes whose own derivative, a third one, torch gets wrong."""
-    return any(_NORM_TWICE.search(type(node).__name__) for node in nodes(tensor.grad_fn for tensor in tensors))
-
-
-def second_order_flaw(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> str | None:
-    """What to say of nodes between `inputs` and `outputs` whose derivative by what is outside torch gets wrong."""
-    for node in nodes(output.grad_fn for output in outputs):
-        row = wrong_twice(node)
-        if row is None:
-            continue
-        below = [child for child, _ in node.next_functions]
-        for first, then in row.pairs:
-            if _leads_to(below[first], inputs) and _leads_outside(below[then]):
-                return row.reason
-    return None
-
-
 def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
     ours = [tensor for tensor in inputs if tensor.requires_grad]
     return any(getattr(node, "variable", None) is x or node is x.grad_fn for node in nodes([start]) for x in ours)
 
 
-# What torch batches rightly on every release (a test takes each of them through every one): arithmetic, products of
-# matrices, sums and views, of real numbers; no node here makes real numbers of complex ones.
-_BATCHED_RIGHTLY = frozenset(
-    "AccumulateGrad Add Sub Rsub Mul Div Neg Reciprocal Pow Sqrt Rsqrt Exp Expm1 Log Log1P Sin Cos Tan Sinh Cosh Atan "
-    "Erf Tanh TanhBackward Sigmoid SigmoidBackward Softplus SoftplusBackward Relu Threshold "
-    "ThresholdBackward Gelu GeluBackward Silu SiluBackward Elu EluBackward LeakyRelu LeakyReluBackward LogSigmoid "
-    "LogSigmoidBackward Hardtanh HardtanhBackward Clamp ClampMin ClampMax SWhere Where MaskedFill Maximum Minimum "
-    "Mm Mv Dot Bmm Addmm Sum Mean "
-    "T Transpose Permute View UnsafeView ReshapeAlias Expand Squeeze Unsqueeze "
-    "Select SelectBackward Slice SliceBackward Stack Cat Clone Split SplitWithSizes Unbind".split()
-)
-
-
-_known: dict[type, bool] = {}  # of torch's own nodes, whether they are among these
-
-
-def are_batched_rightly(every: Iterable[Any]) -> bool:
-    """Whether real rows through these nodes can be batched without a look at what comes out."""
-    for node in every:
-        cls = type(node)
-        right = _known.get(cls)
-        if right is None:
-            if isinstance(node, BackwardCFunction):  # by any name
-                return False
-            name = cls.__name__.rstrip("0123456789")
-            right = _known[cls] = (name[: -len("Backward")] if name.endswith("Backward") else name) in _BATCHED_RIGHTLY
-        if not right:
-            return False
-    return True
-
-
 def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Leaf variables below `tensors`."""
-    return [
-        node.variable for node in nodes(tensor.grad_fn for tensor in tensors) if type(node).__name__ == "AccumulateGrad"
-    ]
+    return [node.variable for node in Graph(tensors).nodes if type(node).__name__ == "AccumulateGrad"]
 
 
 def gradients(

@@ -8,6 +8,7 @@ nothing of the caller's (requires_grad, .grad, the tensor itself) is touched.
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any, ContextManager, Sequence
 
 import torch
@@ -15,10 +16,22 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..._arguments.call import version
 from ..._arguments.protocol import Differentiable
 from ..._torch import facts
+from ..._torch.tensors import version
 from .graph import OWNER, depends_on_outside
+
+
+class _Thread(threading.local):
+    recordings = 0
+
+
+_thread = _Thread()
+
+
+def recordings() -> int:
+    """How many functions are being recorded for a derivative in this thread, one within another."""
+    return _thread.recordings
 
 
 class Level:
@@ -119,10 +132,12 @@ def run(
         if put_others and others:
             put_others([x if x.requires_grad or is_dual() else x.detach() for x in others])
         level.running = True
+        _thread.recordings += 1
         hooks = RemovableHandle.next_id
         try:
             outputs, aux = func(*arguments)
         finally:
+            _thread.recordings -= 1
             level.running = False
             level.hooked = hooks != RemovableHandle.next_id
             if put_others and others:

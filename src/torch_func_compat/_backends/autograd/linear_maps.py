@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
+from ..._guards.compositions import composing
 from .batched_vjp import Rows
-from .graph import custom_nodes, gradients, second_order_flaw, third_order_nodes
-from .level import Level, recording, run
+from .graph import Graph, gradients
+from .level import Level, recording, recordings, run
 
 
 class Pullback:
     """Cotangents of the outputs -> gradients of the inputs, by one backward pass each."""
 
-    def __init__(self, level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attached: bool) -> None:
+    batches_itself = True
+
+    def __init__(self, level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         self.level = level
         self.inputs = inputs
         self.outputs = outputs
-        # whether what the caller got of the outputs shares this graph, so that it must not be freed
-        self.attached = attached
         self.rows = Rows(outputs, inputs, level.hooked)
         self._flaw: list[str | None] = []
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph of the outputs: looked at once, when first asked for."""
+        return Graph(self.outputs)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the outputs depend on what is outside, so that the caller shares their graph and can extend it."""
+        return self.graph.outside
 
     def _apply(
         self, cotangents: Sequence[Tensor], create_graph: bool, retain_graph: bool = True
@@ -45,7 +57,7 @@ class Pullback:
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
         """One row for each of the stacked cotangents."""
         create = torch.is_grad_enabled() and self._is_differentiable(cotangents)
-        found = self.rows(self._apply, cotangents, create) if len(cotangents[0]) else []
+        found = self.rows(self._apply, cotangents, create, lambda: self.graph) if len(cotangents[0]) else []
         return self._finish(fill_rows(found, cotangents, self.inputs), cotangents, create)
 
     def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
@@ -66,15 +78,18 @@ class Pullback:
 
     def find_flaw(self) -> str | None:
         """Why second derivatives of what the pullback gives would be wrong, if they would."""
-        flaw = second_order_flaw(self.outputs, self.inputs)
+        graph = self.graph
+        if not graph.notable:
+            return None
+        flaw = graph.second_order_flaw(self.inputs)
         if flaw is not None:
             return flaw
-        if third_order_nodes(self.outputs):
+        if graph.is_wrong_in_third_order():
             return (
                 "torch's third derivatives of layer_norm, batch_norm and their like are wrong: write the normalisation "
                 "with mean() and var() to differentiate it that often"
             )
-        if custom_nodes(self.outputs) and not Pushforward(self.level, self.inputs, self.outputs).is_sound():
+        if graph.has_custom_nodes() and not Pushforward(self.level, self.inputs, self.outputs, graph).is_sound():
             return (
                 "the backward of a custom autograd.Function in it is not differentiable (marked with "
                 "@once_differentiable, or with numpy, an extension, detach() or torch.compile inside), so its second "
@@ -96,10 +111,11 @@ class Pushforward:
     of the Jacobian are taken from it and contracted.
     """
 
-    def __init__(self, level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def __init__(self, level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], graph: Graph) -> None:
         self.level = level
         self.inputs = inputs
         self.outputs = outputs
+        self.graph = graph
         self.cotangents: list[Tensor] = []
         self.gradients: list[Tensor | None] = []
         self.by_rows = not self._transpose()
@@ -120,8 +136,10 @@ class Pushforward:
             # a backward that refuses tensors that require grad; rows give it plain ones
             return False
         # Derivatives of this would be third ones in reverse mode; those of rows are second ones.
-        attached = any(output.requires_grad for output in self.level.release(outputs))
-        return not (attached and third_order_nodes([g for g in self.gradients if g is not None]))
+        return not (self.graph.outside and self._graph_of_gradients().is_wrong_in_third_order())
+
+    def _graph_of_gradients(self) -> Graph:
+        return Graph([g for g in self.gradients if g is not None])
 
     def is_sound(self) -> bool:
         """Whether the transpose agrees with the pullback, for one tangent that stands for all."""
@@ -189,6 +207,7 @@ class Pushforward:
             lambda vectors, create: gradients([output], inputs, vectors, create_graph=create),
             [basis.reshape(-1, *output.shape)],
             torch.is_grad_enabled(),
+            lambda: Graph([output]),
         )
         for jacobian, tangent in zip(rows, tangents):
             if jacobian is not None:
@@ -200,7 +219,7 @@ class Pushforward:
         if not self.by_rows:
             try:
                 if batch:
-                    found = self.rows(self._apply, tangents, torch.is_grad_enabled())
+                    found = self.rows(self._apply, tangents, torch.is_grad_enabled(), self._graph_of_gradients)
                 else:
                     found = self._apply(tangents, torch.is_grad_enabled())
                 if self._agrees(tangents, found, batch):
@@ -212,16 +231,18 @@ class Pushforward:
             self.by_rows = True
         return self._apply_by_rows(tangents, batch)
 
-    def _finish(self, found: Sequence[Tensor]) -> list[Tensor]:
+    def _finish(self, found: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
         """As for the pullback, whose rows these are then."""
+        if not (self.graph.outside or any(tangent.requires_grad for tangent in tangents)):
+            return [result.detach() for result in found]
         results = self.level.release(found)
-        if not torch.is_grad_enabled() or not any(output.requires_grad for output in self.level.release(self.outputs)):
+        if not torch.is_grad_enabled() or not self.graph.outside:
             return results
         if self._flaw is None:
-            self._flaw = second_order_flaw(self.outputs, self.inputs) or ""
+            self._flaw = self.graph.second_order_flaw(self.inputs) or ""
         if not self.by_rows:
             return seal(results, self.outputs, self._flaw or None)
-        return seal(results, self.outputs, Pullback(self.level, self.inputs, self.outputs, True).find_flaw())
+        return seal(results, self.outputs, Pullback(self.level, self.inputs, self.outputs).find_flaw())
 
     def tangents(self, tangents: Sequence[Tensor], strict: bool) -> list[Tensor]:
         """Apply to one vector of tangents."""
@@ -231,7 +252,8 @@ class Pushforward:
                 "jvp(f, primals, tangents, strict=True): The output of f is independent of the inputs. "
                 "This is not allowed with strict=True."
             )
-        return self._finish([torch.zeros_like(x) if t is None else t for x, t in zip(self.outputs, found)])
+        filled = [torch.zeros_like(x) if t is None else t for x, t in zip(self.outputs, found)]
+        return self._finish(filled, tangents)
 
     def __call__(self, *tangents: Tensor) -> list[Tensor]:
         return self.tangents(tangents, strict=False)
@@ -239,7 +261,8 @@ class Pushforward:
     def batched(self, *tangents: Tensor) -> list[Tensor]:
         """One result for each of the stacked tangents."""
         size = len(tangents[0])
-        return self._finish(fill_rows(self._find(tangents, (size,)) if size else [], tangents, self.outputs))
+        found = self._find(tangents, (size,)) if size else []
+        return self._finish(fill_rows(found, tangents, self.outputs), tangents)
 
 
 class _Sealed(torch.autograd.Function):
@@ -295,16 +318,33 @@ def fill_rows(found: Sequence[Tensor | None], vectors: Sequence[Tensor], like: S
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
     level, inputs, outputs, aux = run(func, primals)
-    released = judged = level.release(outputs)
-    if not torch.is_grad_enabled():  # a pullback made under no_grad may be called outside of it
-        with torch.enable_grad():
-            judged = level.release(outputs)
-    attached = any(output.requires_grad for output in judged)
-    pullback = Pullback(level, inputs, outputs, attached)
+    pullback = Pullback(level, inputs, outputs)
+    if torch.is_grad_enabled():
+        graph = pullback.graph
+        if graph.fused and graph.outside and graph.fused <= _highest_order(graph):
+            with composing(_highest_order(graph)):
+                level, inputs, outputs, aux = run(func, primals)
+            pullback = Pullback(level, inputs, outputs)
+    if torch.is_grad_enabled() and not pullback.attached:
+        released = [output.detach() if output.requires_grad else output for output in outputs]
+    else:
+        released = level.release(outputs)
     return released, pullback, level.release(aux)
 
 
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
     level, inputs, outputs, aux = run(func, primals, copy=True)
-    return level.release(outputs), Pushforward(level, inputs, outputs), level.release(aux)
+    graph = Graph(outputs)
+    # The transpose of the pullback is one derivative more.
+    order = 1 + _highest_order(graph)
+    if graph.fused and graph.fused <= order:
+        with composing(order):
+            level, inputs, outputs, aux = run(func, primals, copy=True)
+        graph = Graph(outputs)
+    return level.release(outputs), Pushforward(level, inputs, outputs, graph), level.release(aux)
+
+
+def _highest_order(graph: Graph) -> int:
+    """Up to which order the function may be differentiated, by recordings around it and by the user."""
+    return 1 + recordings() + graph.user

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from ..._arguments.call import BatchedCall
+from ..._arguments.mapped import BatchedCall
 from ..._guards.refusals import LoopError
 from ..._torch import pytree
 from .level import is_dual

@@ -12,10 +12,11 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from ..._arguments.call import BatchedCall, version
+from ..._arguments.mapped import BatchedCall
 from ..._guards.refusals import LoopError
 from ..._torch import facts
 from ..._torch.random_state import RandomState
+from ..._torch.tensors import version
 
 # Elements; larger tensors are not kept in advance, and writing to them is refused. What functions update
 # beside computing (statistics, counters, power iterations) is small.

@@ -6,7 +6,7 @@ from typing import Sequence
 
 from torch import Tensor
 
-from ..._arguments.call import layout_of
+from ..._torch.tensors import layout_of
 from .level import is_dual
 
 

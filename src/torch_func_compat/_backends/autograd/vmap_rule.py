@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
-from ..._arguments.call import BatchedCall, movedim
+from ..._arguments.mapped import BatchedCall
 from ..._functions.vmap_rule import VmapInfo, by_rule, has_vmap_rule, matched
 from ..._torch import pytree
+from ..._torch.tensors import movedim
 from .level import is_dual
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .._arguments.call import Argnums, positions
 from .._torch import pytree
 from .batch import batch_dims
+from .call import Argnums, positions
 
 
-class Samples:
+class BatchSlices:
     """The samples of the arguments of a call, as `in_dims` of `torch_func_compat.batch_jacobian` names them.
 
     Raises

@@ -1,0 +1,109 @@
+"""torch.func as torch.compile knows to trace it: its own vmap, vjp and jvp, without guards and with no memory."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .._arguments.mapped import BatchedCall
+from .._arguments.protocol import Differentiable, LinearMap, Pullback
+from .torch_func import LIBRARY, is_plain
+
+
+class _TracedMap:
+    """A derivative at a point, batched by torch.func's vmap. Its function returns vectors and aux."""
+
+    batches_itself = False
+    outputs: Sequence[Tensor] = ()
+
+    def __init__(self, apply: Callable[..., Any]) -> None:
+        self._apply = apply
+        self.aux: list[Tensor] = []
+
+    def __call__(self, *vectors: Tensor) -> list[Tensor]:
+        found, aux = self._apply(*vectors)
+        self.aux = list(aux)
+        return list(found)
+
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
+        return self(*cotangents)
+
+    def batched(self, *vectors: Tensor) -> list[Tensor]:
+        found, aux = LIBRARY.vmap(self._apply)(*vectors)
+        self.aux = [value[0] for value in aux]
+        return list(found)
+
+
+class _NoDraws:
+    """The random state of a graph is the compiler's affair."""
+
+    def restore(self) -> None:
+        """Do nothing."""
+
+
+def _tuples(func: Differentiable) -> Callable[..., Any]:
+    def flat(*primals: Tensor) -> Any:
+        outputs, aux = func(*primals)
+        return tuple(outputs), tuple(aux)
+
+    return flat
+
+
+class TracedBackend:
+    """See `torch_func_compat._arguments.protocol.Backend` for the methods."""
+
+    name = "torch.func"
+    has_forward_mode = True
+    loops = False
+    remembers = False
+
+    def innermost(self) -> Any:
+        # Results are not written into preallocated memory.
+        return self
+
+    def draws(self, call: Any) -> _NoDraws:
+        return _NoDraws()
+
+    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
+        return LIBRARY.vmap(func, in_dims, out_dims, randomness) if is_plain(in_dims, out_dims) else None
+
+    def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
+        shared: list[Any] = []
+
+        def flat(*slices: Tensor) -> tuple[Tensor, ...]:
+            outputs, shared[:] = call(*slices)
+            return tuple(outputs)
+
+        return list(LIBRARY.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)), shared
+
+    def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func), *primals, has_aux=True)
+        return list(outputs), _TracedMap(lambda *cotangents: (pull(tuple(cotangents)), ())), list(aux)
+
+    def jvp(
+        self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        outputs, found, aux = LIBRARY.jvp(_tuples(func), tuple(primals), tuple(tangents), has_aux=True)
+        return list(outputs), list(found), list(aux)
+
+    def pushforward(
+        self, func: Differentiable, primals: Sequence[Tensor], randomness: str
+    ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
+        flat = _tuples(func)
+
+        def push(*tangents: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            _, found, aux = LIBRARY.jvp(flat, tuple(primals), tuple(tangents), has_aux=True)
+            return tuple(found), tuple(aux)
+
+        linear = _TracedMap(push)
+        return linear, lambda: linear.aux
+
+    def linearize(
+        self, func: Differentiable, primals: Sequence[Tensor]
+    ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func), *primals, has_aux=True)
+        zeros = [torch.zeros_like(output) for output in outputs]
+        _, push = LIBRARY.vjp(lambda *cotangents: pull(tuple(cotangents)), *zeros)
+        return list(outputs), _TracedMap(lambda *tangents: (push(tuple(tangents)), ())), list(aux)

@@ -1,0 +1,35 @@
+"""Whether torch.compile is tracing, and how to keep a function out of its graph."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# torch.compile takes either for True; torch 2.0 and 2.1 have the second one only.
+is_compiling: Callable[[], bool] = (
+    getattr(getattr(torch, "compiler", None), "is_compiling", None)
+    or getattr(torch._utils, "is_compiling", None)
+    or (lambda: False)
+)
+
+
+def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` as torch.compile calls it without tracing it: the graph breaks there."""
+    disable: Any = torch.compiler.disable if hasattr(torch, "compiler") else torch._dynamo.disable  # type: ignore[attr-defined,unused-ignore]
+    return disable(function)  # type: ignore[no-any-return]
+
+
+def untraced(function: F) -> F:
+    """Return `function` with a graph break around each call that torch.compile would trace."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if is_compiling():
+            return graph_break(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]

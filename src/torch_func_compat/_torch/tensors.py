@@ -1,0 +1,53 @@
+"""Small operations on tensors that old torches lack, or that have a cheaper form."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator, Sequence
+
+from torch import Tensor
+
+
+def version(tensor: Tensor) -> int:
+    """How often `tensor` was modified in place; inference tensors do not count."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return 0
+
+
+def layout_of(tensor: Tensor) -> tuple[Any, ...]:
+    """How a view reads its memory, but for where it begins."""
+    is_conj, is_neg = getattr(tensor, "is_conj", bool), getattr(tensor, "is_neg", bool)
+    return (tensor.stride(), tensor.shape, tensor.dtype, tensor.requires_grad, is_conj(), is_neg())
+
+
+def movedim(tensor: Tensor, source: int, destination: int) -> Tensor:
+    """`torch.movedim`, which the batching rules of old torches lack, by permute."""
+    if {source, destination} == {0, 1}:
+        return tensor.transpose(0, 1)
+    order = list(range(tensor.dim()))
+    order.insert(destination % tensor.dim(), order.pop(source % tensor.dim()))
+    return tensor.permute(order)
+
+
+def pieces(tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> Sequence[Tensor]:
+    """`tensor.split`, whose backward is a copy, only where there is something to split."""
+    return [tensor] if len(sizes) == 1 else tensor.split(list(sizes), dim)
+
+
+# Above this many samples, slices are taken in two steps. The backward of select() makes a tensor as
+# large as what it selects from, so slices of one tensor would cost the square of the batch size.
+# (unbind() has a linear backward, but its results refuse in-place operations.)
+BLOCK = 32
+
+
+def slices(tensor: Tensor, dim: int) -> Iterator[Tensor]:
+    """Views of each sample, made when they are needed; in-place operations on them reach `tensor`."""
+    size = tensor.size(dim)
+    if size <= BLOCK or not tensor.requires_grad:
+        return (tensor.select(dim, i) for i in range(size))
+    step = BLOCK
+    while step * BLOCK < size:
+        step *= BLOCK
+    blocks = (tensor.narrow(dim, start, min(step, size - start)) for start in range(0, size, step))
+    return (view for block in blocks for view in slices(block, dim))
