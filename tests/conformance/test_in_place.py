@@ -56,7 +56,7 @@ def test_that_needs_no_fallback_from_torch_func(operator, backend, x):
         return y.copy_(x) * x * x
 
     with use_fallback("error"):
-        if backend == "functorch":
+        if backend == "functorch" and operator.name == "jacfwd":
             with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
                 operator.call(func, x, torch.zeros_like(x))
         else:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._torch import pytree
-from .._torch.closures import captured
+from .._torch.closures import captured, captured_tensors
 
 Argnums = Union[int, Tuple[int, ...]]
 Function = Callable[..., Any]
@@ -122,15 +122,25 @@ class Call:
         self.kwargs = kwargs
         self.has_aux = has_aux
         self.single = isinstance(argnums, int)
-        self.positions = tuple(range(len(args))) if argnums is ALL else positions(argnums, len(args))
-        self.primals, self.primals_spec = pytree.flatten(tuple([args[i] for i in self.positions]))
+        if argnums is ALL:
+            self.positions: tuple[int, ...] = tuple(range(len(args)))
+        else:
+            self.positions = positions(argnums, len(args))
+        # whether the arguments are what is differentiated, in their order
+        self._is_whole = len(args) == 1 or self.positions == tuple(range(len(args)))
+        chosen = args if self._is_whole else tuple([args[i] for i in self.positions])
+        self.primals, self.primals_spec = pytree.flatten(chosen)
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Flat outputs and flat aux for these values of the primals."""
-        args = list(self.args)
-        for position, value in zip(self.positions, pytree.unflatten(primals, self.primals_spec)):
-            args[position] = value
-        output = self.func(*args, **self.kwargs)
+        values = pytree.unflatten(primals, self.primals_spec)
+        if self._is_whole:
+            output = self.func(*values, **self.kwargs)
+        else:
+            args = list(self.args)
+            for position, value in zip(self.positions, values):
+                args[position] = value
+            output = self.func(*args, **self.kwargs)
         flat_aux: list[Any] = []
         if self.has_aux:
             if not (isinstance(output, tuple) and len(output) == 2):
@@ -140,17 +150,16 @@ class Call:
             output, aux = output
             flat_aux, self.aux_spec = pytree.flatten(aux)
         outputs, self.output_spec = pytree.flatten(output)
-        self.check_output(output)
+        self.check_output(output, outputs)
         for leaf in flat_aux:
             if not isinstance(leaf, Tensor):
                 raise RuntimeError(f"{self.api}: Expected tensors, got unsupported type {type(leaf)} in aux")
         return outputs, flat_aux
 
-    def check_output(self, output: Any) -> None:
-        """Raise unless the function's output (without aux) can be differentiated; operators may ask for more."""
+    def check_output(self, output: Any, outputs: Sequence[Any]) -> None:
+        """Raise unless the output (without aux), whose leaves are `outputs`, can be differentiated."""
         if isinstance(output, Tensor):
             return
-        outputs = pytree.flatten(output)[0]
         if not outputs or (len(outputs) == 1 and outputs[0] is None):
             raise RuntimeError(
                 f"{self.api}: Expected f to be a function that has non-empty output (got output = {outputs})"
@@ -168,7 +177,7 @@ class Call:
 
     def others(self) -> list[Tensor]:
         """Tensors among the arguments (leaves of them) that are not differentiated."""
-        if len(self.positions) == len(self.args) and not self.kwargs:
+        if self._is_whole and not self.kwargs:
             return []
         return [leaf for leaf in self._rest[0] if isinstance(leaf, Tensor)]
 
@@ -181,8 +190,11 @@ class Call:
 
     def captured(self) -> list[Tensor]:
         """Tensors around the function, which it can reach without being given them as leaves of its arguments."""
+        found = captured_tensors(self.func)
+        if self._is_whole and not self.kwargs:
+            return found
         hidden = [leaf for leaf in self._rest[0] if not isinstance(leaf, Tensor)]
-        return [value for value in captured([self.func, hidden]) if isinstance(value, Tensor)]
+        return [*found, *(value for value in captured(hidden) if isinstance(value, Tensor))] if hidden else found
 
     def generators(self) -> list[torch.Generator]:
         """Random generators among the arguments and around the function."""
@@ -210,7 +222,7 @@ class Call:
 class ScalarCall(Call):
     """A call whose output must be one number."""
 
-    def check_output(self, output: Any) -> None:
+    def check_output(self, output: Any, outputs: Sequence[Any]) -> None:
         """Raise unless the output is a real tensor of no dimensions."""
         if not isinstance(output, Tensor):
             raise RuntimeError(f"{self.api}: Expected f(*args) to return a Tensor, got {type(output)}")

@@ -160,6 +160,9 @@ def answer(
 
     ``on(backend)`` is the transformed function of a backend.
     """
+    if _in_inference_mode() and name != "vmap" and facts.has("derivatives_vanish_in_inference_mode"):
+        with torch.inference_mode(False), torch.no_grad():
+            return answer(record, name, func, on, args, kwargs)
     active = active_native()
     backend: Backend = active or chosen()
     if active is None and not backend.loops and name not in REVERSE and name != "vmap" and recordings():
@@ -168,9 +171,6 @@ def answer(
     record.backend = backend.name
     if active is not None or backend.loops or name in REVERSE:
         return on(backend)(*args, **kwargs)
-    if name != "vmap" and _in_inference_mode() and facts.has("derivatives_vanish_in_inference_mode"):
-        with torch.inference_mode(False), torch.no_grad():
-            return _with_fallback(record, name, func, on, backend, args, kwargs)
     return _with_fallback(record, name, func, on, backend, args, kwargs)
 
 

@@ -1,9 +1,10 @@
-"""What a function can reach without being given it."""
+"""What a function closes over: tensors and generators that it can reach without being given them."""
 
 from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections import deque
 from typing import Any, Callable, Iterable, Iterator
 
@@ -36,6 +37,23 @@ def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]
             if parameters and isinstance(value, torch.nn.Module):
                 queue.extend(value.parameters())
     return found
+
+
+_seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
+
+
+def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
+    """The tensors that `func` could reach when it was first asked about: to look each time would cost too much."""
+    try:
+        known = _seen.get(func)
+        if known is None:
+            found = [value for value in captured(func) if isinstance(value, Tensor)]
+            _seen[func] = [weakref.ref(tensor) for tensor in found]
+            return found
+    except TypeError:  # neither hashed nor referred to weakly
+        return [value for value in captured(func) if isinstance(value, Tensor)]
+    alive = [reference() for reference in known]
+    return [tensor for tensor in alive if tensor is not None]
 
 
 # How to look into a value of some type: at what it holds; None is not at all.

@@ -337,6 +337,13 @@ FACTS: dict[str, Fact] = {
         None,
         "https://pytorch.org/docs/2.0/torch.overrides.html",
     ),
+    "hooks_of_inputs_run": Fact(
+        "hooks that are registered on a tensor run where torch.autograd.grad differentiates by that tensor",
+        _between((2, 0), None),
+        (2, 0),
+        None,
+        "https://pytorch.org/docs/2.0/notes/autograd.html#behavior-of-tensor-hooks-when-tensor-is-modified-in-place",
+    ),
     "dispatch_mode": Fact(
         "a TorchDispatchMode sees every operation, those of a backward pass and of functorch's levels, too",
         # not probed: torch 1.12 has a class of that name that is used in another way

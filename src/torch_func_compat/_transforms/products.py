@@ -6,6 +6,7 @@ import contextlib
 from typing import Any, Iterator
 
 import torch
+from torch import Tensor
 
 from .._arguments.call import (
     ALL,
@@ -165,28 +166,33 @@ def linearize(backend: Backend, func: Function, *primals: Any, options: Options)
 
 def grad_and_value(backend: Backend, func: Function, options: Options) -> Function:
     """See `torch_func_compat.grad_and_value`."""
-    api = "grad_and_value(f)(*args)"
 
-    def gradient(*args: Any, **kwargs: Any) -> Any:
-        call = ScalarCall(api, func, args, kwargs, options.argnums, options.has_aux)
-        require_tensors(call.primals)
-        outputs, pullback, aux = backend.vjp(call, call.primals)
-        # Without grad mode nothing can ask for this graph again: free it on the way.
-        found = pullback.pull([torch.ones_like(outputs[0])], torch.is_grad_enabled(), None)
+    def gradient_and_value(*args: Any, **kwargs: Any) -> Any:
+        call, outputs, found, aux = _differentiate(backend, func, options, args, kwargs)
         return call.select(found), call.with_aux(call.output(outputs), aux)
 
-    return gradient
+    return gradient_and_value
 
 
 def grad(backend: Backend, func: Function, options: Options) -> Function:
     """See `torch_func_compat.grad`."""
-    both = grad_and_value(backend, func, options)
 
     def gradient(*args: Any, **kwargs: Any) -> Any:
-        found, value = both(*args, **kwargs)
-        return (found, value[1]) if options.has_aux else found
+        call, _, found, aux = _differentiate(backend, func, options, args, kwargs)
+        return call.with_aux(call.select(found), aux)
 
     return gradient
+
+
+def _differentiate(
+    backend: Backend, func: Function, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Call, list[Tensor], list[Tensor], list[Tensor]]:
+    """The call of a scalar function, its output, its gradients and its aux."""
+    call = ScalarCall("grad_and_value(f)(*args)", func, args, kwargs, options.argnums, options.has_aux)
+    require_tensors(call.primals)
+    outputs, pullback, aux = backend.vjp(call, call.primals)
+    # Without grad mode nothing can ask for this graph again: free it on the way.
+    return call, outputs, pullback.pull([torch.ones_like(outputs[0])], torch.is_grad_enabled(), None), aux
 
 
 def _gradient(backend: Backend, func: Function, primals: tuple[Any, ...], options: Options) -> Function:

@@ -54,7 +54,7 @@ class Request:
             if self.create_graph and self.backend.loops:
                 # As in torch, results depend on inputs that do not require grad, too; but for transforms around
                 # this one, only until it is done.
-                self.inputs = [self.level.variable(tensor) for tensor in self.inputs]
+                self.inputs = [self.level.variable(tensor)[1] for tensor in self.inputs]
             self.level.running = True
             try:
                 yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, List, Optional, Sequence
 
 import torch
@@ -14,8 +15,16 @@ from .graph import Graph
 # Vectors -> results; None where a result does not depend on them. The flag is create_graph.
 Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
 
-# As it was found: a test suite may put this library's into its place.
-_vmap: Any = getattr(torch, "vmap", None)
+
+@functools.lru_cache(None)
+def _vmap() -> Callable[..., Sequence[Tensor]]:
+    """vmap of a function of flat tensors, as torch has it: (function, tensors, randomness) -> results."""
+    from .. import levels
+
+    if levels.are_known():
+        return levels.at_once
+    vmap = facts.FUNC["vmap"]
+    return lambda function, tensors, randomness: vmap(function, randomness=randomness)(*tensors)
 
 
 class Rows:
@@ -100,7 +109,7 @@ def _at_once(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> lis
         # vmap insists on at least one output: the first vector stands in where there is none
         return tuple(result for result in results if result is not None) or (rows[0],)
 
-    found = iter(_vmap(flat)(*vectors))
+    found = iter(_vmap()(flat, vectors, "error"))
     return [next(found) if there else None for there in present]
 
 

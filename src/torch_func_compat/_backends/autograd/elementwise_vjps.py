@@ -11,7 +11,7 @@ without this, and whoever reads it gets torch's error and not the ones.
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Sequence, TypeVar
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
@@ -50,7 +50,7 @@ class _Twice(RuntimeError):
 class Factors:
     """The activations among `every` node below `roots` that lead to `inputs`, and where batches go in to them."""
 
-    def __init__(self, every: Sequence[Any], roots: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
+    def __init__(self, every: Iterable[Any], roots: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
         self.selecting = False
         self.found: set[Any] = set()
         self._above: dict[Any, list[tuple[int, Any]]] = {}  # nodes -> which of their gradients go to activations
@@ -65,7 +65,7 @@ class Factors:
             self._find(every, inputs)
         self._roots = [root if root is not None and root.grad_fn in self.found else None for root in roots]
 
-    def _find(self, every: Sequence[Any], inputs: Sequence[Tensor]) -> None:
+    def _find(self, every: Iterable[Any], inputs: Sequence[Tensor]) -> None:
         above: dict[Any, list[tuple[int, Any]]] = {}
         ends = [x.grad_fn for x in inputs if x.grad_fn is not None]
         for node in every:

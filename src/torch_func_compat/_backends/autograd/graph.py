@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any, Sequence
 
-import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from ..._guards.by_graph import nodes
 from ..._guards.compositions import order_of
 from ..._guards.refusals import TWICE, wrong_twice
+from ..._torch import engine, facts
 
 # The attribute of a leaf that belongs to a transform. It is not named after this package, so that two vendored copies
 # understand each other's leaves.
@@ -61,8 +61,8 @@ class Graph:
 
     Attributes
     ----------
-    nodes : list
-        Every node.
+    nodes : set
+        Every node. It keeps the nodes' Python wrappers alive: a wrapper is the same object only as long.
     outside : bool
         Whether a leaf of the user, or of a transform that is still running, is in it.
     user : bool
@@ -78,34 +78,32 @@ class Graph:
     __slots__ = ("nodes", "outside", "user", "fused", "trusted", "notable")
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.nodes: list[Any] = []
         self.notable: list[Any] = []
         self.trusted = True
         self.outside = self.user = False
         self.fused = 0
-        # The set keeps the Python wrappers of nodes alive: a wrapper is the same object only as long.
         seen: set[Any] = set()
+        self.nodes = seen
         stack: list[Any] = []
         for tensor in tensors:
             if tensor.grad_fn is not None:
                 stack.append(tensor.grad_fn)
             elif tensor.requires_grad:
-                self._meet(tensor)
-        every = self.nodes
+                self._meet(getattr(tensor, OWNER, None))
+        known, add, push = _kinds.get, seen.add, stack.append
         while stack:
             node = stack.pop()
             if node in seen:
                 continue
-            seen.add(node)
-            every.append(node)
+            add(node)
             cls = type(node)
-            kind = _kinds.get(cls)
+            kind = known(cls)
             if kind is None:
                 kind = _kind(cls)
             if kind:
                 if kind & _LEAF:
                     if not self.user:
-                        self._meet(node.variable)
+                        self._meet(_owner_of(node))
                 else:
                     self.trusted = False
                     if kind & _NOTABLE:
@@ -115,10 +113,9 @@ class Graph:
                         self.fused = min(order, self.fused or order)
             for child, _ in node.next_functions:
                 if child is not None:
-                    stack.append(child)
+                    push(child)
 
-    def _meet(self, leaf: Tensor) -> None:
-        level = getattr(leaf, OWNER, None)
+    def _meet(self, level: Any) -> None:
         if level is None:
             self.outside = self.user = True
         elif level.running:
@@ -151,8 +148,14 @@ class Graph:
         return None
 
 
-def _is_outside(variable: Tensor) -> bool:
-    level = getattr(variable, OWNER, None)
+def _owner_of(node: Any) -> Any:
+    """The level of a leaf, by the leaf's node; None for a leaf of the user."""
+    if facts.has("leaves_keep_python_attributes"):
+        return getattr(node.variable, OWNER, None)
+    return node.metadata.get(OWNER)
+
+
+def _is_outside(level: Any) -> bool:
     return level is None or level.running
 
 
@@ -162,7 +165,7 @@ def depends_on_outside(tensor: Tensor, inside: set[Any]) -> bool:
     `inside` remembers nodes that are known to have none below; pass the same set for many tensors.
     """
     if tensor.grad_fn is None:
-        return tensor.requires_grad and _is_outside(tensor)
+        return tensor.requires_grad and _is_outside(getattr(tensor, OWNER, None))
     # a copy, since a positive answer leaves nodes unexplored
     seen = set(inside)
     if _leads_outside(tensor.grad_fn, seen):
@@ -173,7 +176,8 @@ def depends_on_outside(tensor: Tensor, inside: set[Any]) -> bool:
 
 def _leads_outside(start: Any, seen: set[Any] | None = None) -> bool:
     # AccumulateGrad is the node of a leaf; by name, since its type is not public
-    return any(type(node).__name__ == "AccumulateGrad" and _is_outside(node.variable) for node in nodes([start], seen))
+    found = (node for node in nodes([start], seen) if type(node).__name__ == "AccumulateGrad")
+    return any(_is_outside(_owner_of(node)) for node in found)
 
 
 def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
@@ -195,22 +199,19 @@ def gradients(
     create_graph: bool,
 ) -> list[Tensor | None]:
     """`torch.autograd.grad` that answers None, and no error, for whatever does not depend."""
-    pairs = [(out, ct) for out, ct in zip(outputs, cotangents) if out.requires_grad]
-    if not pairs:
+    heads, vectors = outputs, cotangents
+    for output in outputs:
+        if not output.requires_grad:
+            pairs = [(out, ct) for out, ct in zip(outputs, cotangents) if out.requires_grad]
+            heads, vectors = [out for out, _ in pairs], [ct for _, ct in pairs]
+            break
+    if not heads:
         return [None] * len(inputs)
-    heads, vectors = tuple(out for out, _ in pairs), tuple(ct for _, ct in pairs)
-
-    def run(wanted: Sequence[Tensor]) -> list[Tensor | None]:
-        found = torch.autograd.grad(
-            heads, tuple(wanted), vectors, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
-        )
-        return list(found)
-
     try:
-        return run(inputs)
+        return engine.grad(heads, inputs, vectors, retain_graph, create_graph)
     except RuntimeError as error:
         # torch 1.13: an in-place operation on a view makes the engine insist on leaves that nobody
         # asked for (https://github.com/pytorch/pytorch/issues/90298); ask for them and drop them.
         if "dependency not found" not in str(error):
             raise
-    return run([*inputs, *leaves(heads)])[: len(inputs)]
+    return engine.grad(heads, [*inputs, *leaves(heads)], vectors, retain_graph, create_graph)[: len(inputs)]

@@ -43,27 +43,30 @@ class Level:
         self.running = False
         self.hooked = False  # whether hooks were registered, by the function or by another thread, meanwhile
 
-    def variable(self, tensor: Tensor) -> Tensor:
-        """An alias of `tensor` that requires grad, and through which outer levels still reach it."""
+    def variable(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """A variable through which outer levels still reach `tensor`, and what the function gets of it."""
         if tensor.requires_grad:
-            return alias(tensor)
+            variable = alias(tensor)
+            # Hooks that the function registers may not run on what is differentiated, but on an alias of it.
+            return variable, variable if facts.has("hooks_of_inputs_run") else alias(variable)
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise RuntimeError(
                 f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}"
             )
         if _is_inference(tensor):
             tensor = tensor.clone()  # inference tensors cannot require grad
-        return self.own((alias(tensor) if is_dual() else tensor.detach()).requires_grad_())
+        return self.mark((alias(tensor) if is_dual() else tensor.detach()).requires_grad_())
 
-    def own(self, leaf: Tensor) -> Tensor:
-        """Mark a leaf as this level's, so that nobody takes it for the user's."""
+    def mark(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """Mark a leaf as this level's, so that it is not taken for the user's; and what is to be used of it."""
         setattr(leaf, OWNER, self)
         if facts.has("leaves_keep_python_attributes"):
-            return leaf
-        # Old torch forgets the mark once only the graph holds the leaf: let the graph hold it.
-        holder = alias(leaf)
-        holder.register_hook(lambda grad, leaf=leaf: None)
-        return holder
+            return leaf, leaf
+        # Old torch forgets the attribute once only the graph holds the leaf. The node of the leaf does not forget.
+        used = alias(leaf)
+        node: Any = used.grad_fn
+        node.next_functions[0][0].metadata[OWNER] = self
+        return leaf, used
 
     def release(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors as seen from outside: they require grad only if something outside did."""
@@ -95,14 +98,17 @@ def alias(tensor: Tensor) -> Tensor:
     return tensor.view_as(tensor) if tensor.layout == torch.strided else tensor.clone()
 
 
+_AS_IT_IS = contextlib.nullcontext()
+
+
 def recording() -> ContextManager[Any]:
     """Grad mode on, also within no_grad and inference_mode."""
-    if not (facts.has("inference_mode") and torch.is_inference_mode_enabled()):
-        return torch.enable_grad()
-    stack = contextlib.ExitStack()
-    stack.enter_context(torch.inference_mode(False))
-    stack.enter_context(torch.enable_grad())
-    return stack
+    if facts.has("inference_mode") and torch.is_inference_mode_enabled():
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        return stack
+    return _AS_IT_IS if torch.is_grad_enabled() else torch.enable_grad()
 
 
 def run(
@@ -113,24 +119,20 @@ def run(
     With `copy`, as forward mode has it, the function may change its inputs in place; the caller's tensors
     change with them.
     """
-    level = Level()
+    level, dual = Level(), is_dual()
+    others = func.others()
     captured = [tensor for tensor in func.captured() if not tensor.requires_grad]
-    if is_dual():  # where there are no stand-ins for these either
-        captured += [tensor for tensor in func.others() if not tensor.requires_grad]
+    if dual:  # where there are no stand-ins for these either
+        captured += [tensor for tensor in others if not tensor.requires_grad]
     with recording():
-        # where variables are views (see own), writing to the caller's memory would cost them their nodes
-        private = copy and not facts.has("leaves_keep_python_attributes")
-        variables = [level.variable(primal.clone() if private else primal) for primal in primals]
-        # The function sees an alias of the variable: hooks that it puts there run (on torch < 2.0 they
-        # would not on what is differentiated), and the variable survives what happens to the alias.
-        arguments = [variable.clone() if copy else alias(variable) for variable in variables]
+        pairs = [level.variable(primal) for primal in primals]
+        variables = [variable for variable, _ in pairs]
+        arguments = [used.clone() if copy else used for _, used in pairs]
         before = [version(argument) for argument in arguments]
         # What is not differentiated may be written to, also with values that are: the caller's memory is to
         # have them, and the caller's tensors are not to have their graph.
-        put_others = getattr(func, "put_others", None)  # calls that are made within the library have none
-        others = func.others() if put_others else []
-        if put_others and others:
-            put_others([x if x.requires_grad or is_dual() else x.detach() for x in others])
+        if others:
+            func.put_others([x if x.requires_grad or dual else x.detach() for x in others])
         level.running = True
         _thread.recordings += 1
         hooks = RemovableHandle.next_id
@@ -140,8 +142,8 @@ def run(
             _thread.recordings -= 1
             level.running = False
             level.hooked = hooks != RemovableHandle.next_id
-            if put_others and others:
-                put_others(others)
+            if others:
+                func.put_others(others)
         for primal, argument, count in zip(primals, arguments, before):
             if version(argument) != count:
                 _write_back(primal, argument, copy)

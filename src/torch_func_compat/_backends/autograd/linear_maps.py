@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Sequence
 
 import torch
@@ -24,18 +23,18 @@ class Pullback:
         self.level = level
         self.inputs = inputs
         self.outputs = outputs
-        self.rows = Rows(outputs, inputs, level.hooked)
+        # Whether the caller got outputs that share the graph, so that it must not be freed.
+        self.is_shared = False
+        self._graph: Graph | None = None
+        self._rows: Rows | None = None
         self._flaw: list[str | None] = []
 
-    @cached_property
-    def graph(self) -> Graph:
-        """The graph of the outputs: looked at once, when first asked for."""
-        return Graph(self.outputs)
-
     @property
-    def attached(self) -> bool:
-        """Whether the outputs depend on what is outside, so that the caller shares their graph and can extend it."""
-        return self.graph.outside
+    def graph(self) -> Graph:
+        """The graph of the outputs: walked once, when first asked for."""
+        if self._graph is None:
+            self._graph = Graph(self.outputs)
+        return self._graph
 
     def _apply(
         self, cotangents: Sequence[Tensor], create_graph: bool, retain_graph: bool = True
@@ -46,31 +45,30 @@ class Pullback:
         """Apply to one vector of cotangents, as torch.func's ``vjp_fn`` with the same two flags."""
         create = torch.is_grad_enabled() if create_graph is None else create_graph
         create = create and self._is_differentiable(cotangents)
-        found = self._apply(cotangents, create, retain_graph or self.attached)
-        return self._finish(
-            [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found)], cotangents, create
-        )
+        found = self._apply(cotangents, create, retain_graph or self.is_shared)
+        return self._finish([torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, found)], create)
 
     def __call__(self, *cotangents: Tensor) -> list[Tensor]:
         return self.pull(cotangents, True, None)
 
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
         """One row for each of the stacked cotangents."""
+        if self._rows is None:
+            self._rows = Rows(self.outputs, self.inputs, self.level.hooked)
         create = torch.is_grad_enabled() and self._is_differentiable(cotangents)
-        found = self.rows(self._apply, cotangents, create, lambda: self.graph) if len(cotangents[0]) else []
-        return self._finish(fill_rows(found, cotangents, self.inputs), cotangents, create)
+        found = self._rows(self._apply, cotangents, create, lambda: self.graph) if len(cotangents[0]) else []
+        return self._finish(fill_rows(found, cotangents, self.inputs), create)
 
     def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
-        """Whether the caller can differentiate what he gets."""
-        return self.attached or any(cotangent.requires_grad for cotangent in cotangents)
+        """Whether the caller can differentiate the result."""
+        return self.graph.outside or any(cotangent.requires_grad for cotangent in cotangents)
 
-    def _finish(self, found: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
+    def _finish(self, found: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """What the caller gets; where it would be differentiated wrongly again, without an error, trying raises."""
-        if not self._is_differentiable(cotangents):
-            # also where torch.func's vmap has wrapped them, so that nobody could look at their graph
-            return [result.detach() for result in found]
+        if not create_graph:
+            return [result.detach() if result.requires_grad else result for result in found]
         results = self.level.release(found)
-        if create_graph and self.attached:
+        if self.graph.outside:
             if not self._flaw:
                 self._flaw.append(self.find_flaw())
             return seal(results, self.outputs, self._flaw[0])
@@ -128,10 +126,9 @@ class Pushforward:
         outputs = [output for output in self.outputs if output.requires_grad]
         try:
             with recording():
-                self.cotangents = [
-                    self.level.own(torch.zeros_like(output).detach().requires_grad_()) for output in outputs
-                ]
-                self.gradients = gradients(outputs, self.inputs, self.cotangents, create_graph=True)
+                pairs = [self.level.mark(torch.zeros_like(output).detach().requires_grad_()) for output in outputs]
+                self.cotangents = [leaf for leaf, _ in pairs]
+                self.gradients = gradients(outputs, self.inputs, [used for _, used in pairs], create_graph=True)
         except RuntimeError:
             # a backward that refuses tensors that require grad; rows give it plain ones
             return False
@@ -325,10 +322,11 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
             with composing(_highest_order(graph)):
                 level, inputs, outputs, aux = run(func, primals)
             pullback = Pullback(level, inputs, outputs)
-    if torch.is_grad_enabled() and not pullback.attached:
-        released = [output.detach() if output.requires_grad else output for output in outputs]
-    else:
+    pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside
+    if pullback.is_shared:
         released = level.release(outputs)
+    else:
+        released = [output.detach() if output.requires_grad else output for output in outputs]
     return released, pullback, level.release(aux)
 
 
