@@ -359,6 +359,22 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back",
         ),
         Cause(
+            "torch differentiates what no_grad() is around",
+            "only with `set_fallback('error')`: the function switches grad mode off, which torch's forward mode ignores",
+            "allow falling back, or `detach()` what is to be constant",
+        ),
+        Cause(
+            "torch has no derivative of …: the derivative would be zero",
+            "an output changes with an input, and all of it goes through an operation that torch does not differentiate",
+            "a `Function` with a backward of its own, or `detach()` if zero is meant",
+        ),
+        Cause(
+            "Cannot access data pointer of a tensor that is differentiated",
+            "an output is made of numbers that left torch, by `numpy()` for example; torch.func raises, too. Before torch "
+            "2.0 this is a warning",
+            "stay in torch operations, or write a `Function` around what cannot",
+        ),
+        Cause(
             "torch batches the backward of … wrongly",
             "only with `set_fallback('error')`: torch would batch the backward of an operation wrongly",
             "allow falling back, or `chunk_size=1`",

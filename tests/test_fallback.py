@@ -117,6 +117,7 @@ PROVOKED = {
     "function_without_transpose": (lambda: tfc.jvp(refused.Once.apply, (X,), (X,)), (2, 0), None),
     "legacy_function_in_place": (_mapped(tfc.jacrev(lambda x: refused.OldExponential.apply(x * 1))), (2, 0), None),
     "no_forward_formula": (_jacfwd(refused.sparse), (1, 13), None),
+    "grad_mode": (_jacfwd(lambda x: x * torch.no_grad()(torch.sin)(x)), (1, 11), None),
     "item": (_vmap(refused.branch), (1, 11), None),
     "dynamic_shape": (_vmap(refused.mask), (1, 11), None),
     "data_pointer": (_vmap(refused.numpy), (1, 11), None),
@@ -126,7 +127,7 @@ PROVOKED = {
     "saved_tensor_hooks": (_mapped(tfc.jacrev(refused.saved_tensor_hooks)), (1, 11), None),
     "mistaken_rows": (_mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()), (1, 11), None),
     "mistaken_nesting": (
-        lambda: tfc.jacfwd(tfc.jacfwd(lambda x: torch.nn.functional.layer_norm(x, (4,))))(X),
+        lambda: tfc.jacfwd(tfc.jacfwd(lambda x: x.cumprod(0)))(X),
         (1, 11),
         None,
     ),

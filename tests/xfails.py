@@ -18,16 +18,6 @@ class XFail(NamedTuple):
     applies: Callable[[], bool] = lambda: True
 
 
-_NO_GRAD = "conformance/test_state.py::test_no_grad_inside_is_respected"
-_NATIVE = "[*func*"  # torch.func and functorch
-
-
-def _wrong(test: str, reason: str, issue: int, since: tuple[int, ...], until: tuple[int, ...] = (99,)) -> XFail:
-    """A wrong answer of torch itself, without an error."""
-    link = f"https://github.com/pytorch/pytorch/issues/{issue}"
-    return XFail(test, reason, link, (AssertionError,), lambda: since <= TORCH < until)
-
-
 XFAILS: tuple[XFail, ...] = (
     XFail(
         "conformance/test_in_place.py::test_a_slice_of_an_argument_may_be_written_to[functorch-jacfwd]",
@@ -43,6 +33,4 @@ XFAILS: tuple[XFail, ...] = (
         (RuntimeError,),
         lambda: (2, 4) <= TORCH < (2, 5),
     ),
-    _wrong(f"{_NO_GRAD}{_NATIVE}-jvp]", "no_grad does not apply to forward mode", 78961, (1, 11)),
-    _wrong(f"{_NO_GRAD}{_NATIVE}-jacfwd]", "no_grad does not apply to forward mode", 78961, (1, 11)),
 )

@@ -17,6 +17,9 @@ from .mapped import BatchedCall
 class Differentiable(Protocol):
     """A function to differentiate: `torch_func_compat._arguments.call.Call`."""
 
+    # The user's function.
+    func: Callable[..., Any]
+
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs and aux."""
 

@@ -24,6 +24,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import FunctionMeta
 
 from .._torch import pytree
+from .._torch.grad_mode import no_grad
 from .._torch.random_state import RandomState
 from .closed_over import depth
 from .context import Context, attributes, is_differentiable
@@ -95,7 +96,7 @@ def _record(interpreter: Any, definition: Any, operands: Sequence[Any], call: Ca
             results = backward(below, *grads)
             lost = leaves_torch(backward, below, grads, results)
             return seal(results, lost, LEFT, call) if lost else results
-        with torch.no_grad():
+        with no_grad():
             results = backward(ctx, *grads)
         return seal(results, [x for x in (*operands, *grads) if is_differentiable(x)], ONCE, call)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
 from .._torch import facts
+from .._torch.grad_mode import no_grad
 from .._torch.tensors import version
 from .context import KEPT, Context, attributes, is_differentiable, same, tensors_in
 from .delayed_error import LEFT, NOT_REPEATED, ONCE, seal
@@ -85,7 +86,7 @@ def _saved(ctx: Any) -> list[Any]:
 
 def _varies(definition: Any, call: Call, ctx: Any, kept: Kept, now: Sequence[Any], outside: Sequence[int]) -> bool:
     """Whether what was saved out of autograd's sight (numpy, say) depends on the inputs, and is no constant."""
-    with torch.no_grad():
+    with no_grad():
         moved = [
             x + 1e-3 * (1 + x.abs()) * torch.cos(torch.arange(x.numel(), device=x.device)).reshape(x.shape).to(x.dtype)
             if is_differentiable(x) and needed
@@ -155,7 +156,7 @@ def make(definition: Any, call: Call) -> Call:
             return seal(results, lost, LEFT, call) if lost else results
         anchors = [x for x in (*kept.inputs, *grads) if isinstance(x, Tensor) and x.requires_grad]
         if once:
-            with torch.no_grad():
+            with no_grad():
                 results = backward(ctx, *grads)
             return seal(results, anchors, ONCE, call)
         context = _again(definition, call, ctx, kept)

@@ -7,15 +7,12 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._guards.constant_outputs import MEMORY, NUMBERS
 from .._guards.refusals import LEFT_BY_ROWS, MistakenRule
 from .._torch import pytree
+from .._torch.grad_mode import no_grad
 from .._torch.random_state import RandomState
 from .context import Context, attributes, is_differentiable, tensors_in
-
-_EXITS = {
-    *("numpy", "__array__", "tolist", "item", "data_ptr", "storage", "untyped_storage", "__dlpack__"),
-    *("__float__", "__complex__", "__int__", "__bool__"),
-}
 
 
 class _Observed(Tensor):
@@ -25,7 +22,7 @@ class _Observed(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _EXITS:
+        if getattr(func, "__name__", "") in MEMORY | NUMBERS:
             cls.left = True
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
@@ -67,7 +64,7 @@ def leaves_torch(backward: Callable[..., Any], ctx: Any, grads: Sequence[Any], r
 
     random = RandomState()
     try:
-        with torch.no_grad():
+        with no_grad():
             here = evaluated(lambda x: x)
             there = evaluated(lambda x: _moved(x).as_subclass(Observed))
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._torch import facts
+from .._torch.grad_mode import no_grad
 
 _private: Any = None
 if facts.has("torch_func"):
@@ -27,7 +28,7 @@ def agree(
     fixed: Sequence[Tensor], pushed: Sequence[Tensor], pulled: Sequence[Tensor], vectors: Sequence[Tensor]
 ) -> bool:
     """<u, J t> = <J^T u, t>: what a backward computes out of autograd's sight is lost in its transpose."""
-    with torch.no_grad():
+    with no_grad():
         left = [_dot(u, t) for u, t in zip(fixed, pushed)]
         right = [_dot(g, t) for g, t in zip(pulled, vectors)]
         difference = (sum(dot for dot, _ in left) - sum(dot for dot, _ in right)).abs()

@@ -8,6 +8,7 @@ function runs under a mode that sees its operations.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Callable
 
 import torch
@@ -17,7 +18,15 @@ from torch.overrides import TorchFunctionMode
 
 from .._torch import facts
 from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
-from .refusals import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
+from .by_profile import GradModeSwitches, refused_grad_mode
+from .compositions import composed
+from .refusals import (
+    MISTAKEN_FORMULA,
+    MISTAKEN_NESTING,
+    MISTAKEN_TANGENT,
+    WRONG_FORMULAS,
+    MistakenRule,
+)
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
 _NORMALISATIONS = (
@@ -56,17 +65,9 @@ def _find(names: tuple[str, ...]) -> set[Any]:
     return found
 
 
-def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
-    """torch's own is fused, and its backward takes the saved norms for constant (fact "weight_norm_twice")."""
-    return v * (g / torch.norm_except_dim(v, 2, dim))
-
-
-# What is evaluated instead of an operation, within another derivative
-_INSTEAD = {torch._weight_norm: _weight_norm}
-_SECOND = set(_INSTEAD)
 _FORMULAS = _find(tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor.")))
-_THIRD = _SECOND | _find(_NORMALISATIONS)
-_FORWARD = _FORMULAS | _SECOND | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
+_THIRD = _find(_NORMALISATIONS)
+_FORWARD = _FORMULAS | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
 # The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
 _FORWARD_TWICE = _FORWARD | {custom_function_call}
 
@@ -105,20 +106,31 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+# What no_grad() and its like call. Forward mode of torch takes no notice of it.
+_SET_GRAD_ENABLED: Any = torch._C._set_grad_enabled
+
+
 class _Watch(TorchFunctionMode):
-    def __init__(self, fragile: set[Any], lossy: set[str]) -> None:
+    """Composes, refuses, and lets pass."""
+
+    def __init__(self, compositions: dict[Any, Callable[..., Any]], fragile: set[Any], lossy: set[str]) -> None:
         super().__init__()
+        self._compositions = compositions
         self._fragile = fragile
         self._lossy = lossy
+        self._grad_mode = GradModeSwitches()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        compose = self._compositions.get(func)
+        if compose is not None:
+            return compose(*args, **(kwargs or {}))
         if func in self._fragile:
-            if func in _INSTEAD:
-                return _INSTEAD[func](*args, **(kwargs or {}))
             name = getattr(func, "__name__", func)
-            if func not in _FORMULAS:
+            if func is _SET_GRAD_ENABLED:
+                self._grad_mode.switch(*args)
+            elif func not in _FORMULAS:
                 raise MistakenRule(MISTAKEN_NESTING.format(name))
-            if not name.startswith("scatter") or "prod" in filter(_is_text, (*args, *(kwargs or {}).values())):
+            elif not name.startswith("scatter") or "prod" in filter(_is_text, (*args, *(kwargs or {}).values())):
                 raise MistakenRule(MISTAKEN_FORMULA.format(name))
         if self._lossy and isinstance(func, (OpOverload, OpOverloadPacket)):
             packet: Any = func.overloadpacket if isinstance(func, OpOverload) else func
@@ -137,31 +149,31 @@ def derivatives_around() -> list[Any]:
     return [level.key() for level in private.get_interpreter_stack() or () if level.key() in kinds]
 
 
-def _fragile(forward: bool) -> set[Any]:
-    around = derivatives_around()
-    if not around:
-        return _FORMULAS if forward else set()
-    if not forward:
-        return _THIRD if len(around) >= 2 else _SECOND
-    return _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD
-
-
 def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not).
 
-    What can be written in operations that torch gets right is evaluated in those.
+    What can be composed of operations that torch gets right is evaluated in those.
     """
-    fragile = _fragile(forward)
-    lossy = without_tangents() if forward else set()
+    around = derivatives_around()
     if forward:
+        fragile = _FORMULAS | {_SET_GRAD_ENABLED}
+        if around:
+            fragile |= _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD
+        # No fused operation has a formula of forward mode that another derivative may be taken of.
+        order = 3 if around else 2
+        lossy = without_tangents()
         func = kept_outside(func, torch._C._functorch, IN_FORWARD_MODE)
-    elif fragile:  # so this is not the first derivative
+    else:
+        if not around:
+            return func
+        order = len(around) + 1
+        fragile, lossy = _THIRD if order > 2 else set(), set()
         func = kept_outside(func, torch._C._functorch, NORMALISATIONS)
-    if not fragile and not lossy:
-        return func
+    compositions = composed(order)
+    unseen = refused_grad_mode if forward and not facts.has("modes_see_grad_mode") else contextlib.nullcontext
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with _Watch(fragile, lossy):
+        with _Watch(compositions, fragile, lossy), unseen():
             return func(*args, **kwargs)
 
     return wrapper

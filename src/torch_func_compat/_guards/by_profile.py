@@ -13,7 +13,15 @@ from typing import Any, Callable, ContextManager, Iterator
 import torch
 
 from .._torch import facts
-from .refusals import MISTAKEN_COMPLEX, MISTAKEN_EAGER, MISTAKEN_FORMULA, MISTAKEN_HOOKS, WRONG_FORMULAS, MistakenRule
+from .refusals import (
+    MISTAKEN_COMPLEX,
+    MISTAKEN_EAGER,
+    MISTAKEN_FORMULA,
+    MISTAKEN_GRAD_MODE,
+    MISTAKEN_HOOKS,
+    WRONG_FORMULAS,
+    MistakenRule,
+)
 
 
 def _found() -> dict[CodeType, str]:
@@ -28,6 +36,22 @@ def _found() -> dict[CodeType, str]:
     return found
 
 
+class GradModeSwitches:
+    """The switches of grad mode within a function that is differentiated in forward mode."""
+
+    def __init__(self) -> None:
+        self._switched_on = 0
+
+    def switch(self, enabled: bool) -> None:
+        """Raise where grad mode is switched off; to go back to off after an ``enable_grad()`` is no such switch."""
+        if enabled:
+            self._switched_on += not torch.is_grad_enabled()
+        elif self._switched_on:
+            self._switched_on -= 1
+        else:
+            raise MistakenRule(MISTAKEN_GRAD_MODE)
+
+
 class _Watch:
     """A profile function that raises at the call of a refused one, and leaves all events to another."""
 
@@ -35,11 +59,14 @@ class _Watch:
         self.python = python
         self.native = native
         self._other = other
+        self._grad_mode = GradModeSwitches()
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "call":
             reason = self.python.get(frame.f_code)
-            if reason is not None:
+            if frame.f_code in _GRAD_MODE:
+                self._grad_mode.switch(frame.f_locals["mode"])
+            elif reason is not None:
                 raise MistakenRule(reason)
         elif event == "c_call":
             reason = self.native.get(argument.__name__)
@@ -57,8 +84,10 @@ _COMPLEX = (
     *(name for name in dir(_FFT) if name.startswith("fft_")),
 )
 _refused = _found(), dict.fromkeys(_COMPLEX, MISTAKEN_COMPLEX)
+# What switches grad mode off, of which forward mode takes no notice.
+_GRAD_MODE = {torch.set_grad_enabled.__init__.__code__: MISTAKEN_GRAD_MODE}
 _formulas: tuple[dict[CodeType, str], dict[str, str]] = (
-    {},
+    _GRAD_MODE,
     {name: MISTAKEN_FORMULA.format(name) for name in WRONG_FORMULAS},
 )
 
@@ -66,7 +95,8 @@ _formulas: tuple[dict[CodeType, str], dict[str, str]] = (
 @contextlib.contextmanager
 def _without(python: dict[CodeType, str], native: dict[str, str]) -> Iterator[None]:
     other = sys.getprofile()
-    if isinstance(other, _Watch) and native.keys() <= other.native.keys():
+    known = isinstance(other, _Watch) and native.keys() <= other.native.keys() and python.keys() <= other.python.keys()
+    if known:
         yield
         return
     if other is not None and not callable(other):
@@ -87,3 +117,8 @@ def refused_calls() -> ContextManager[None]:
 def refused_tangents() -> ContextManager[None]:
     """The same for what comes out wrong in forward mode."""
     return _without(*_formulas)
+
+
+def refused_grad_mode() -> ContextManager[None]:
+    """The same for switches of grad mode alone, where no TorchFunctionMode sees them."""
+    return _without(_GRAD_MODE, {})

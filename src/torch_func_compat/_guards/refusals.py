@@ -38,6 +38,7 @@ MISTAKEN_FORMULA = "torch differentiates {} wrongly in forward mode"
 # Which those are, by the names of torch's functions and methods; of scatter_reduce only products.
 WRONG_FORMULAS = ("cholesky_inverse", "scatter_reduce", "scatter_reduce_")
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
+MISTAKEN_GRAD_MODE = "torch differentiates what no_grad() is around in forward mode"
 MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
 MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
 MISTAKEN_COMPLEX = "functorch differentiates complex numbers wrongly"
@@ -118,6 +119,13 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"Trying to use forward AD with .* that does not support it",
         "it uses an operation without a forward-mode formula",
         "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "grad_mode",
+        re.escape(MISTAKEN_GRAD_MODE),
+        "it switches grad mode off, of which torch's forward mode takes no notice",
+        "call detach() on what is to be constant",
         cost=TRANSPOSED,
     ),
     Capability(

@@ -337,6 +337,13 @@ FACTS: dict[str, Fact] = {
         None,
         "https://pytorch.org/docs/2.0/torch.overrides.html",
     ),
+    "modes_see_grad_mode": Fact(
+        "a TorchFunctionMode sees the switches of grad mode",
+        _between((2, 1), None),
+        (2, 1),
+        None,
+        "measured: 2.6.0 and 2.15.0 do, 2.0.1 does not",
+    ),
     "hooks_of_inputs_run": Fact(
         "hooks that are registered on a tensor run where torch.autograd.grad differentiates by that tensor",
         _between((2, 0), None),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import composing
+from ..._guards.constant_outputs import look_at_constants
 from .batched_vjp import Rows
 from .graph import Graph, gradients
 from .level import Level, recording, recordings, run
@@ -315,6 +316,10 @@ def fill_rows(found: Sequence[Tensor | None], vectors: Sequence[Tensor], like: S
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
     level, inputs, outputs, aux = run(func, primals)
+    for output in outputs:
+        if not output.requires_grad:
+            look_at_constants(func, primals, outputs)
+            break
     pullback = Pullback(level, inputs, outputs)
     if torch.is_grad_enabled():
         graph = pullback.graph

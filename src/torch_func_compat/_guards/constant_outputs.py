@@ -1,0 +1,137 @@
+"""An output that depends on no input, as far as autograd can see: is it constant, or did its numbers leave torch?"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import Any, ClassVar, Sequence
+
+import torch
+from torch import Tensor
+
+from .._arguments.protocol import Differentiable
+from .._torch import facts
+from .._torch.callers import warn_user
+from .._torch.random_state import RandomState
+
+_PACKAGE = __name__.rsplit(".", 2)[0] + "."
+# Methods by which numbers leave torch. numpy() and its like fail on tensors of torch.func; the others do not.
+MEMORY = {"numpy", "__array__", "tolist", "data_ptr", "storage", "untyped_storage", "__dlpack__"}
+NUMBERS = {"item", "__float__", "__complex__", "__int__", "__bool__"}
+# Where the user says that no derivative is wanted.
+_STOPS = {"detach", "detach_", "requires_grad_"}
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+# What the evaluation at another point may raise, which is nobody's fault.
+_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class UndifferentiatedWarning(UserWarning):
+    """An output changes with an input, and no derivative passes from one to the other."""
+
+
+class _Observed(Tensor):
+    """A tensor that notes what stops derivatives."""
+
+    left: ClassVar[set[str]]
+    stopped: bool
+    undifferentiable: ClassVar[set[str]]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        name = getattr(func, "__name__", "")
+        if str(sys._getframe(1).f_globals.get("__name__", "")).startswith(_PACKAGE):
+            return result  # this library's own business
+        if name in MEMORY or name in NUMBERS:
+            cls.left.add(name)
+        elif name in _STOPS or func == _DATA or not torch.is_grad_enabled():
+            cls.stopped = True
+        elif isinstance(result, Tensor):
+            with torch._C.DisableTorchFunction():  # type: ignore[attr-defined,unused-ignore]
+                lost = result.is_floating_point() and not result.requires_grad
+                made_new = name.startswith("new_") or name.endswith("_like")
+                if lost and not made_new and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+                    cls.undifferentiable.add(name)
+        return result
+
+
+def _moved(x: Tensor) -> Tensor:
+    step: float = torch.finfo(x.dtype).eps ** 0.5
+    wave = torch.cos(torch.arange(1, x.numel() + 1, device=x.device)).reshape(x.shape).to(x.dtype)
+    return x + step * (1 + x.abs()) * wave
+
+
+_innocent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """Raise or warn where an output changes with the primals although autograd sees no dependence.
+
+    The function is evaluated at two points, and where its output moves, once more with an eye on what stops
+    derivatives: ``detach()`` and ``no_grad()`` are the user's word; numbers that leave torch, and operations that torch
+    does not differentiate, are not. A function whose output does not move is not looked at again.
+    """
+    suspects = [k for k, output in enumerate(outputs) if not output.requires_grad and output.is_floating_point()]
+    try:
+        if not suspects or call.func in _innocent:
+            return
+    except TypeError:  # neither hashed nor referred to weakly
+        pass
+    found = _observe(call, [primal.detach() for primal in primals], suspects)
+    if found is None:
+        try:
+            _innocent[call.func] = True
+        except TypeError:
+            pass
+        return
+    if found.undifferentiable:
+        names = ", ".join(sorted(found.undifferentiable))
+        raise RuntimeError(
+            f"an output changes with an input, but torch has no derivative of {names}: the derivative would be zero. "
+            f"Give the operation a backward of its own with torch_func_compat.Function, or detach() its input if zero "
+            f"is meant"
+        )
+    names = ", ".join(sorted(found.left))
+    reason = (
+        f"an output changes with an input, but no derivative passes from one to the other, since numbers left torch by "
+        f"{names}. Stay in torch operations, write a torch_func_compat.Function around what cannot, or call detach() "
+        f"before if zero is meant"
+    )
+    if found.left & MEMORY and facts.has("torch_func"):  # as torch.func does, by another name
+        raise RuntimeError(f"Cannot access data pointer of a tensor that is differentiated: {reason}")
+    warn_user(reason, UndifferentiatedWarning)
+
+
+def _observe(call: Differentiable, primals: Sequence[Tensor], suspects: Sequence[int]) -> type[_Observed] | None:
+    """What stops derivatives on the way to the suspects; None where they do not move, or are meant not to."""
+
+    class Observed(_Observed):
+        left: ClassVar[set[str]] = set()
+        stopped = False
+        undifferentiable: ClassVar[set[str]] = set()
+
+    others = call.others()
+    state = RandomState()
+
+    def evaluated(point: Sequence[Tensor]) -> list[Tensor]:
+        state.restore()
+        call.put_others([other.detach().clone() for other in others])
+        outputs = call(*point)[0]
+        return [outputs[k] for k in suspects]
+
+    try:
+        with torch.no_grad():
+            here, there = evaluated(primals), evaluated([_moved(x) for x in primals])
+        if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(here, there)):
+            return None
+        with torch.enable_grad():
+            evaluated([x.clone().requires_grad_().as_subclass(Observed) for x in primals])
+    except _ERRORS:
+        if not Observed.left and not Observed.undifferentiable:
+            return None
+    finally:
+        call.put_others(others)
+        state.restore()
+    if not Observed.left and (Observed.stopped or not Observed.undifferentiable):
+        return None
+    return Observed
