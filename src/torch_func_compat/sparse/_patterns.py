@@ -130,8 +130,9 @@ class Pattern:
         """Entries whose transpose is not one of the pattern."""
         size = max(self.shape)
         there, back = self.rows * size + self.columns, self.columns * size + self.rows
-        both, counts = torch.unique(torch.cat([torch.unique(there), torch.unique(back)]), return_counts=True)
-        return [divmod(key, size) for key in both[counts == 1].tolist()]
+        # counted once where only there, twice where only back, three times where both
+        keys, counts = torch.unique(torch.cat([there, back, back]), return_counts=True)
+        return [divmod(key, size) for key in keys[counts == 1].tolist()]
 
     @aside
     def to_dense(self) -> Tensor:
