@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor
 
 from ..autograd import get_backend
 from ._aside import aside
-from ._greedy import Lists, best, distance_two, smallest_last, star
+from ._greedy import EFFORT, Lists, best, distance_two, most_constrained_first, smallest_last, star
 from ._patterns import Pattern, as_pattern
 
 __all__ = ["Coloring", "coloring"]
@@ -127,12 +127,17 @@ def _one_sided(pattern: Pattern, mode: str) -> Coloring:
     # the columns in whose rows there is most
     crowd = torch.bincount(marks, minlength=max(places, 1))
     crowded = torch.zeros(count, dtype=torch.long).index_add(0, lines, crowd[marks])
-    orders = [list(range(count)), torch.sort(crowded, descending=True)[1].tolist()]
+
+    def orders() -> Iterator[list[int]]:
+        yield list(range(count))
+        yield torch.sort(crowded, descending=True)[1].tolist()
+        if int((crowd**2).sum()) <= EFFORT:
+            yield most_constrained_first(members, lists(marks, lines, places))
 
     def color(order: Any) -> list[int]:
         return distance_two(members, places, order)
 
-    colors = best(color, orders, blocks.nnz, bound) if count else []
+    colors = best(color, orders(), blocks.nnz, bound) if count else []
     # a line without an entry needs no color of its own, and got the first one
     return Coloring(pattern, mode, _of_blocks(colors, size), bound * size)
 
