@@ -460,3 +460,55 @@ def test_detection_errors():
         detect_pattern(lambda u: u.sqrt(), torch.zeros(3))
     with pytest.raises(TypeError, match="return one tensor"):
         detect_pattern(lambda u: (u, u), U)
+
+
+def test_functions_that_torch_refuses(backend):
+    """A branch on a value, and a Function that has no batching rule."""
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u):
+            ctx.save_for_backward(u)
+            return u**3
+
+        @staticmethod
+        def backward(ctx, grad):
+            (u,) = ctx.saved_tensors
+            return grad * 3 * u**2
+
+    def func(u):
+        return Cube.apply(u) if float(u.sum()) < 100 else u
+
+    with tfc.use_fallback("silent"):
+        for mode in ("forward", "reverse"):
+            found = sparse_jacobian(func, torch.eye(SIZE) > 0, mode=mode, layout="values")
+            assert_close(found(U), 3 * U**2)
+            assert_close(tfc.vmap(found)(torch.stack([U, 2 * U])), torch.stack([3 * U**2, 12 * U**2]))
+        hessian = sparse_hessian(lambda u: func(u).sum(), torch.eye(SIZE) > 0, layout="values")
+        assert_close(hessian(U), 6 * U)
+
+
+def test_a_cluster_by_its_neighbor_list(backend):
+    """Atoms on a disturbed lattice that interact within a cut-off, in float64 and float32."""
+    axis = torch.arange(4, dtype=D)
+    lattice = torch.stack([axis.repeat_interleave(16), axis.repeat_interleave(4).repeat(4), axis.repeat(16)], 1)
+    x = lattice + 0.05 * draw_positions(64)
+    distances = (x[:, None] - x[None]).pow(2).sum(-1).sqrt()
+    i, j = ((distances < 1.6) & (torch.ones(64, 64).triu(1) > 0)).nonzero().t()
+
+    def cluster(flat):
+        y = flat.reshape(-1, 3)
+        inverse = 1 / (y[i] - y[j]).pow(2).sum(-1).pow(3)
+        return (inverse**2 - inverse).sum()
+
+    pattern = neighbor_pattern(i, j, 64)
+    expected = tfc.hessian(cluster, chunk_size=48)(x.reshape(-1))
+    assert (expected[pattern.to_dense() == 0] == 0).all()
+    found = sparse_hessian(cluster, pattern, chunk_size=16)(x.reshape(-1)).to_dense()
+    assert float((found - expected).abs().max()) < 1e-10 * float(expected.abs().max())
+    single = sparse_hessian(cluster, pattern, chunk_size=16)(x.reshape(-1).float()).to_dense()
+    assert_close(single.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def draw_positions(atoms):
+    return torch.randn(atoms, 3, generator=torch.Generator().manual_seed(0), dtype=D)

@@ -60,8 +60,8 @@ def sparse_jacobian(
     -------
     callable
         Returns a matrix of shape ``(output.numel(), argument.numel())``, in one of the layouts (COO tensors are
-        coalesced); and aux. Differentiable, as far as the layout is: CSR tensors are on torch 2.1 and later, outside
-        of transforms.
+        coalesced outside of transforms); and aux. Differentiable, but for CSR tensors in transforms, and on torches
+        that have no derivative of them, as 2.0 and older: these raise.
 
     Raises
     ------
