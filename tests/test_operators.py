@@ -395,6 +395,12 @@ def test_errors(backend):
         hessian.trace("hutch++", samples=5)
     with pytest.raises(ValueError, match=r"one dtype .* torch.float32 on cpu, torch.float64 on cpu"):
         jacobian_operator(lambda x, y: x, X, X.float())
+    with pytest.raises(ValueError, match=r"real tensors of floating-point numbers, got torch\.int64"):
+        jacobian_operator(lambda x: x, torch.ones(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"real tensors of floating-point numbers, got torch\.complex128"):
+        jacobian_operator(lambda x: x * 1j, X)
+    with pytest.raises(ValueError, match=r"expected torch\.float64 on cpu, got torch\.float32 on cpu"):
+        jacobian @ (V.float(),)
     with pytest.raises(TypeError, match="primals: expected tensors, in tuples, lists or dicts, got float"):
         jacobian_operator(lambda x: x, 1.0)
     with pytest.raises(TypeError, match="output: expected tensors, in tuples, lists or dicts, got str"):

@@ -250,6 +250,18 @@ def test_small_entries_outside_the_pattern_are_seen(backend, dtype):
     assert_close(sparse_jacobian(coupled, both, layout="dense")(u), tfc.jacrev(coupled)(u))
 
 
+@pytest.mark.parametrize("mode", ("forward", "reverse"))
+@pytest.mark.parametrize("inner, outer", ((D, torch.float32), (torch.float32, D)))
+def test_other_dtypes_of_the_output(backend, mode, inner, outer):
+    def func(u):
+        return reaction(u).sin().to(outer)
+
+    u = U.to(inner)
+    found = sparse_jacobian(func, BANDS, mode=mode, layout="dense")(u)
+    expected = reaction(U).cos()[:, None] * reaction_jacobian(U)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5, dtype=False)
+
+
 def test_hessians_are_checked(backend):
     bonds_only = neighbor_pattern(FIRST, FIRST + 1, ATOMS)
     with pytest.raises(RuntimeError, match=r"sparse_hessian: .* outside the pattern: \(row 6, column 0\)"):
@@ -512,3 +524,29 @@ def test_a_cluster_by_its_neighbor_list(backend):
 
 def draw_positions(atoms):
     return torch.randn(atoms, 3, generator=torch.Generator().manual_seed(0), dtype=D)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_functions(backend, seed):
+    """Of random sparse matrices and random pairs, of any shape: what a coloring gives is what dense derivatives are."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (int(torch.randint(1, 40, (), generator=generator)) for _ in range(2))
+    inner, outer = (torch.randn(rows, columns, generator=generator, dtype=D) for _ in range(2))
+    inner, outer = (m * (torch.rand(m.shape, generator=generator) < 0.08) for m in (inner, outer))
+    x = torch.randn(columns, generator=generator, dtype=D)
+
+    def func(x):
+        return torch.tanh(inner @ x) + (outer @ x) ** 2
+
+    dense = tfc.jacrev(func)(x)
+    for mode in ("auto", "forward", "reverse"):
+        assert_close(sparse_jacobian(func, (inner != 0) | (outer != 0), mode=mode, layout="dense")(x), dense)
+
+    i, j = torch.randint(0, columns, (2, columns), generator=generator)
+    strength = torch.rand(columns, generator=generator, dtype=D)
+
+    def pairs(x):
+        return (strength * torch.sin(x[i] * x[j] + x[i])).sum()
+
+    pattern = neighbor_pattern(i, j, columns, block_size=1)
+    assert_close(sparse_hessian(pairs, pattern, layout="dense")(x), tfc.hessian(pairs)(x))

@@ -97,10 +97,11 @@ class LinearOperator:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.matmul, torch.mm, torch.mv) and isinstance(args[0], cls) and not kwargs:
-            return args[0] @ args[1]
-        if func is torch.lobpcg and args and isinstance(args[0], cls):
-            return lobpcg(*args, **(kwargs or {}))
+        if args and isinstance(args[0], cls):
+            if func in (torch.matmul, torch.mm, torch.mv) and len(args) == 2 and not kwargs:
+                return args[0] @ args[1]
+            if func is torch.lobpcg:
+                return lobpcg(*args, **(kwargs or {}))
         return NotImplemented
 
     def to_dense(self) -> Tensor:

@@ -54,6 +54,8 @@ class Space:
             named = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"{what}: tensors of one dtype on one device make a vector, got {named}")
         ((self.dtype, self.device),) = kinds
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"{what}: expected real tensors of floating-point numbers, got {self.dtype}")
         self._shapes = [leaf.shape for leaf in leaves]
         self._sizes = [leaf.numel() for leaf in leaves]
         self.size = sum(self._sizes)
@@ -66,6 +68,10 @@ class Space:
         if [leaf.shape for leaf in leaves] != self._shapes:
             expected, got = ([tuple(shape) for shape in those] for those in (self._shapes, [s.shape for s in leaves]))
             raise ValueError(f"{self._what}: expected tensors of shapes {expected}, got {got}")
+        other = [leaf for leaf in leaves if leaf.dtype != self.dtype or leaf.device != self.device]
+        if other:
+            its = f"{other[0].dtype} on {other[0].device}"
+            raise ValueError(f"{self._what}: expected {self.dtype} on {self.device}, got {its}")
         return torch.cat([leaf.reshape(-1) for leaf in leaves])
 
     def tree(self, vector: Tensor) -> Any:

@@ -17,10 +17,11 @@ NAMED = 5
 Search = Callable[[List[int]], List[Tuple[int, int]]]
 
 
-def verify(api: str, plan: Plan, values: Tensor, product: Tensor, search: Search) -> None:
+def verify(api: str, plan: Plan, values: Tensor, product: Tensor, precision: float, search: Search) -> None:
     """Raise RuntimeError unless `product` is what the values give for the plan's random seed.
 
-    `search` finds the entries outside the pattern in some places.
+    `precision` is that of the least precise numbers on the way; `search` finds the entries outside the pattern in some
+    places.
     """
     with torch.no_grad():
         values, product = values.detach(), product.detach()
@@ -28,7 +29,6 @@ def verify(api: str, plan: Plan, values: Tensor, product: Tensor, search: Search
         scale = _sums(plan, values.abs())
         finite = torch.where(scale < float("inf"), scale, torch.zeros_like(scale))
         # Rounding: each product is a sum of the entries' size, and what cancels within it may be larger.
-        precision = torch.finfo(values.dtype).eps
         bound = precision**0.75 * scale + 1e3 * precision * finite.max() if len(scale) else scale
         # NaN and inf within the pattern speak for themselves
         wrong = ~(difference <= bound) & (scale < float("inf"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable
 
+import torch
 from torch import Tensor
 
 from ..autograd import get_backend, grad
@@ -182,10 +183,11 @@ def _sparse(
         key = (x.shape, x.dtype, x.device)
         asked = check and key not in checked
 
-        size = [-1, -1]
+        size, precision = [-1, -1], [0.0]
 
         def seeds(rows: int, columns: int, like: Tensor) -> Tensor:
             size[:] = rows, columns
+            precision[:] = [torch.finfo(like.dtype).eps]
             return plans.plan(colored, rows, columns).seeds(like, asked)
 
         products, aux = (by_columns if forward else by_rows)(api, differentiated, options, args, kwargs, seeds)
@@ -193,7 +195,8 @@ def _sparse(
         values = plan.values(products)
         if asked:
             other = functools.partial(by_rows if forward else by_columns, api, differentiated, options, args, kwargs)
-            verify(api, plan, values, products[-1], functools.partial(outside, plan, other))
+            least = max(*precision, torch.finfo(values.dtype).eps)
+            verify(api, plan, values, products[-1], least, functools.partial(outside, plan, other))
             checked.add(key)
         result = assemble(plan.pattern, values, layout, api)
         return (result, aux) if options.has_aux else result
