@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -72,7 +74,9 @@ def test_products(backend, name):
         assert (other @ vectors[:, :0]).shape == (other.shape[0], 0)
         assert_close(other.to_dense(), matrix_of, **EXACT)
         assert_close(other.diagonal(), matrix_of.diagonal(), **EXACT)
-    assert operator.T.T is operator
+    vectors = MANY if operator.shape[1] == 5 else MANY_OUT
+    assert_close(operator.T.T @ vectors, matrix @ vectors, **EXACT)
+    assert repr(operator.T.T) == repr(operator)
 
 
 @every_case
@@ -226,6 +230,32 @@ def test_vmap(backend, name):
         matrix = builders[name](x).to_dense()
         assert_close(one, matrix @ vectors[:, 0])
         assert_close(many, matrix @ vectors)
+
+
+@every_case
+def test_freed(backend, name):
+    """With its graph, when the last reference is gone, and not only when the garbage collector comes by."""
+
+    def use():
+        weight = WEIGHT.clone()
+        point = X.clone()
+        builders = {
+            "jacobian": lambda: jacobian_operator(lambda x: torch.tanh(weight @ x), point),
+            "jacobian.T": lambda: jacobian_operator(lambda x: torch.tanh(weight @ x), point).T,
+            "hessian": lambda: hessian_operator(lambda x: torch.tanh(weight @ x).sum(), point),
+            "ggn": lambda: ggn_operator(lambda x: torch.tanh(weight @ x), loss, point),
+        }
+        operator = builders[name]()
+        operator @ (MANY if operator.shape[1] == 5 else MANY_OUT), operator.T @ operator.to_dense(), operator.diagonal()
+        return weakref.ref(weight), weakref.ref(point)
+
+    use()
+    gc.collect()
+    gc.disable()
+    try:
+        assert [reference() is None for reference in use()] == [True, True]
+    finally:
+        gc.enable()
 
 
 def test_functions_that_torch_refuses(backend):

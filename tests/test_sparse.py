@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tolerances import assert_close
@@ -472,6 +475,23 @@ def test_detection_errors():
         detect_pattern(lambda u: u.sqrt(), torch.zeros(3))
     with pytest.raises(TypeError, match="return one tensor"):
         detect_pattern(lambda u: (u, u), U)
+
+
+def test_freed(backend):
+    def use():
+        factor, u = torch.ones(SIZE, dtype=D), U.clone()
+        for mode in ("forward", "reverse"):
+            sparse_jacobian(lambda u: factor * reaction(u), BANDS, mode=mode)(u)
+        sparse_hessian(lambda u: (factor * u**3).sum(), torch.eye(SIZE) > 0)(u)
+        return weakref.ref(factor), weakref.ref(u)
+
+    use()
+    gc.collect()
+    gc.disable()
+    try:
+        assert [reference() is None for reference in use()] == [True, True]
+    finally:
+        gc.enable()
 
 
 def test_functions_that_torch_refuses(backend):

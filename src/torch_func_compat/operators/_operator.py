@@ -50,7 +50,6 @@ class LinearOperator:
     ) -> None:
         self._name, self._map, self._transposed_map = name, forward, backward
         self._domain, self._image, self._of_output = domain, image, of_output
-        self._transpose: LinearOperator | None = None
         self.shape = torch.Size((image.size, domain.size))
         self.dtype, self.device = domain.dtype, domain.device
 
@@ -68,11 +67,10 @@ class LinearOperator:
         """
         if self._map is self._transposed_map:
             return self
-        if self._transpose is None:
-            name, maps = f"{self._name}.T", (self._transposed_map, self._map)
-            self._transpose = LinearOperator(name, *maps, self._image, self._domain, of_output=not self._of_output)
-            self._transpose._transpose = self
-        return self._transpose
+        # made anew: one that knew its own transpose would be freed, with its graph, by the garbage collector only
+        name = self._name[:-2] if self._name.endswith(".T") else f"{self._name}.T"
+        maps = (self._transposed_map, self._map)
+        return LinearOperator(name, *maps, self._image, self._domain, of_output=not self._of_output)
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, tuple):
