@@ -287,6 +287,12 @@ def test_each_shape_is_checked_once(backend):
     jacobian(U)
     with pytest.raises(RuntimeError, match="outside the pattern"):
         jacobian(U.float())
+    step[0] = 0
+    jacobian = sparse_jacobian(moving, (rows, rows), layout="values", mode="reverse", check="always")
+    assert_close(jacobian(U), 2 * U)
+    step[0] = 1
+    with pytest.raises(RuntimeError, match="outside the pattern"):
+        jacobian(U)
 
 
 def test_functions_that_differ_from_themselves_are_noticed(backend):
@@ -372,6 +378,8 @@ def test_the_random_numbers_of_the_user_stay(backend):
 def test_errors(backend):
     with pytest.raises(ValueError, match="unknown layout 'bsr', expected one of 'coo'"):
         sparse_jacobian(reaction, BANDS, layout="bsr")
+    with pytest.raises(ValueError, match="check= to be True, False or 'always', got 'never'"):
+        sparse_jacobian(reaction, BANDS, check="never")
     with pytest.raises(ValueError, match="unknown mode 'symmetric'"):
         sparse_jacobian(reaction, BANDS, mode="symmetric")
     with pytest.raises(ValueError, match=r"not symmetric: \(row 0, column 1\), .* and others without its transpose"):

@@ -27,7 +27,7 @@ def sparse_jacobian(
     mode: str = "auto",
     layout: str = "coo",
     has_aux: bool = False,
-    check: bool = True,
+    check: bool | str = True,
     chunk_size: int | str | None = None,
     memory: int | str | None = None,
     progress: bool = False,
@@ -51,9 +51,10 @@ def sparse_jacobian(
         solvers, and for `vmap`.
     has_aux : bool
         Whether `func` returns tensors beside its output that are not differentiated.
-    check : bool
+    check : bool or 'always'
         In the first call for arguments of new shapes, take one random product more and raise where it differs from
-        what the result gives: if the pattern lacks an entry, that entry would be added to others.
+        what the result gives: if the pattern lacks an entry, that entry would be added to others. 'always' does so in
+        every call, for couplings that change with the argument, as those within a cut-off do.
     chunk_size, memory, progress
         Products at a time; see `jacrev`.
 
@@ -111,7 +112,7 @@ def sparse_hessian(
     *,
     layout: str = "coo",
     has_aux: bool = False,
-    check: bool = True,
+    check: bool | str = True,
     chunk_size: int | str | None = None,
     memory: int | str | None = None,
     progress: bool = False,
@@ -168,10 +169,12 @@ def _sparse(
     pattern: Any,
     mode: str,
     layout: str,
-    check: bool,
+    check: bool | str,
     options: Options,
 ) -> Callable[..., Any]:
     check_layout(api, layout)
+    if not (isinstance(check, bool) or check == "always"):
+        raise ValueError(f"{api}: expected check= to be True, False or 'always', got {check!r}")
     plans = _Plans(api, pattern, mode)
     checked: set[Any] = set()
 
@@ -181,7 +184,7 @@ def _sparse(
         colored = plans.coloring()
         forward = colored.mode == "forward"
         key = (x.shape, x.dtype, x.device)
-        asked = check and key not in checked
+        asked = check == "always" or (bool(check) and key not in checked)
 
         size, precision = [-1, -1], [0.0]
 
