@@ -233,6 +233,38 @@ def test_vmap(backend, name):
 
 
 @every_case
+def test_what_was_first_used_within_something_serves_elsewhere(backend, name):
+    """Within no_grad, vmap or grad, with an operator from outside; and one that was made within no_grad."""
+    make, dense = CASES[name]
+    matrix = dense()
+    vectors = MANY if matrix.shape[1] == 5 else MANY_OUT
+    operator = make()
+    found = tfc.vmap(lambda v: operator @ v, in_dims=1, out_dims=1)(vectors)
+    assert_close(found, matrix @ vectors, **EXACT)
+    assert_close(operator @ vectors, matrix @ vectors, **EXACT)
+    operator = make()
+    by_vector = tfc.grad(lambda v: (operator @ v).sum())(vectors[:, 0])
+    assert_close(by_vector, matrix.sum(0), **EXACT)
+    assert_close(operator.T @ matrix, matrix.t() @ matrix, rtol=1e-11, atol=1e-11)
+    with torch.no_grad():
+        operator = make()
+        assert_close(operator @ vectors, matrix @ vectors, **EXACT)
+    assert_close(operator @ vectors[:, 0], matrix @ vectors[:, 0], **EXACT)
+    leaf = X.clone().requires_grad_()
+    for func, build in (
+        (model, lambda x: jacobian_operator(model, x)),
+        (energy, lambda x: hessian_operator(energy, x)),
+        (model, lambda x: ggn_operator(model, lambda y: y.pow(2).sum() / 2, x)),
+    ):
+        used, fresh = build(leaf), build(leaf)
+        with torch.no_grad():
+            used @ V, used.T @ (used @ V), used @ MANY
+        found, expected = (torch.autograd.grad((op @ V).pow(2).sum(), leaf)[0] for op in (used, fresh))
+        assert_close(found, expected)
+        assert expected.abs().max() > 0, func
+
+
+@every_case
 def test_freed(backend, name):
     """With its graph, when the last reference is gone, and not only when the garbage collector comes by."""
 
@@ -394,7 +426,7 @@ def test_estimates_are_differentiable(backend):
     x = X.clone().requires_grad_()
     assert_close(torch.autograd.grad(traced(x), x)[0], 72 * X)
     with tfc.use_fallback("silent"):
-        assert_close(tfc.grad(lambda x: hessian_operator(lambda x: (x**4).sum(), x).trace())(X), 24 * X)
+        assert_close(tfc.grad(traced)(X), 72 * X)
 
 
 def test_errors(backend):
@@ -439,3 +471,6 @@ def test_errors(backend):
         jacobian_operator(lambda: X)
     with pytest.raises(RuntimeError, match="scalar"):
         hessian_operator(model, X)
+    for make, _ in CASES.values():
+        with pytest.raises(ValueError, match="chunk_size should be None or greater than 0"):
+            make(chunk_size=0)

@@ -399,7 +399,7 @@ def test_errors(backend):
     with pytest.raises(ValueError, match="argnums=1, but there are 1 positional"):
         sparse_jacobian(reaction, BANDS, 1)(U)
     with pytest.raises(ValueError, match="chunk_size"):
-        sparse_jacobian(reaction, BANDS, chunk_size=0)(U)
+        sparse_jacobian(reaction, BANDS, chunk_size=0)
     with pytest.raises(RuntimeError, match="should be a tuple"):
         sparse_jacobian(reaction, BANDS, has_aux=True)(U)
 

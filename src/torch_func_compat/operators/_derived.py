@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..autograd import grad, vjp
 from ._operator import LinearOperator
-from ._products import Chain, Once, Product
+from ._products import Chain, Product
 from ._trees import Space
 
 __all__ = ["ggn_operator", "hessian_operator", "jacobian_operator"]
@@ -52,8 +52,8 @@ def jacobian_operator(
 
     Notes
     -----
-    Cost: one forward pass. Each product with the transpose is one backward pass; one with the operator itself is a
-    pass back through that, which is recorded at the first one (the double-backward trick,
+    Cost: one forward and one backward pass. Each product with the transpose is a backward pass, one with the operator
+    itself a pass back through the recorded one (the double-backward trick,
     https://j-towns.github.io/2017/06/12/A-new-trick.html). Products are differentiable.
 
     Examples
@@ -75,8 +75,8 @@ def jacobian_operator(
         return outputs[0].vector(output)
 
     output, pull = vjp(flat, arguments.vector(primals))
-    backward = Once(lambda: Product(pull, dict(chunk_size=chunk_size, memory=memory, progress=progress)))
-    forward = Once(lambda: backward().transposed(output))
+    backward = Product(pull, dict(chunk_size=chunk_size, memory=memory, progress=progress))
+    forward = backward.transposed(output)
     return LinearOperator("jacobian_operator", forward, backward, arguments, outputs[0], of_output=True)
 
 
@@ -127,8 +127,8 @@ def hessian_operator(
     """
     arguments = Space(primals, "hessian_operator: primals")
     _, pull = vjp(grad(lambda vector: func(*arguments.tree(vector))), arguments.vector(primals))
-    both = Once(lambda: Product(pull, dict(chunk_size=chunk_size, memory=memory, progress=progress)))
-    return LinearOperator("hessian_operator", both, both, arguments, arguments)
+    product = Product(pull, dict(chunk_size=chunk_size, memory=memory, progress=progress))
+    return LinearOperator("hessian_operator", product, product, arguments, arguments)
 
 
 def ggn_operator(
@@ -168,8 +168,8 @@ def ggn_operator(
 
     Notes
     -----
-    Cost: one evaluation of `func`, and one of `loss` and its gradient. A product is a pass back through the backward
-    pass of `func`, one through that of `loss`, and a backward pass of `func`.
+    Cost: one forward and one backward pass of `func`, and one of `loss` and its gradient. A product is a pass back
+    through the backward pass of `func`, one through that of `loss`, and a backward pass of `func`.
     Source: N. N. Schraudolph, Neural Comput. 14, 1723 (2002).
 
     Examples
@@ -191,10 +191,6 @@ def ggn_operator(
     output, pull = vjp(flat, arguments.vector(primals))
     _, curve = vjp(grad(lambda vector: loss(*outputs[0].tree(vector))), output)
     chunks = dict(chunk_size=chunk_size, memory=memory, progress=progress)
-
-    def chain() -> Chain:
-        backward = Product(pull, chunks)
-        return Chain(backward.transposed(output), Product(curve, chunks), backward, chunk_size=chunk_size)
-
-    both = Once(chain)
-    return LinearOperator("ggn_operator", both, both, arguments, arguments)
+    backward, curvature = Product(pull, chunks), Product(curve, chunks)
+    chain = Chain(backward.transposed(output), curvature, backward, chunk_size=chunk_size)
+    return LinearOperator("ggn_operator", chain, chain, arguments, arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class LinearOperator:
     def __init__(
         self,
         name: str,
-        forward: Callable[[], Map],
-        backward: Callable[[], Map],
+        forward: Map,
+        backward: Map,
         domain: Space,
         image: Space,
         *,
@@ -74,7 +74,7 @@ class LinearOperator:
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, tuple):
-            found = self._image.tree(self._map().one(self._domain.vector(other)))
+            found = self._image.tree(self._map.one(self._domain.vector(other)))
             return found[0] if self._of_output else found
         if not isinstance(other, Tensor):
             return NotImplemented
@@ -88,10 +88,10 @@ class LinearOperator:
                 f"{self._name}: expected {self.dtype} on {self.device}, got {other.dtype} on {other.device}"
             )
         if other.dim() == 1:
-            return self._map().one(other)
+            return self._map.one(other)
         if other.shape[1] == 0:
             return other.new_zeros(self.shape[0], 0)
-        return self._map().rows(other.t()).t()
+        return self._map.rows(other.t()).t()
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -112,8 +112,8 @@ class LinearOperator:
         """
         rows, columns = self.shape
         if rows < columns:
-            return self._transposed_map().rows(torch.eye(rows, dtype=self.dtype, device=self.device))
-        return self._map().rows(torch.eye(columns, dtype=self.dtype, device=self.device)).t()
+            return self._transposed_map.rows(torch.eye(rows, dtype=self.dtype, device=self.device))
+        return self._map.rows(torch.eye(columns, dtype=self.dtype, device=self.device)).t()
 
     def diagonal(
         self, estimator: str = "exact", *, samples: int = 100, generator: torch.Generator | None = None
@@ -143,14 +143,14 @@ class LinearOperator:
         _check_estimator("diagonal", estimator, ("exact", "hutchinson"))
         if estimator == "hutchinson":
             self._require_square("diagonal")
-            return estimators.hutchinson_diagonal(self._map().rows, self.shape[1], self._like(), samples, generator)
+            return estimators.hutchinson_diagonal(self._map.rows, self.shape[1], self._like(), samples, generator)
         size, found = min(self.shape), []
         step = max(AT_ONCE // max(self.shape[1], 1), 1)
         for start in range(0, size, step):
             where = torch.arange(start, min(start + step, size), device=self.device)
             units = torch.zeros(len(where), self.shape[1], dtype=self.dtype, device=self.device)
             units[where - start, where] = 1
-            found.append(self._map().rows(units).gather(1, where[:, None]).squeeze(1))
+            found.append(self._map.rows(units).gather(1, where[:, None]).squeeze(1))
         return torch.cat(found) if found else self._like()
 
     def trace(self, estimator: str = "exact", *, samples: int = 100, generator: torch.Generator | None = None) -> Any:
@@ -180,7 +180,7 @@ class LinearOperator:
         if estimator == "exact":
             return self.diagonal().sum()
         estimate = estimators.hutchinson_trace if estimator == "hutchinson" else estimators.hutch_plus_plus
-        return estimate(self._map().rows, self.shape[1], self._like(), samples, generator)
+        return estimate(self._map.rows, self.shape[1], self._like(), samples, generator)
 
     def to_scipy(self) -> Any:
         """A ``scipy.sparse.linalg.LinearOperator``, which ``eigsh``, ``cg``, ``svds`` and others take.

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Generic, TypeVar
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
 
 from ..autograd import vjp, vmap
-
-Made = TypeVar("Made")
-
-
-class Once(Generic[Made]):
-    """What is made when it is first asked for, and kept."""
-
-    def __init__(self, make: Callable[[], Made]) -> None:
-        self._make: Callable[[], Made] | None = make
-
-    def __call__(self) -> Made:
-        if self._make is not None:
-            self._made, self._make = self._make(), None
-        return self._made
 
 
 class Product:
@@ -29,6 +15,8 @@ class Product:
 
     def __init__(self, pull: Callable[[Tensor], Any], chunks: dict[str, Any]) -> None:
         self._pull, self._chunks = pull, chunks
+        # The vjp_fn itself: all backends batch its backward passes. A function about it would be called for each row.
+        self._many = vmap(pull, **chunks)
 
     def one(self, vector: Tensor) -> Tensor:
         """Of a vector."""
@@ -37,8 +25,7 @@ class Product:
 
     def rows(self, vectors: Tensor) -> Tensor:
         """Of each row of a matrix, as rows."""
-        # The vjp_fn itself: all backends batch its backward passes. A function about it would be called for each row.
-        (found,) = vmap(self._pull, **self._chunks)(vectors)
+        (found,) = self._many(vectors)
         return found  # type: ignore[no-any-return]
 
     def transposed(self, like: Tensor) -> Product:

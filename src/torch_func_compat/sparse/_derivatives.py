@@ -8,7 +8,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from ..autograd import get_backend, grad
+from ..autograd import get_backend, grad, jacrev
 from ._checking import outside, verify
 from ._coloring import MODES, Coloring, coloring
 from ._layouts import assemble, check_layout
@@ -175,6 +175,7 @@ def _sparse(
     check_layout(api, layout)
     if not (isinstance(check, bool) or check == "always"):
         raise ValueError(f"{api}: expected check= to be True, False or 'always', got {check!r}")
+    jacrev(func, **options.chunks)  # for its errors, which are due now
     plans = _Plans(api, pattern, mode)
     checked: set[Any] = set()
 
