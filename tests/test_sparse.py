@@ -479,6 +479,8 @@ def test_detection_errors():
         detect_pattern(reaction, U, probes=0)
     with pytest.raises(TypeError, match="x to be a tensor"):
         detect_pattern(reaction, [1.0])
+    with pytest.raises(ValueError, match=r"shape \(19, 20\) is not symmetric; give the gradient"):
+        detect_pattern(lambda u: u[1:], U, symmetric=True)
     with pytest.raises(ValueError, match="not finite"):
         detect_pattern(lambda u: u.sqrt(), torch.zeros(3))
     with pytest.raises(TypeError, match="return one tensor"):

@@ -229,7 +229,7 @@ def test_wrong_patterns_are_named():
         Pattern(one, one, (3, 3), block_size=2)
     with pytest.raises(ValueError, match="blocks of 2 x 2 entries are not full"):
         Pattern(one, one, (4, 4), block_size=2)
-    with pytest.raises(ValueError, match="pairs name atom 5, but there are 3 atoms"):
+    with pytest.raises(ValueError, match="name atom 5, which is not one of 3 atoms"):
         neighbor_pattern(one, torch.tensor([5]), 3)
     with pytest.raises(ValueError, match=r"not symmetric: \(row 0, column 1\) without its transpose"):
         coloring(torch.ones(2, 2).triu() > 0, "symmetric")

@@ -65,7 +65,8 @@ def detect_pattern(
     Raises
     ------
     ValueError
-        There is a NaN or an infinity in a product, `probes` is not positive, or `x` is mapped over.
+        There is a NaN or an infinity in a product, `probes` is not positive, `x` is mapped over, or a matrix that is
+        not square is to be symmetric.
     TypeError
         `x` or the output is no tensor.
 
@@ -110,6 +111,10 @@ def _detected(
     with torch.no_grad():
         outputs = options.output("detect_pattern", func(x))[0].numel()
     shape = (outputs, x.numel())
+    if symmetric and shape[0] != shape[1]:
+        raise ValueError(
+            f"detect_pattern: a Jacobian of shape {shape} is not symmetric; give the gradient, as grad(func)"
+        )
     largest = float(x.abs().max()) if x.numel() else 0.0
     found = [torch.zeros(0, dtype=torch.long)]
     for probe in range(probes):

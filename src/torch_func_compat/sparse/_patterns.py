@@ -201,9 +201,10 @@ def neighbor_pattern(i: Tensor, j: Tensor, atoms: int, *, block_size: int = 3) -
     Pattern(12 x 12, 72 entries, blocks of 3)
     """
     i, j = _indices(i, j)
-    for index in (i, j):
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < atoms:
-            raise ValueError(f"neighbor_pattern: pairs name atom {int(index.max())}, but there are {atoms} atoms")
+    wrong = torch.cat([i, j])
+    wrong = wrong[(wrong < 0) | (wrong >= atoms)]
+    if wrong.numel():
+        raise ValueError(f"neighbor_pattern: the pairs name atom {int(wrong[0])}, which is not one of {atoms} atoms")
     own = torch.arange(atoms)
     keys = torch.unique(torch.cat([i * atoms + j, j * atoms + i, own * (atoms + 1)]))
     heads, tails = split(keys, atoms)
