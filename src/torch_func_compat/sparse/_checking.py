@@ -40,7 +40,7 @@ def verify(api: str, plan: Plan, values: Tensor, product: Tensor, precision: flo
         else:
             found = _true(unwrap(wrong))
     if found:
-        raise RuntimeError(_message(api, plan, found, [] if is_batched(wrong) else search(found[:NAMED])))
+        raise _error(api, plan, found, [] if is_batched(wrong) else search(found[:NAMED]))
 
 
 @aside
@@ -81,11 +81,11 @@ def _new(plan: Plan, products: Tensor, places: list[int]) -> list[tuple[int, int
     return found
 
 
-def _message(api: str, plan: Plan, places: list[int], entries: list[tuple[int, int]]) -> str:
+def _error(api: str, plan: Plan, places: list[int], entries: list[tuple[int, int]]) -> RuntimeError:
     line, mark = ("column", "row") if plan.coloring.mode == "forward" else ("row", "column")
     where = f"{mark}{'s' * (len(places) > 1)} {', '.join(map(str, places[:NAMED]))}{', ...' * (len(places) > NAMED)}"
     if not entries:
-        return (
+        return RuntimeError(
             f"{api}: a random product does not agree with the sparse matrix in {where}. Either there are entries "
             "outside the pattern, or two evaluations of the function differ (random numbers?), or its derivative is "
             "not symmetric. detect_pattern() looks for the entries; check=False skips the check, and the result may "
@@ -93,7 +93,7 @@ def _message(api: str, plan: Plan, places: list[int], entries: list[tuple[int, i
         )
     pairs = [(a, b) if line == "row" else (b, a) for a, b in entries[:NAMED]]
     named = ", ".join(f"(row {row}, column {column})" for row, column in pairs)
-    return (
+    return RuntimeError(
         f"{api}: the derivative has entries outside the pattern: {named}{', ...' * (len(entries) > NAMED)} (found in "
         f"{where}). They would be added to other entries: extend the pattern by them; detect_pattern() looks for all "
         "of a function"
