@@ -206,6 +206,31 @@ def test_vmap(backend, layout):
         assert_close(found, torch.stack([reaction_jacobian(u) for u in us]))
 
 
+def test_nested(backend):
+    """Within transforms within transforms, right and checked."""
+
+    def cubic(x):
+        bonds = (x[1:] - x[:-1]) ** 3
+        return bonds.sum() + (x**4).sum()
+
+    line = neighbor_pattern(torch.arange(5), torch.arange(1, 6), 6, block_size=1)
+    lacking = neighbor_pattern(torch.arange(4), torch.arange(1, 5), 6, block_size=1)
+    xs = torch.randn(3, 6, dtype=D)
+    nestings = (
+        lambda f: tfc.vmap(tfc.grad(lambda x: (f(x) ** 2).sum()))(xs),
+        lambda f: tfc.grad(lambda xs: (tfc.vmap(f)(xs) ** 2).sum())(xs),
+        lambda f: tfc.vmap(tfc.vmap(f))(xs[None]),
+        lambda f: tfc.vmap(tfc.jacfwd(f))(xs),
+        lambda f: tfc.grad(lambda x: tfc.grad(lambda x: (f(x) ** 2).sum())(x).sum())(xs[0]),
+    )
+    with tfc.use_fallback("silent"):
+        for nesting in nestings:
+            expected = nesting(lambda x: tfc.hessian(cubic)(x)[line.rows, line.columns])
+            assert_close(nesting(sparse_hessian(cubic, line, layout="values")), expected)
+            with pytest.raises(RuntimeError, match="outside the pattern"):
+                nesting(sparse_hessian(cubic, lacking, layout="values"))
+
+
 def test_what_was_made_within_a_transform_serves_without(backend):
     hessian = sparse_hessian(chain, CHAIN, layout="values")
     expected = tfc.hessian(chain)(positions())[CHAIN.rows, CHAIN.columns]
