@@ -1,0 +1,88 @@
+"""Pytrees of tensors as vectors, and back."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Node(NamedTuple):
+    """The structure of a pytree: its type, the keys of its children and their structures; no type for a tensor."""
+
+    kind: Any = None
+    keys: tuple[Any, ...] = ()
+    children: tuple[Node, ...] = ()
+
+
+def flatten(tree: Any, what: str) -> tuple[list[Tensor], Node]:
+    """The tensors of a pytree in order, and its structure."""
+    if isinstance(tree, Tensor):
+        return [tree], Node()
+    if isinstance(tree, dict):
+        keys, children = tuple(tree), list(tree.values())
+    elif isinstance(tree, (list, tuple)):
+        keys, children = tuple(range(len(tree))), list(tree)
+    else:
+        raise TypeError(f"{what}: expected tensors, in tuples, lists or dicts, got {type(tree).__name__}")
+    parts = [flatten(child, what) for child in children]
+    leaves = [leaf for its, _ in parts for leaf in its]
+    return leaves, Node(type(tree), keys, tuple(node for _, node in parts))
+
+
+def unflatten(leaves: Iterator[Tensor], node: Node) -> Any:
+    """The pytree of a structure with these tensors."""
+    if node.kind is None:
+        return next(leaves)
+    children = [unflatten(leaves, child) for child in node.children]
+    if issubclass(node.kind, dict):
+        return node.kind(zip(node.keys, children))
+    return node.kind(*children) if hasattr(node.kind, "_fields") else node.kind(children)
+
+
+class Space:
+    """Tuples of pytrees of one structure, with tensors of the same shapes, as vectors of one length."""
+
+    def __init__(self, tree: tuple[Any, ...], what: str) -> None:
+        leaves, self._node = flatten(tree, what)
+        self._what = what
+        if not leaves:
+            raise ValueError(f"{what}: there is no tensor")
+        kinds = {(leaf.dtype, leaf.device) for leaf in leaves}
+        if len(kinds) > 1:
+            named = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise ValueError(f"{what}: tensors of one dtype on one device make a vector, got {named}")
+        ((self.dtype, self.device),) = kinds
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"{what}: expected real tensors of floating-point numbers, got {self.dtype}")
+        self._shapes = [leaf.shape for leaf in leaves]
+        self._sizes = [leaf.numel() for leaf in leaves]
+        self.size = sum(self._sizes)
+
+    def vector(self, tree: Any) -> Tensor:
+        """The elements of all tensors, one tensor after the other."""
+        leaves, node = flatten(tree, self._what)
+        if node != self._node:
+            raise ValueError(f"{self._what}: expected the structure {_show(self._node)}, got {_show(node)}")
+        if [leaf.shape for leaf in leaves] != self._shapes:
+            expected, got = ([tuple(shape) for shape in those] for those in (self._shapes, [s.shape for s in leaves]))
+            raise ValueError(f"{self._what}: expected tensors of shapes {expected}, got {got}")
+        other = [leaf for leaf in leaves if leaf.dtype != self.dtype or leaf.device != self.device]
+        if other:
+            its = f"{other[0].dtype} on {other[0].device}"
+            raise ValueError(f"{self._what}: expected {self.dtype} on {self.device}, got {its}")
+        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+
+    def tree(self, vector: Tensor) -> Any:
+        """The tuple with these elements."""
+        parts = torch.split(vector, self._sizes)
+        return unflatten(iter([part.reshape(shape) for part, shape in zip(parts, self._shapes)]), self._node)
+
+
+def _show(node: Node) -> str:
+    if node.kind is None:
+        return "*"
+    return (
+        f"{node.kind.__name__}({', '.join(f'{key}: {_show(child)}' for key, child in zip(node.keys, node.children))})"
+    )
