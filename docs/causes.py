@@ -360,18 +360,18 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause(
             "torch differentiates what no_grad() is around",
-            "only with `set_fallback('error')`: the function switches grad mode off, which torch's forward mode ignores",
+            "only with `set_fallback('error')`: the function uses `no_grad()`, which torch's forward mode ignores",
             "allow falling back, or `detach()` what is to be constant",
         ),
         Cause(
             "torch has no derivative of …: the derivative would be zero",
-            "an output changes with an input, and all of it goes through an operation that torch does not differentiate",
+            "all of an output goes through an operation that torch does not differentiate",
             "a `Function` with a backward of its own, or `detach()` if zero is meant",
         ),
         Cause(
             "Cannot access data pointer of a tensor that is differentiated",
-            "an output is made of numbers that left torch, by `numpy()` for example; torch.func raises, too. Before torch "
-            "2.0 this is a warning",
+            "an output is made of numbers that left torch, by `numpy()` for example; torch.func raises, too. "
+            "Before torch 2.0 this is a warning",
             "stay in torch operations, or write a `Function` around what cannot",
         ),
         Cause(
@@ -534,6 +534,53 @@ CAUSES: dict[str, list[Cause]] = {
             "make them equal, or pass `in_dims`",
         ),
         Cause("could be mapped or shared", "the sizes do not tell which inputs are batched", "pass `in_dims`"),
+    ],
+    "torch_func_compat.sparse": [
+        Cause("pattern: expected a Pattern", "no pattern", "one of those that the message lists"),
+        Cause("pattern: expected index tensors", "indices that are no integers", "int64 tensors"),
+        Cause("pattern: expected as many rows as columns", "indices of different shapes", "two vectors of one length"),
+        Cause("is not one of the …", "an index beyond the shape", "check the indices and the shape"),
+        Cause("is given more than once", "an entry occurs twice in the indices", "each one once"),
+        Cause("does not consist of blocks", "`block_size` does not divide the shape", "leave it out, or fix the shape"),
+        Cause("entries are not full", "blocks with holes", "leave out `block_size`"),
+        Cause("the pairs name atom", "a pair names an atom that there is not", "count from zero, below `atoms`"),
+        Cause("pattern: it has a shape of", "the pattern is of another function", "rows are outputs, columns inputs"),
+        Cause(
+            "a symmetric matrix is square", "a pattern that is not square for a Hessian", "the pattern of the Hessian"
+        ),
+        Cause("the pattern is not symmetric", "a Hessian's pattern lacks transposes", "`pattern.symmetrized()`"),
+        Cause("its products do not give entry", "a `Coloring` made by hand is none", "make it by `coloring`"),
+        Cause("the coloring was made with mode", "a coloring for another derivative", "make it with the mode named"),
+        Cause("unknown layout", "no such layout", "'coo', 'csr', 'dense' or 'values'"),
+        Cause("has no CSR tensors", "`layout='csr'` on torch 1.8", "'coo', or 'values' and scipy"),
+        Cause("CSR tensors have no derivatives", "a derivative would be lost", "another layout, or detach"),
+        Cause("expected check= to be", "no such value of `check`", "True, False or 'always'"),
+        Cause("has entries outside the pattern", "the pattern lacks entries", "add those that the message names"),
+        Cause(
+            "a random product does not agree", "entries outside the pattern, or an unsteady function", "see the message"
+        ),
+        Cause("expected argument … to be a tensor", "what is differentiated is no tensor", "one tensor"),
+        Cause("expected the function to return one tensor", "several outputs", "stack them"),
+        Cause("expected probes=", "`probes` is not positive", "at least 1"),
+        Cause("detect_pattern: expected x", "`x` is no tensor", "a tensor"),
+        Cause("x is mapped over by a vmap", "`detect_pattern` within `vmap`", "outside of it, of one sample"),
+        Cause("a product is not finite", "NaN or infinity near `x`", "another `x`, or `spread=0`"),
+        Cause("give the gradient, as grad(func)", "`symmetric=True` for a Jacobian", "probe `grad(func)`"),
+    ],
+    "torch_func_compat.operators": [
+        Cause("expected a pytree of tensors", "something else among primals or outputs", "tensors"),
+        Cause("there is no tensor", "no primals, or an empty output", "at least one tensor"),
+        Cause("tensors of one dtype on one device", "mixed dtypes or devices", "convert them"),
+        Cause("expected real tensors of floating-point", "integers or complex numbers", "their real parts"),
+        Cause("expected the structure", "a pytree of another structure", "that of the primals, keys in their order"),
+        Cause("expected tensors of shapes", "a pytree with other shapes", "those of the primals"),
+        Cause("expected a vector of shape", "an operand of another shape", "a vector, a matrix of columns, or a tuple"),
+        Cause("expected … on …, got", "an operand of another dtype or device", "`.to(operator.dtype)`"),
+        Cause("expected a square matrix", "a trace or estimate of a Jacobian that is not square", "of a square one"),
+        Cause("unknown estimator", "no such estimator", "one of those that the message lists"),
+        Cause("expected samples= to be", "too few samples for an error", "as many as the message says"),
+        Cause("of torch.lobpcg is for tensors", "options of torch's own lobpcg", "leave them out"),
+        Cause("to_scipy: expected … values", "values of another pattern", "those of `layout='values'`"),
     ],
     "Inside": [
         Cause(

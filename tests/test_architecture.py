@@ -19,7 +19,7 @@ LAYERS = [
     ("_dispatch",),
     ("autograd",),
     (".",),
-    ("tad_mctc", "distributed", "_selfcheck"),
+    ("tad_mctc", "distributed", "sparse", "operators", "implicit", "_selfcheck"),
     ("__main__",),
 ]
 TORCH_FUNC = {"_torch.facts", "_backends.torch_func", "_functions.forward_by_transpose"}

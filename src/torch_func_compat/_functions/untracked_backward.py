@@ -7,7 +7,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from .._guards.constant_outputs import MEMORY, NUMBERS
+from .._guards.exits import MEMORY, NUMBERS
 from .._guards.refusals import LEFT_BY_ROWS, MistakenRule
 from .._torch import pytree
 from .._torch.grad_mode import no_grad

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+import torch
+
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._dispatch.transform import call, transform
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from . import estimated
 from .internals import jacrev, vmap
 
 __all__ = [
@@ -257,15 +260,19 @@ def batch_laplacian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    estimator: str = "exact",
+    samples: int = 100,
+    generator: torch.Generator | None = None,
 ) -> Callable[..., Any]:
     """Laplacian of each sample's outputs by its inputs, of a function of the whole batch.
 
-    Parameters are those of `batch_jacobian`.
+    Parameters are those of `batch_jacobian`, and `estimator`, `samples` and `generator` of `hessian_diagonal`.
 
     Returns
     -------
     callable
-        Returns the structure and the shapes of the output; and aux. Differentiable.
+        Returns the structure and the shapes of the output; and aux. Differentiable. An estimate comes with its
+        standard error as aux: ``(laplacian, error)``, or ``(laplacian, (error, aux))`` with `has_aux`.
 
     Raises
     ------
@@ -274,7 +281,7 @@ def batch_laplacian(
 
     See Also
     --------
-    batch_hessian_diagonal : the cost.
+    batch_hessian_diagonal : the cost. An estimate takes that of `batch_hvp` for each of its samples.
 
     Examples
     --------
@@ -284,6 +291,8 @@ def batch_laplacian(
     tensor([18., 42.])
     """
     chunks = Chunks.checked("batch_laplacian", chunk_size, memory, progress)
+    if estimated.check_estimator("batch_laplacian", estimator, samples):
+        return estimated.batch_trace(batch_hvp, func, argnums, in_dims, has_aux, check, samples, generator)
     return transform(
         "batch_laplacian", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check, chunks=chunks
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+import torch
+
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._dispatch.transform import call, transform
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from . import estimated
 
 __all__ = [
     "hessian_diagonal",
@@ -238,21 +241,35 @@ def hessian_diagonal(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    estimator: str = "exact",
+    samples: int = 100,
+    generator: torch.Generator | None = None,
 ) -> Callable[..., Any]:
     """Second derivatives of each output by each element of the arguments: the diagonal of `hessian`.
 
-    Parameters are those of `jacobian`.
+    Parameters are those of `jacobian`, and:
+
+    Parameters
+    ----------
+    estimator : {'exact', 'hutchinson'}
+        'hutchinson' estimates the diagonal by products with random signs; see
+        `torch_func_compat.autograd.estimators.hutchinson_diagonal`.
+    samples : int
+        How many products an estimate takes, at least two.
+    generator : torch.Generator, optional
+        Draws the signs; by default torch's own.
 
     Returns
     -------
     callable
         Returns the structure of the output, in it that of the arguments, in it tensors of shape
-        ``output.shape + argument.shape``; and aux.
+        ``output.shape + argument.shape``; and aux. An estimate comes with its standard error, in the same structure,
+        as aux: ``(diagonal, error)``, or ``(diagonal, (error, aux))`` with `has_aux`.
 
     Raises
     ------
     ValueError
-        `chunk_size` is not positive.
+        `chunk_size` is not positive; there is no such estimator, or too few samples.
     RuntimeError
         As for `jacobian`.
 
@@ -260,7 +277,8 @@ def hessian_diagonal(
     -----
     Cost: as many passes through the gradient as the arguments have elements, as for the Hessian; but only the
     diagonal is kept, so that the memory is that of a chunk. A function with several outputs is differentiated twice
-    along each element in forward mode, where there is forward mode.
+    along each element in forward mode, where there is forward mode. An estimate: one evaluation, for the shapes and
+    aux, then as many passes as there are samples (times the number of outputs, if there are several).
 
     Examples
     --------
@@ -270,6 +288,9 @@ def hessian_diagonal(
     tensor([ 6., 12.])
     """
     chunks = Chunks.checked("hessian_diagonal", chunk_size, memory, progress)
+    if estimated.check_estimator("hessian_diagonal", estimator, samples):
+        many = dict(chunk_size=chunk_size, memory=memory, progress=progress)
+        return estimated.diagonal(func, argnums, has_aux, samples, generator, many)
     return transform("hessian_diagonal", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
 
 
@@ -281,20 +302,24 @@ def laplacian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    estimator: str = "exact",
+    samples: int = 100,
+    generator: torch.Generator | None = None,
 ) -> Callable[..., Any]:
     """Sum of the second derivatives of each output by every element of the arguments: the trace of `hessian`.
 
-    Parameters are those of `jacobian`.
+    Parameters are those of `jacobian`, and `estimator`, `samples` and `generator` of `hessian_diagonal`.
 
     Returns
     -------
     callable
-        Returns the structure and the shapes of the output; and aux.
+        Returns the structure and the shapes of the output; and aux. An estimate comes with its standard error as aux:
+        ``(laplacian, error)``, or ``(laplacian, (error, aux))`` with `has_aux`.
 
     Raises
     ------
     ValueError
-        `chunk_size` is not positive.
+        `chunk_size` is not positive; there is no such estimator, or too few samples.
     RuntimeError
         As for `jacobian`.
 
@@ -310,4 +335,7 @@ def laplacian(
     tensor(18.)
     """
     chunks = Chunks.checked("laplacian", chunk_size, memory, progress)
+    if estimated.check_estimator("laplacian", estimator, samples):
+        many = dict(chunk_size=chunk_size, memory=memory, progress=progress)
+        return estimated.trace(func, argnums, has_aux, samples, generator, many)
     return transform("laplacian", func, argnums=argnums, has_aux=has_aux, chunks=chunks)

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class Node(NamedTuple):
-    """The structure of a pytree: its type, the keys of its children and their structures; no type for a tensor."""
-
-    kind: Any = None
-    keys: tuple[Any, ...] = ()
-    children: tuple[Node, ...] = ()
+from .._torch import pytree
 
 
-def flatten(tree: Any, what: str) -> tuple[list[Tensor], Node]:
+def flatten(tree: Any, what: str) -> tuple[list[Tensor], pytree.TreeSpec]:
     """The tensors of a pytree in order, and its structure."""
-    if isinstance(tree, Tensor):
-        return [tree], Node()
-    if isinstance(tree, dict):
-        keys, children = tuple(tree), list(tree.values())
-    elif isinstance(tree, (list, tuple)):
-        keys, children = tuple(range(len(tree))), list(tree)
-    else:
-        raise TypeError(f"{what}: expected tensors, in tuples, lists or dicts, got {type(tree).__name__}")
-    parts = [flatten(child, what) for child in children]
-    leaves = [leaf for its, _ in parts for leaf in its]
-    return leaves, Node(type(tree), keys, tuple(node for _, node in parts))
-
-
-def unflatten(leaves: Iterator[Tensor], node: Node) -> Any:
-    """The pytree of a structure with these tensors."""
-    if node.kind is None:
-        return next(leaves)
-    children = [unflatten(leaves, child) for child in node.children]
-    if issubclass(node.kind, dict):
-        return node.kind(zip(node.keys, children))
-    return node.kind(*children) if hasattr(node.kind, "_fields") else node.kind(children)
+    leaves, spec = pytree.flatten(tree)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{what}: expected a pytree of tensors, got {type(leaf).__name__} in it")
+    return leaves, spec
 
 
 class Space:
@@ -64,7 +42,7 @@ class Space:
         """The elements of all tensors, one tensor after the other."""
         leaves, node = flatten(tree, self._what)
         if node != self._node:
-            raise ValueError(f"{self._what}: expected the structure {_show(self._node)}, got {_show(node)}")
+            raise ValueError(f"{self._what}: expected the structure {self._node}, got {node}")
         if [leaf.shape for leaf in leaves] != self._shapes:
             expected, got = ([tuple(shape) for shape in those] for those in (self._shapes, [s.shape for s in leaves]))
             raise ValueError(f"{self._what}: expected tensors of shapes {expected}, got {got}")
@@ -77,12 +55,4 @@ class Space:
     def tree(self, vector: Tensor) -> Any:
         """The tuple with these elements."""
         parts = torch.split(vector, self._sizes)
-        return unflatten(iter([part.reshape(shape) for part, shape in zip(parts, self._shapes)]), self._node)
-
-
-def _show(node: Node) -> str:
-    if node.kind is None:
-        return "*"
-    return (
-        f"{node.kind.__name__}({', '.join(f'{key}: {_show(child)}' for key, child in zip(node.keys, node.children))})"
-    )
+        return pytree.unflatten([part.reshape(shape) for part, shape in zip(parts, self._shapes)], self._node)

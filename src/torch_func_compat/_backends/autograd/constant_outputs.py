@@ -9,15 +9,13 @@ from typing import Any, ClassVar, Sequence
 import torch
 from torch import Tensor
 
-from .._arguments.protocol import Differentiable
-from .._torch import facts
-from .._torch.callers import warn_user
-from .._torch.random_state import RandomState
+from ..._arguments.protocol import Differentiable
+from ..._guards.exits import MEMORY, NUMBERS
+from ..._torch import facts
+from ..._torch.callers import warn_user
+from ..._torch.random_state import RandomState
 
-_PACKAGE = __name__.rsplit(".", 2)[0] + "."
-# Methods by which numbers leave torch. numpy() and its like fail on tensors of torch.func; the others do not.
-MEMORY = {"numpy", "__array__", "tolist", "data_ptr", "storage", "untyped_storage", "__dlpack__"}
-NUMBERS = {"item", "__float__", "__complex__", "__int__", "__bool__"}
+_PACKAGE = __name__.rsplit(".", 3)[0] + "."
 # Where the user says that no derivative is wanted.
 _STOPS = {"detach", "detach_", "requires_grad_"}
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]

@@ -1,0 +1,6 @@
+"""Methods by which numbers leave torch, so that autograd does not see what becomes of them."""
+
+# These read the memory of a tensor, which the tensors of torch.func's transforms do not have.
+MEMORY = {"numpy", "__array__", "tolist", "data_ptr", "storage", "untyped_storage", "__dlpack__"}
+# These also work in torch.func's derivatives.
+NUMBERS = {"item", "__float__", "__complex__", "__int__", "__bool__"}
