@@ -39,6 +39,9 @@ class Differentiable(Protocol):
 class LinearMap(Protocol):
     """A derivative at a point: the pullback of cotangents, or the pushforward of tangents."""
 
+    # Whether `batched` needs no vmap of a library around it.
+    batches_itself: bool
+
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
         """Apply to one vector (a tensor for each input of the map)."""
 
@@ -48,9 +51,6 @@ class LinearMap(Protocol):
 
 class Pullback(LinearMap, Protocol):
     """A LinearMap whose graph can be kept or freed, as torch.func's ``vjp_fn`` allows."""
-
-    # Whether `batched` needs no vmap of a library around it.
-    batches_itself: bool
 
     # On the level where they have their graph.
     outputs: Sequence[Tensor]

@@ -67,6 +67,8 @@ class CombinedBackend:
 class _Around:
     """A linear map that is applied within a context."""
 
+    batches_itself = False
+
     def __init__(self, linear: LinearMap, around: Callable[[], ContextManager[Any]]) -> None:
         self._linear = linear
         self._around = around

@@ -29,6 +29,8 @@ Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]
 class NativeMap:
     """A linear map of the library's; it is batched by the library's vmap."""
 
+    batches_itself = False
+
     def __init__(self, at_once: AtOnce, apply: Callable[..., Sequence[Tensor]], randomness: str) -> None:
         self._apply = apply
         self._at_once = at_once

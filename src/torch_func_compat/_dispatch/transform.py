@@ -8,8 +8,8 @@ from .._arguments.protocol import Backend
 from .._torch import facts
 from .._torch.compiling import graph_break, is_compiling
 from .._transforms import PRODUCTS, TRANSFORMS
+from .._transforms.linear_functions import JvpFunction, VjpFunction
 from .._transforms.options import Options
-from .._transforms.products import VjpFunction
 from . import choice
 from .fallback import Record, answer
 
@@ -47,7 +47,7 @@ class Transform:
 
 
 def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    if name == "vmap" and options.chunks.trivial and not isinstance(func, VjpFunction):
+    if name == "vmap" and options.chunks.trivial and not isinstance(func, (JvpFunction, VjpFunction)):
         native = backend.native_vmap(func, options.in_dims, options.out_dims, options.randomness)
         if native is not None:
             return native  # type: ignore[no-any-return]

@@ -129,6 +129,8 @@ def jacobian_of_columns(call: Call, columns: Sequence[Tensor]) -> Any:
 class _Redrawn:
     """A linear map that starts from the same random state each time."""
 
+    batches_itself = False
+
     def __init__(self, linear: LinearMap, state: Any) -> None:
         self._linear = linear
         self._state = state

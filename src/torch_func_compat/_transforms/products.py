@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,100 +18,11 @@ from .._arguments.call import (
     require_floating,
     require_tensors,
 )
-from .._arguments.mapped import BatchedCall
-from .._arguments.protocol import Backend, Pullback
-from .._torch import pytree
-from .._torch.tensors import movedim, version
+from .._arguments.protocol import Backend
 from .batch_independence import verify
 from .jacobian import call_of, jacrev, with_value
+from .linear_functions import JvpFunction, VjpFunction
 from .options import Options
-
-
-class _Library:
-    """The library whose transforms may run around a linear map that was recorded outside of them.
-
-    Its levels do not reach into a graph of plain autograd: forward mode is zero there, and gradients keep the graph of
-    an inner level. So where they track the vectors, the function is recorded on the levels, with the same random
-    numbers.
-    """
-
-    def __init__(self, backend: Backend, options: Options) -> None:
-        self._backend = backend
-        self._find = options.running_library
-        self._state = None if self._find is None else backend.draws(None)
-
-    def running(self) -> Any:
-        """The backend of the library, where one of its transforms runs that did not when the map was recorded."""
-        found = None if self._find is None else self._find()
-        return None if found is self._backend else found
-
-    @contextlib.contextmanager
-    def same_draws(self) -> Iterator[None]:
-        """Draw the random numbers of the first recording again; the state outside does not move."""
-        assert self._state is not None
-        now = self._backend.draws(None)
-        self._state.restore()
-        try:
-            yield
-        finally:
-            now.restore()
-
-
-class VjpFunction:
-    """What vjp returns beside the output: cotangents -> gradients of the primals.
-
-    ``vjp_fn(cotangents, retain_graph=True, create_graph=None)``, where the cotangents have the structure of
-    the function's output and the result is a tuple with one entry for each primal.
-    """
-
-    def __init__(self, backend: Backend, call: Call, pullback: Pullback, options: Options) -> None:
-        self.batches_itself = pullback.batches_itself
-        self._retains_graph = True  # unless the caller has freed it
-        self._call = call
-        self._pullback = pullback
-        self._backend = backend
-        self._versions = [version(primal) for primal in call.primals]
-        self._library = _Library(backend, options)
-
-    def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
-        flat, spec = pytree.flatten(cotangents)
-        self._require(spec)
-        library = self._library.running()
-        pullback = self._pullback
-        self._retains_graph = self._retains_graph and retain_graph
-        if library is not None and library.is_tracked(flat):
-            with self._library.same_draws():
-                pullback = library.vjp(self._call, self._call.primals)[1]
-        elif library is not None:
-            library.check_rows(pullback.outputs)
-        try:
-            return self._call.select(pullback.pull(flat, retain_graph, create_graph))
-        except RuntimeError as error:
-            if "backward through the graph a second time" not in str(error) or not self._can_record_again():
-                raise
-        # A backward pass through the output has freed the graph, which the pullback shares with it.
-        with self._library.same_draws():
-            self._pullback = self._backend.vjp(self._call, self._call.primals)[1]
-        return self(cotangents, retain_graph, create_graph)
-
-    def _can_record_again(self) -> bool:
-        unchanged = [version(primal) for primal in self._call.primals] == self._versions
-        return unchanged and self._retains_graph and self.batches_itself
-
-    def _require(self, spec: pytree.TreeSpec) -> None:
-        if spec != self._call.output_spec:
-            raise RuntimeError(
-                f"Expected pytree structure of cotangents to be the same as pytree structure of outputs to the "
-                f"function. cotangents: {spec}, primal output: {self._call.output_spec}"
-            )
-
-    def mapped(self, call: BatchedCall) -> Any:
-        """The value of a vmap over this, from all cotangents at once; None where a loop must do it."""
-        if call.kwargs or len(call.spec.children) != 1 or len(call.where) < len(call.leaves) or not call.batch_size:
-            return None
-        self._require(call.spec.children[0])
-        stacked = [movedim(tensor, dim, 0) for tensor, dim in zip(call.tensors, call.dims)]
-        return call.whole(self._call.select(self._pullback.batched(*stacked)))
 
 
 def vjp(backend: Backend, func: Function, *primals: Any, options: Options) -> Any:
@@ -140,28 +50,7 @@ def linearize(backend: Backend, func: Function, *primals: Any, options: Options)
     require_tensors(call.primals)
     require_floating("primal", call.primals)
     outputs, push, _ = backend.linearize(call, call.primals)
-    around = _Library(backend, options)
-
-    def jvp_fn(*tangents: Any) -> Any:
-        flat, spec = pytree.flatten(tangents)
-        if spec != call.primals_spec:
-            raise RuntimeError(
-                f"Expected the tangents {spec} to have the same argspec as the primals {call.primals_spec}"
-            )
-        for index, (tangent, primal) in enumerate(zip(flat, call.primals)):
-            for what in ("shape", "device", "dtype"):
-                if getattr(tangent, what) != getattr(primal, what):
-                    raise RuntimeError(
-                        f"tangent:{index} with {what} {getattr(tangent, what)} in flattened pytree doesn't match the "
-                        f"{what} {getattr(primal, what)} of the corresponding primal."
-                    )
-        library = around.running()
-        if library is None or not library.is_tracked(flat):
-            return call.output(push(*flat))
-        with around.same_draws():
-            return call.output(library.linearize(call, call.primals)[1](*flat))
-
-    return call.output(outputs), jvp_fn
+    return call.output(outputs), JvpFunction(backend, call, push, options)
 
 
 def grad_and_value(backend: Backend, func: Function, options: Options) -> Function:

@@ -10,8 +10,8 @@ from .._arguments.call import Function
 from .._arguments.chunks import in_chunks
 from .._arguments.mapped import BatchedCall, check_out_dims, check_randomness
 from .._arguments.protocol import Backend
+from .linear_functions import JvpFunction, VjpFunction
 from .options import Options
-from .products import VjpFunction
 
 
 def vmap(backend: Backend, func: Function, options: Options) -> Function:
@@ -22,7 +22,7 @@ def vmap(backend: Backend, func: Function, options: Options) -> Function:
     def mapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, options.out_dims)
         call = BatchedCall(func, options.in_dims, options.out_dims, args, kwargs)
-        if isinstance(func, VjpFunction) and func.batches_itself and backend.innermost() is None:
+        if isinstance(func, (JvpFunction, VjpFunction)) and func.batches_itself and backend.innermost() is None:
             whole = func.mapped(call)
             if whole is not None:
                 return whole

@@ -110,6 +110,8 @@ class Pushforward:
     of the Jacobian are taken from it and contracted.
     """
 
+    batches_itself = True
+
     def __init__(self, level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], graph: Graph) -> None:
         self.level = level
         self.inputs = inputs
