@@ -386,8 +386,8 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause(
             "loses terms of nested derivatives of optimized TorchScript",
-            "only with `set_fallback('error')`, on torch < 2.1: torch would leave terms out",
-            "allow falling back, upgrade torch, or use the function that was scripted or traced",
+            "only with `set_fallback('error')`: torch would leave terms out",
+            "allow falling back, or use the function that was scripted or traced",
         ),
         Cause(
             "don't yet support saved tensor hooks",

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
-from .._guards.by_graph import NORMALISATIONS, SCRIPTS, Look, below, is_mapped, is_transposable, kept_outside, look
+from .._guards.by_graph import (
+    NORMALISATIONS,
+    Look,
+    below,
+    is_mapped,
+    is_transposable,
+    kept_outside,
+    look,
+    require_derivatives,
+)
+from .._guards.compositions import composing
 from .._torch import facts
 from .._torch.random_state import RandomState
 
@@ -56,6 +66,8 @@ class NativePullback:
         How it is mapped, and what is mapped.
     outputs : sequence of Tensor
         On the level where they have their graph.
+    found : Look
+        What that graph has.
     attached : bool
         Whether somebody outside of all transforms can differentiate the gradients again.
     is_active : callable
@@ -71,6 +83,7 @@ class NativePullback:
         at_once: AtOnce,
         pull: Pull,
         outputs: Sequence[Tensor],
+        found: Look,
         attached: bool,
         is_active: Callable[[], bool],
         private: Any,
@@ -81,11 +94,9 @@ class NativePullback:
         self._attached = attached
         self._private = private
         self._is_active = is_active
-        self._found: Look | None = None  # not looked for before rows are batched
+        self._found = found
 
     def _check(self, rows: bool) -> None:
-        if self._found is None:
-            self._found = look(self.outputs)
         for error in self._found.rows:
             raise error
         if rows and self._found.mapped and is_mapped(self.outputs, self._private):
@@ -243,26 +254,33 @@ class NativeBackend:
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         recorded: list[Tensor] = []  # the outputs on the level where they have their graph
+        findings: list[Look] = []
         given = self.given(func)
 
         def noted(*primals: Tensor) -> Any:
             recorded[:], aux = given(*primals)
-            if SCRIPTS:
-                look(recorded)
+            findings[:] = [look(recorded)]
+            if findings[0].rows and facts.has("torch_function_modes"):
+                with composing(2):
+                    recorded[:], aux = given(*primals)
+                findings[:] = [look(recorded)]
             if any(leaf.requires_grad for leaf in below(recorded, self._private)):
-                look(recorded).refuse(recorded, primals, self._private)
+                findings[0].refuse(recorded, primals, self._private)
             return tuple(recorded), aux
 
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
         # without grad mode here, somebody may still have it when he calls the pullback
         attached = not torch.is_grad_enabled() or any(output.requires_grad for output in outputs)
-        return outputs, NativePullback(self.at_once, pull, recorded, attached, self.is_active, self._private), aux
+        found, is_active, private = findings[0], self.is_active, self._private
+        return outputs, NativePullback(self.at_once, pull, recorded, found, attached, is_active, private), aux
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         with FORWARD_MODE:
-            return self.push(self.guard(self.given(func), forward=True), primals, tangents, strict)
+            results = self.push(self.guard(self.given(func), forward=True), primals, tangents, strict)
+        require_derivatives(results[1], self._private)
+        return results
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
@@ -273,6 +291,7 @@ class NativeBackend:
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
             with FORWARD_MODE:
                 _, output_tangents, aux = self.push(guarded, primals, tangents, False)
+            require_derivatives(output_tangents, self._private)
             counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 

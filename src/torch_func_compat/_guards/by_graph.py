@@ -90,6 +90,15 @@ def below(tree: Any, private: Any) -> list[Tensor]:
     return found
 
 
+def require_derivatives(tangents: Sequence[Tensor], private: Any) -> None:
+    """Raise where plain autograd has recorded tangents by a formula that has no derivative."""
+    found = below(tangents, private)
+    if any(leaf.requires_grad for leaf in found):
+        for node in nodes_of(found):
+            if type(node).__name__ == "NotImplemented":
+                raise MistakenRule(MISTAKEN_NESTING.format("forward_mode"))
+
+
 def is_mapped(tree: Any, private: Any) -> bool:
     """Whether a tensor of `tree` has a batch dimension of any level."""
     for leaf in _leaves(tree):

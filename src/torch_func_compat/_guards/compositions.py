@@ -6,6 +6,7 @@ where the derivative in question may be taken: the fused one is faster, and its 
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, Callable, ContextManager, NamedTuple
 
@@ -70,6 +71,21 @@ def _attention(
     return torch.dropout(weights, dropout_p, True) @ value if dropout_p else weights @ value
 
 
+def _multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    function = torch.nn.functional.multi_head_attention_forward
+    call = inspect.signature(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    needed = call.arguments["need_weights"]
+    call.arguments["need_weights"] = True  # with weights, torch does not call a fused kernel
+    output, weights = function(*call.args, **call.kwargs)
+    return output, weights if needed else None
+
+
+def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    distances: Tensor = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).norm(p, -1)
+    return distances
+
+
 def _layer_norm(
     input: Tensor,
     normalized_shape: Any,
@@ -128,6 +144,20 @@ COMPOSITIONS: tuple[Composition, ...] = (
         2,
         _attention,
         "the backward of the fused kernels has no derivative (torch 2.0 to 2.15)",
+    ),
+    Composition(
+        ("nn.functional.multi_head_attention_forward",),
+        "ScaledDotProduct",
+        2,
+        _multi_head_attention,
+        "it calls scaled_dot_product_attention where no mode sees that",
+    ),
+    Composition(
+        ("cdist",),
+        "Cdist",
+        2,
+        _distances,
+        "no second derivative (to torch 2.13); torch.func batches its backward wrongly (fact 'cdist_rows_are_wrong')",
     ),
     Composition(
         ("nn.functional.layer_norm",),

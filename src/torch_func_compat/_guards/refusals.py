@@ -232,9 +232,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "optimized_script",
         MISTAKEN_SCRIPT,
-        "it uses TorchScript, of whose nested derivatives torch < 2.1 silently loses terms",
-        "upgrade to torch >= 2.1, or use the function that was scripted or traced",
-        until=(2, 1),
+        "it uses TorchScript, of whose nested derivatives torch silently loses terms",
+        "use the function that was scripted or traced",
     ),
     Capability(
         "functorch_unique",
