@@ -48,6 +48,10 @@ def _is_wrong_twice(node: Any) -> bool:
     return bool(node._saved_self.is_complex())
 
 
+def _is_wrong_three_times(node: Any) -> bool:
+    return _is_wrong_twice(node) or type(node).__name__.startswith(NORMALISATIONS)
+
+
 def is_active() -> bool:
     """Whether a functorch transform is running in this thread."""
     if not _private.are_transforms_active():
@@ -57,6 +61,20 @@ def is_active() -> bool:
         _private.current_level()
     except RuntimeError:
         return False
+    return True
+
+
+def _agree_with_samples(call: BatchedCall, tensors: Sequence[Tensor], stacked: Sequence[Tensor]) -> bool:
+    """Whether the first and the last of the mapped samples come out the same when they are evaluated alone."""
+    if not call.batch_size or call.batch_size != tensors[0].size(call.dims[0]):
+        return False
+    identity = call.identity
+    for i in sorted({0, call.batch_size - 1}):
+        alone = call(*[tensor.select(dim, i) for tensor, dim in zip(tensors, call.dims)])[0]
+        for one, many in zip(alone, stacked):
+            if one.shape != many.shape[1:] or not torch.allclose(one.detach(), many[i].detach(), equal_nan=True):
+                return False
+    call.identity = identity
     return True
 
 
@@ -108,10 +126,12 @@ class FunctorchBackend(NativeBackend):
     def vmap(
         self, call: BatchedCall, tensors: Sequence[torch.Tensor], randomness: str
     ) -> tuple[list[torch.Tensor], list[Any]]:
-        # No way to see what they index, but what maps over integers most likely indexes by them.
+        results = super().vmap(call, tensors, randomness)
+        # There is no way to see what the function indexes by mapped integers, but samples tell whether it was right.
         if facts.has("mapped_indices_are_wrong") and any(t.dtype in _INTEGERS for t in tensors):
-            raise MistakenRule(MISTAKEN_INDEX.format("functorch"))
-        return super().vmap(call, tensors, randomness)
+            if randomness != "error" or not _agree_with_samples(call, tensors, results[0]):
+                raise MistakenRule(MISTAKEN_INDEX.format("functorch"))
+        return results
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         return super().vjp(_unwritten(func), primals)
@@ -127,10 +147,10 @@ class FunctorchBackend(NativeBackend):
         return super().pushforward(_unwritten(func), primals, randomness)
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
-        # The same mistakes as torch.func's (see _guards/by_operation.py), and no way to see operations: any forward
-        # mode within another derivative, and any third derivative, is left to the autograd backend.
+        # The same mistakes as torch.func's (see _guards/by_operation.py). Forward mode leaves no graph to see
+        # operations in, so within another derivative it is left to the autograd backend.
         around = getattr(self._derivatives, "count", 0)
-        if around >= (1 if forward else 2):
+        if forward and around:
             raise MistakenRule(MISTAKEN_NESTING.format("functorch"))
 
         def guarded(*primals: Any) -> Any:
@@ -140,7 +160,8 @@ class FunctorchBackend(NativeBackend):
                     results = func(*primals)
             finally:
                 self._derivatives.count = around
-            if around and any(map(_is_wrong_twice, nodes_of(results))):
+            wrong = _is_wrong_twice if around < 2 else _is_wrong_three_times
+            if around and any(map(wrong, nodes_of(results))):
                 raise MistakenRule(MISTAKEN_NESTING.format("functorch"))
             return results
 

@@ -64,7 +64,7 @@ class _Watch:
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "call":
             reason = self.python.get(frame.f_code)
-            if frame.f_code in _GRAD_MODE:
+            if reason == MISTAKEN_GRAD_MODE:
                 self._grad_mode.switch(frame.f_locals["mode"])
             elif reason is not None:
                 raise MistakenRule(reason)
