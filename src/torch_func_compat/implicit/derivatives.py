@@ -1,8 +1,7 @@
 """Derivatives within a rule: products of vectors with the Jacobian of a function of tensors.
 
-Where a transform of torch.func is around, the transforms nest with it. On plain autograd a rule is called by the engine,
-with tensors whose graph belongs to passes that are over or under way. There the function is evaluated on tensors of its
-own, and the graph is that of a Function whose derivative is such a product again.
+A rule is called with tensors whose graph belongs to passes that are under way, or over. So the function is evaluated on
+tensors of its own, and the graph is that of a Function, whose derivative is such a product again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..autograd.checks import is_functorch_tensor
 from ..autograd.function import Function
 from ..autograd.internals import jvp, vjp
 from .vectors import is_differentiable
@@ -29,10 +27,7 @@ def pull_back(func: Map, tensors: Leaves, wanted: Sequence[int], cotangent: Leav
     found: list[Tensor | None] = [None] * len(tensors)
     if wanted:
         pulled = _Pulled(func, wanted, len(cotangent))
-        operands = (*cotangent, *tensors)
-        nested = any(map(is_functorch_tensor, operands))
-        gradients = pulled(operands) if nested else _Alone.apply(pulled, *operands)
-        for i, gradient in zip(wanted, gradients):
+        for i, gradient in zip(wanted, _Alone.apply(pulled, *cotangent, *tensors)):
             found[i] = gradient
     return found
 

@@ -217,7 +217,10 @@ def argmin(
             raise TypeError(f"expected {name_of(objective)} to return a real tensor of no dimensions, got {shape}")
         return found
 
-    gradient = functools.wraps(objective)(grad(value))
+    @functools.wraps(objective)
+    def gradient(z: Any, *params: Any) -> Any:
+        return grad(lambda z: value(z, *params))(z)
+
     options = _options("argmin", linear, True, True, preconditioner, tol, on_failure)
     chosen = _solver("argmin", newton() if solve is None else solve)
     return _solution(functools.wraps(objective)(value), gradient, objective, chosen, options, has_aux, scalar=True)
