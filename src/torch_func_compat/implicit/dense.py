@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import INDEFINITE, NOT_FINITE, SINGULAR, Status, coded
+from .errors import INDEFINITE, NOT_FINITE, SINGULAR, SOLVED, Status, coded
 from .vectors import norm
 from .vector_problems import LinearProblem, LinearSolver, state
 
@@ -19,9 +19,8 @@ _solve_triangular: Any = getattr(torch.linalg, "solve_triangular", None)  # from
 class dense(LinearSolver):
     """Assemble the matrix and factorise it.
 
-    For small systems, or many unknowns with a badly conditioned matrix. A symmetric matrix is diagonalized, so that one
-    that is singular, or indefinite where a minimum should be, is told apart with certainty; any other is factorised by
-    QR, which finds a singular matrix by the diagonal of R.
+    For small systems, or many unknowns with a badly conditioned matrix. A matrix is singular if the diagonal of R in its
+    QR factorisation says so, and no Hessian of a minimum if an eigenvalue is negative.
 
     Notes
     -----
@@ -41,35 +40,31 @@ class dense(LinearSolver):
         matrix, b = problem.matrix(), problem.b
         finite = torch.isfinite(matrix.sum() + b.sum())
         matrix = torch.where(finite, matrix, torch.eye(problem.size, dtype=b.dtype, device=b.device))
-        x, code = (_symmetric if problem.symmetric else _general)(matrix, b, problem.definite)
+        x, code = _solved(matrix, b)
+        if problem.definite:
+            code = coded(_is_indefinite(matrix) & (code == SOLVED), INDEFINITE, code)
         x = torch.where(finite, x, torch.full_like(x, float("nan")))
         code = coded(~finite, NOT_FINITE, code)
         return x, state(code, 1, norm(matrix @ x - b), problem.tolerance() * norm(b))
 
 
-def _symmetric(matrix: Tensor, b: Tensor, definite: bool) -> tuple[Tensor, Tensor]:
-    """By eigenvalues, of what congruence makes of like size."""
-    scale = _scale(matrix, 1).sqrt()
-    levels, vectors = torch.linalg.eigh(scale.unsqueeze(1) * ((matrix + matrix.transpose(0, 1)) / 2) * scale)
-    zero = levels.abs() <= len(b) * torch.finfo(b.dtype).eps * levels.abs().max()
-    code = coded(zero.any(), SINGULAR)
-    if definite:
-        code = coded((levels < 0).any() & ~zero.any(), INDEFINITE, code)
-    inner = (vectors.transpose(0, 1) @ (scale * b)) / torch.where(zero, torch.ones_like(levels), levels)
-    return scale * (vectors @ inner), code
-
-
-def _general(matrix: Tensor, b: Tensor, definite: bool) -> tuple[Tensor, Tensor]:
+def _solved(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """By QR, of rows and columns of like size."""
     rows = _scale(matrix, 1)
     matrix = rows.unsqueeze(1) * matrix
     columns = _scale(matrix, 0)
     q, r = torch.linalg.qr(matrix * columns)
     pivots = torch.diagonal(r).abs()
-    zero = pivots <= len(b) * torch.finfo(b.dtype).eps * pivots.max()
-    r = torch.where(zero.any(), torch.eye(len(b), dtype=b.dtype, device=b.device), r)
-    inner = solve_upper(r, q.transpose(0, 1) @ (rows * b))
-    return columns * inner, coded(zero.any(), SINGULAR)
+    singular = (pivots <= len(b) * torch.finfo(b.dtype).eps * pivots.max()).any()
+    r = torch.where(singular, torch.eye(len(b), dtype=b.dtype, device=b.device), r)
+    return columns * solve_upper(r, q.transpose(0, 1) @ (rows * b)), coded(singular, SINGULAR)
+
+
+def _is_indefinite(matrix: Tensor) -> Tensor:
+    """By the least eigenvalue of what congruence makes of like size."""
+    scale = _scale(matrix, 1).sqrt()
+    levels = torch.linalg.eigvalsh(scale.unsqueeze(1) * ((matrix + matrix.transpose(0, 1)) / 2) * scale)
+    return (levels < 0).any()
 
 
 def _scale(matrix: Tensor, dim: int) -> Tensor:

@@ -13,7 +13,7 @@ from .derivatives import Leaves, pull_back, push_forward
 from .errors import WRONG, Status, coded, settle
 from .iterations import Info, Iteration, Nonlinear
 from .linear_solve import solve_system
-from .outside import Outside, name_of, own_tensors, returned
+from .outside import Outside, name_of, returned
 from .systems import JacobianSystem, Options, Tensors
 from .vector_problems import state
 from .vectors import Layout, is_differentiable, norm
@@ -91,8 +91,7 @@ class Solution:
 
     def _run(self, operands: Tensors) -> tuple[Tensor, ...]:
         layout, n = self.equations.layout, self.equations.layout.count
-        given = own_tensors(self._given, name_of(self._given))
-        found = self._solve(given, layout.unflatten(operands[:n]), *self.equations.params(operands[n:]))
+        found = self._solve(self._given, layout.unflatten(operands[:n]), *self.equations.params(operands[n:]))
         aux: Sequence[Tensor] = ()
         if self._has_aux:
             if not isinstance(found, tuple) or len(found) != 2:

@@ -7,14 +7,14 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..autograd.custom_rules import custom_vjp
 from ..autograd.function import Function
 from . import trees
+from .closures import evaluated_alone
 from .dense import dense
 from .derivatives import Leaves, pull_back, push_forward
 from .errors import WRONG, Status, check_mode, coded, settle
 from .krylov import cg, gmres
-from .outside import Outside, name_of, own_tensors, returned
+from .outside import Outside, name_of, returned
 from .systems import Options, ProductSystem, System, Tensors
 from .vector_problems import DENSE, LinearProblem, LinearSolver, state
 from .vectors import Layout, anywhere, dot, is_differentiable, norm, signs
@@ -146,14 +146,6 @@ def check_preconditioner(options: Options) -> None:
             raise TypeError(f"expected no preconditioner with {solve!r}: it is for cg and gmres")
 
 
-def evaluated_alone(func: Callable[..., Any], *args: Any) -> Any:
-    """The value, with an error where something that is differentiated is not among the arguments."""
-    probe = custom_vjp(func)
-    # the value is looked at and thrown away
-    probe.defvjp(lambda *args: (func(*args), None), lambda _, grad: (None,) * len(args))
-    return probe(*args)
-
-
 def solve_system(system: System, b: Leaves, tensors: Tensors) -> Leaves:
     """The solution, differentiable by `b` and `tensors`."""
     if system.layout.size == 0:
@@ -242,7 +234,7 @@ def _by_callable(solve: Callable[..., Any], problem: LinearProblem, tensors: Ten
         def matvec(x: Any) -> Any:
             return layout.unflatten([y.detach() for y in operator(layout.flatten(x, f"{name}, for a product,"))])
 
-        return returned(solve(own_tensors(matvec, name), layout.unflatten(operands[:n])), layout, name)
+        return returned(solve(matvec, layout.unflatten(operands[:n])), layout, name)
 
     x = layout.ravel(Outside.apply(run, *layout.unravel(problem.b), *tensors))
     residual = norm(problem.matvec(x) - problem.b)

@@ -7,13 +7,9 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..autograd.checks import is_functorch_tensor
 from ..autograd.function import Function
 from . import trees
 from .vectors import Layout
-
-# By this text the transforms know that a loop over samples can do what one batch cannot.
-_FOREIGN = "{} uses a tensor of a transform around it that is not among its arguments: pass it as one"
 
 
 class Outside(Function):
@@ -36,24 +32,6 @@ class Outside(Function):
 def name_of(func: Any) -> str:
     """As messages call a callable."""
     return str(getattr(func, "__name__", None) or repr(func))
-
-
-def own_tensors(func: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`func`, with an error where its result depends on a batch that is not taken apart here."""
-
-    def checked(*args: Any) -> Any:
-        try:
-            result = func(*args)
-        except RuntimeError as error:
-            # what torch says of a tensor whose transform is not there
-            if "INTERNAL ASSERT" in str(error) or "escaped" in str(error):
-                raise RuntimeError(_FOREIGN.format(name)) from error
-            raise
-        if any(is_functorch_tensor(x) for x in trees.flatten(result)[0]):
-            raise RuntimeError(_FOREIGN.format(name))
-        return result
-
-    return checked
 
 
 def returned(tree: Any, layout: Layout, name: str) -> tuple[Tensor, ...]:

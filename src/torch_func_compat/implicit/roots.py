@@ -10,10 +10,11 @@ from torch import Tensor
 from ..autograd.internals import grad
 from . import trees
 from .anderson import anderson
+from .closures import evaluated_alone
 from .equations import Equations, Solution
 from .errors import check_mode
 from .iterations import Iteration
-from .linear_solve import check_preconditioner, evaluated_alone, ready
+from .linear_solve import check_preconditioner, ready
 from .newton import newton
 from .outside import name_of
 from .systems import Options
