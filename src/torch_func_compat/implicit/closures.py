@@ -1,7 +1,7 @@
 """Functions of the user's may close over tensors, but not over such as are differentiated or mapped.
 
-Rules evaluate them where the transforms around are not there, and so a closed-over tensor of theirs would be taken for a
-constant, or for another batch.
+Rules evaluate them where the transforms around are not there. A tensor of those would be taken for a constant there, or
+for another batch.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .errors import INDEFINITE, NOT_FINITE, SINGULAR, SOLVED, Status, coded
-from .vectors import norm
 from .vector_problems import LinearProblem, LinearSolver, state
+from .vectors import norm
 
 __all__ = ["dense"]
 
@@ -19,13 +19,13 @@ _solve_triangular: Any = getattr(torch.linalg, "solve_triangular", None)  # from
 class dense(LinearSolver):
     """Assemble the matrix and factorise it.
 
-    For small systems, or many unknowns with a badly conditioned matrix. A matrix is singular if the diagonal of R in its
-    QR factorisation says so, and no Hessian of a minimum if an eigenvalue is negative.
+    For small systems, and for badly conditioned ones. A matrix is singular if the diagonal of R in its QR factorisation
+    says so, and no Hessian of a minimum if an eigenvalue is negative.
 
     Notes
     -----
-    Cost: as many products as there are unknowns (batched, where they can be), memory for the square of their number, and
-    time for the cube.
+    Cost: as many products as there are unknowns (batched, where they can be), memory for the square of their number,
+    and time for the cube.
 
     Examples
     --------
@@ -64,18 +64,21 @@ def _is_indefinite(matrix: Tensor) -> Tensor:
     """By the least eigenvalue of what congruence makes of like size."""
     scale = _scale(matrix, 1).sqrt()
     levels = torch.linalg.eigvalsh(scale.unsqueeze(1) * ((matrix + matrix.transpose(0, 1)) / 2) * scale)
-    return (levels < 0).any()
+    found: Tensor = (levels < 0).any()
+    return found
 
 
 def _scale(matrix: Tensor, dim: int) -> Tensor:
-    largest = matrix.abs().max(dim)[0]
+    largest: Tensor = matrix.abs().max(dim)[0]
     return 1 / torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def solve_upper(r: Tensor, right: Tensor) -> Tensor:
     """Back substitution."""
+    columns = right.unsqueeze(1)
+    found: Tensor
     if _solve_triangular is None:
-        found: Tensor = torch.triangular_solve(right.unsqueeze(1), r, upper=True)[0]
+        found = torch.triangular_solve(columns, r, upper=True)[0]
     else:
-        found = _solve_triangular(r, right.unsqueeze(1), upper=True)
+        found = _solve_triangular(r, columns, upper=True)
     return found.squeeze(1)

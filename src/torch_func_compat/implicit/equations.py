@@ -77,7 +77,7 @@ class Solution:
             v, status = self._solve.run(problem)
             aux = self._taken(Info(status.iterations, status.norm)) if self._has_aux else ()
             return v, status, aux
-        n, name = self.equations.layout.count, name_of(self._solve)
+        n = self.equations.layout.count
         outputs = Outside.apply(self._run, *z0, *tensors)
         v = self.equations.layout.ravel(outputs[:n])
         residual, scale = problem.measured(v)

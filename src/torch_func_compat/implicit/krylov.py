@@ -93,9 +93,9 @@ class gmres(LinearSolver):
 
     Notes
     -----
-    Cost: a product with the matrix and one with the preconditioner in each iteration, and memory for `restart` vectors
-    and two more; preconditioned from the right, so that the residual is the true one. Y. Saad and M. H. Schultz, SIAM J.
-    Sci. Stat. Comput. 7, 856 (1986).
+    Cost: a product with the matrix and one with the preconditioner in each iteration, and memory for twice `restart`
+    vectors. It is preconditioned from the right, so that the residual is the true one. Y. Saad and M. H. Schultz, SIAM
+    J. Sci. Stat. Comput. 7, 856 (1986).
 
     Examples
     --------

@@ -81,9 +81,9 @@ def linear_solve(
 
     Notes
     -----
-    Cost: one solve, and one product with the matrix, if it is by a callable or symmetric, to check it. Each cotangent and
-    each tangent costs one solve more and a derivative of one product. Memory: that of the solver; nothing is kept but
-    `params` and the solution.
+    Cost: one solve; where it is by a callable, one product with the matrix to check it, and two where it should be
+    symmetric. Each cotangent and each tangent costs one solve more and a derivative of one product. Memory: that of the
+    solver; nothing is kept but `params` and the solution.
 
     ``A dx = db - dA x``, and by the transpose ``A^T w = g``, ``db = w``, ``dA = -w x^T``: M. B. Giles, in Advances in
     Automatic Differentiation (2008), p. 35. The manner is that of JAX's ``custom_linear_solve``, with parameters as
@@ -180,8 +180,7 @@ class _LinearSolve(Function):
         system = ctx.system
         n = system.layout.count
         x, tensors = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        grads = _filled(grads, x)
-        adjoint = solve_system(system.transposed, grads, tensors)
+        adjoint = solve_system(system.transposed, _filled(grads, x), tensors)
         needed = [a and b for a, b in zip(ctx.needs_input_grad, ctx.differentiable)][1 + n :]
         wanted = [i for i, need in enumerate(needed) if need]
         found = pull_back(
@@ -249,6 +248,6 @@ def _check_symmetric(problem: LinearProblem, x: Tensor, name: str) -> None:
     difference = (dot(u, ax) - dot(au, x)).abs()
     if anywhere(difference > problem.eps**0.5 * (norm(u) * norm(ax) + norm(au) * norm(x))):
         raise ValueError(
-            f"expected the matrix of {name} to be symmetric (for complex numbers: Hermitian), since symmetric=True says "
-            f"so, and it is not: leave that out"
+            f"expected the matrix of {name} to be symmetric (Hermitian, if complex), since symmetric=True, and "
+            f"it is not: leave that out"
         )

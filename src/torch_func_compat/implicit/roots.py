@@ -42,24 +42,25 @@ def root(
         ``residual(z, *params)``, zero at the solution: of the structure, shapes and dtypes of `z`, and made of torch
         operations. What is differentiated has to be among `params`; tensors that need no derivative may be closed over.
     solve : solver, optional
-        `newton`, which is the default, or a callable ``solve(residual, z0, *params)`` that returns z: it may leave torch
-        (numpy, scipy, C++), gets tensors that require no grad, one sample at a time, and is never differentiated.
+        `newton`, which is the default, or a callable ``solve(residual, z0, *params)`` that returns z. It may leave
+        torch (numpy, scipy, C++), is called under `torch.no_grad` with tensors of one sample, and is never differentiated.
     has_aux : bool
         Whether `solve` returns ``(z, aux)``, where aux is a pytree of tensors and numbers, which become tensors. For
         `newton` it is a named tuple of ``iterations`` and ``residual_norm``.
     linear : solver, optional
-        Of the linear systems: `dense`, `cg`, `gmres` or a callable, as `solve` of `linear_solve`, which also has to solve
-        the transposed one. By default `dense` for up to 512 unknowns and `gmres` beyond.
+        Of the linear systems: `dense`, `cg`, `gmres` or a callable, as `solve` of `linear_solve`, which also has to
+        solve the transposed one. By default `dense` for up to 512 unknowns and `gmres` beyond.
     symmetric : bool
         The Jacobian of the residual by z is its own (conjugate) transpose.
     preconditioner : callable, optional
         ``preconditioner(r, z, *params)``: about the inverse of that Jacobian times `r`, for `cg` and `gmres`.
     tol : float, optional
         Norm of the residual, relative to what changes of unknown and parameters by their own size would make of it,
-        above which what a callable of yours returns is no solution. By default the square root of the machine precision.
+        above which what a callable of yours returns is no solution. By default the square root of the machine
+        precision.
     on_failure : {'raise', 'warn', 'nan'}
-        What is done about a solution that was not found, also in the linear systems of derivatives: raise an error, warn
-        and go on with what there is, or fill the solution (of the sample) with nan.
+        What is done about a solution that was not found, also in the linear systems of derivatives: raise an error,
+        warn and go on with what there is, or fill the solution (of the sample) with nan.
 
     Returns
     -------
@@ -80,8 +81,8 @@ def root(
     -----
     ``dz = -(dF/dz)^-1 (dF/dp) dp``, the implicit function theorem. Cost: the solver and, to check it, a derivative of
     the residual; each cotangent and each tangent costs one linear solve and a derivative of the residual. Memory: that
-    of the solver; nothing is kept but `params` and the solution. The derivative by `z0` is zero. Derivatives of any order
-    are such solutions again, with the same matrix.
+    of the solver; nothing is kept but `params` and the solution. The derivative by `z0` is zero. Derivatives of higher
+    order are such linear solves again, with the same matrix.
 
     Examples
     --------
@@ -190,8 +191,8 @@ def argmin(
     Raises
     ------
     IndefiniteError
-        A linear system was met whose matrix, the Hessian, is not positive definite. `dense` and `cg` see that; whether a
-        point is a minimum is looked at where a derivative is asked for.
+        The Hessian is not positive definite, where `newton` makes a step or a derivative is asked for: `dense` and `cg`
+        see that. Give `newton` a start near the minimum, or use a minimizer of yours.
     ImplicitError, RuntimeError, TypeError, ValueError
         As for `root`.
 

@@ -125,14 +125,14 @@ class JacobianSystem(System):
     def pullback(self, tensors: Tensors) -> Operator:
         func, z = self._split(tensors)
         pull = vjp(func, *z)[1]
-        return lambda vector: pull(tuple(vector))  # type: ignore[no-any-return]
+        return lambda vector: pull(tuple(vector))
 
     def operator(self, tensors: Tensors) -> Operator:
         if self.options.symmetric:
             return self.pullback(tensors)
         func, z = self._split(tensors)
         push = linearize(func, *z)[1]
-        return lambda vector: push(*vector)  # type: ignore[no-any-return]
+        return lambda vector: push(*vector)
 
     def matrix(self, tensors: Tensors) -> Tensor:
         n = self.layout.count
@@ -148,7 +148,7 @@ class JacobianSystem(System):
         if func is None:
             return None
         approximate = func
-        return lambda vector: approximate(vector, tensors[:n], tensors[n:])  # type: ignore[no-any-return]
+        return lambda vector: approximate(vector, tensors[:n], tensors[n:])
 
 
 class ProductSystem(System):
@@ -164,7 +164,7 @@ class ProductSystem(System):
     def pullback(self, tensors: Tensors) -> Operator:
         # linear, so that it is the same at any point
         pull = vjp(lambda *x: tuple(self._product(x, tensors)), *self.layout.zeros())[1]
-        return lambda vector: pull(tuple(vector))  # type: ignore[no-any-return]
+        return lambda vector: pull(tuple(vector))
 
     def operator(self, tensors: Tensors) -> Operator:
         return lambda vector: self._product(vector, tensors)
@@ -179,9 +179,9 @@ class ProductSystem(System):
         approximate = self.options.preconditioner
         if approximate is None:
             return None
-        return lambda vector: approximate(vector, tensors)  # type: ignore[no-any-return]
+        return lambda vector: approximate(vector, tensors)
 
 
 def _transpose(linear: Operator, layout: Layout) -> Operator:
     pull = vjp(lambda *x: tuple(linear(x)), *layout.zeros())[1]
-    return lambda vector: pull(tuple(vector))  # type: ignore[no-any-return]
+    return lambda vector: pull(tuple(vector))

@@ -74,8 +74,8 @@ class Layout:
                 )
             if leaf.dtype != dtype:
                 raise TypeError(
-                    f"expected {who} to return the dtype of {self.what}, {dtype}, got {leaf.dtype}: convert {self.what} "
-                    f"or the parameters with to()"
+                    f"expected {who} to return the dtype of {self.what}, {dtype}, got {leaf.dtype}: convert one of "
+                    f"them with to()"
                 )
         return leaves
 
