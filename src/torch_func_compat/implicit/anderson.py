@@ -24,10 +24,10 @@ class anderson(Iteration):
         Steps that are looked back to; 0 is the plain iteration.
     mixing : float
         Fraction of each step that is taken. Less than 1 for a step that overshoots.
-    tol, progress
+    tol : float, optional
+        As for `newton`; by default ``eps**0.75``, which is 2e-12 for float64 and 6e-6 for float32.
+    max_iterations, progress
         As for `newton`.
-    max_iterations : int
-        Steps.
 
     Notes
     -----

@@ -81,8 +81,11 @@ class Iteration:
         """The solution and how it ended, for each sample of a vmap that is running."""
         raise NotImplementedError
 
+    # The default tolerance, as a power of the machine precision
+    power = 0.75
+
     def tolerance(self, problem: Nonlinear) -> float:
-        return float(problem.layout.eps**0.75) if self.tol is None else self.tol
+        return float(problem.layout.eps**self.power) if self.tol is None else self.tol
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

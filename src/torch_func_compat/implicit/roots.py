@@ -43,7 +43,7 @@ def root(
         operations. What is differentiated has to be among `params`; tensors that need no derivative may be closed over.
     solve : solver, optional
         `newton`, which is the default, or a callable ``solve(residual, z0, *params)`` that returns z. It may leave
-        torch (numpy, scipy, C++), is called under `torch.no_grad` with tensors of one sample, and is never differentiated.
+        torch (numpy, scipy, C++), is called under `torch.no_grad` with tensors of one sample, and never differentiated.
     has_aux : bool
         Whether `solve` returns ``(z, aux)``, where aux is a pytree of tensors and numbers, which become tensors. For
         `newton` it is a named tuple of ``iterations`` and ``residual_norm``.
