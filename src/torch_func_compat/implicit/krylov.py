@@ -73,7 +73,7 @@ class cg(LinearSolver):
             z = problem.precondition(r)
             before, rz = rz, torch.where(active, dot(r, z), rz)
             p = torch.where(active, z + divide(rz, before) * p, p)
-            bound = torch.max(aim, 4 * eps * largest * norm(x))  # what rounding allows
+            bound = _bound(problem, aim, largest * norm(x))
             code = torch.where(active, _judged(norm(r), bound), code)
             iterations = iterations + active.to(iterations.dtype)
         return x, state(code, iterations, norm(r), bound)
@@ -131,7 +131,7 @@ class gmres(LinearSolver):
             before = norm(r)
             x = torch.where(active, x + cycle.correction(), x)
             r = torch.where(active, b - problem.matvec(x), r)
-            bound = torch.max(aim, 4 * problem.eps * largest * norm(x))
+            bound = _bound(problem, aim, largest * norm(x))
             code = torch.where(active, _judged(norm(r), bound), code)
             stuck = active & (code == UNFINISHED) & ~(norm(r) < 0.999999 * before)
             # a Krylov space that grows no more and does not contain the solution
@@ -192,7 +192,7 @@ def _least_squares(columns: list[Tensor], beta: Tensor) -> tuple[Tensor, Tensor]
     h = torch.stack(padded, 1)
     q, r = torch.linalg.qr(h)
     pivots = torch.diagonal(r)
-    zero = pivots.abs() <= torch.finfo(beta.dtype).eps * pivots.abs().max()
+    zero = pivots.abs() <= 8 * rows * torch.finfo(beta.dtype).eps * pivots.abs().max()
     unit = torch.eye(rows, dtype=beta.dtype, device=beta.device)[0]
     r = r + torch.diag(zero.to(beta.dtype))
     y = solve_upper(r, torch.where(zero, torch.zeros_like(pivots), beta * q[0]))
@@ -201,6 +201,11 @@ def _least_squares(columns: list[Tensor], beta: Tensor) -> tuple[Tensor, Tensor]
 
 def _limit(chosen: int | None, size: int) -> int:
     return min(max(10 * size, 50), 10000) if chosen is None else chosen
+
+
+def _bound(problem: LinearProblem, aim: Tensor, size: Tensor) -> Tensor:
+    """The aim, or what rounding allows of it; not for a solution that is as large as those of singular systems."""
+    return torch.max(aim, torch.min(4 * problem.eps * size, problem.eps**0.5 * norm(problem.b)))
 
 
 def _judged(size: Tensor, bound: Tensor) -> Tensor:
