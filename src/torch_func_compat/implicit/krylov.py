@@ -23,8 +23,8 @@ class cg(LinearSolver):
     Parameters
     ----------
     tol : float, optional
-        Norm of the residual relative to that of the right-hand side; by default ``eps**0.75``, which is 2e-12 for
-        float64 and 6e-6 for float32.
+        Norm of the residual relative to that of the right-hand side; by default ``eps**0.9``, which is 8e-15 for
+        float64 and 6e-7 for float32, or what rounding allows.
     max_iterations : int, optional
         By default ten for each unknown, and no more than 10000.
 
@@ -205,7 +205,7 @@ def _limit(chosen: int | None, size: int) -> int:
 
 def _bound(problem: LinearProblem, aim: Tensor, size: Tensor) -> Tensor:
     """The aim, or what rounding allows of it; not for a solution that is as large as those of singular systems."""
-    return torch.max(aim, torch.min(4 * problem.eps * size, problem.eps**0.5 * norm(problem.b)))
+    return torch.max(aim, torch.min(16 * problem.eps * size, problem.eps**0.5 * norm(problem.b)))
 
 
 def _judged(size: Tensor, bound: Tensor) -> Tensor:

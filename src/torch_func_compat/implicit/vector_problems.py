@@ -35,7 +35,7 @@ class LinearProblem:
 
     def tolerance(self) -> float:
         """The residual, relative to the right-hand side, that iterations aim at."""
-        return float(self.eps**0.75)
+        return float(self.eps**0.9)
 
     def matvec(self, v: Tensor) -> Tensor:
         if self._operator is None:
