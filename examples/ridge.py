@@ -2,8 +2,8 @@
 Ridge regression whose penalty is tuned by the gradient of its validation loss.
 
 The weights solve ``(X^T X + exp(p) 1) w = X^T y``, by conjugate gradients and so without that matrix; their derivative by
-the penalty p is another such solve. Newton's method for p takes the first and the second derivative of the loss for data
-that the weights have not seen::
+the penalty p is another such solve, and so is the gradient of the loss for data that the weights have not seen. The
+secant method finds where that is zero::
 
     python examples/ridge.py
 
@@ -17,7 +17,7 @@ import sys
 import torch
 from torch import Tensor
 
-from torch_func_compat import grad, hessian, jacfwd, use_fallback, vmap
+from torch_func_compat import grad, hessian, use_fallback, vmap
 from torch_func_compat.autograd.gradcheck import finite_difference_jacobian
 from torch_func_compat.implicit import cg, linear_solve
 
@@ -57,11 +57,15 @@ def closed_form(penalty: Tensor) -> Tensor:
 
 
 def tune(penalty: Tensor) -> Tensor:
-    for _ in range(20):
-        slope, curvature = grad(validation_loss)(penalty), jacfwd(grad(validation_loss))(penalty)
-        change = slope / curvature if curvature > 0 else slope.sign()
-        penalty = penalty - change.clamp(-1, 1)
-        if abs(change) < 1e-10:
+    """Where the slope of the loss is zero, by the secant method."""
+    slope_of = grad(validation_loss)
+    before, penalty = penalty, penalty + 0.5
+    slope_before, slope = slope_of(before), slope_of(penalty)
+    for _ in range(30):
+        change = -slope * (penalty - before) / (slope - slope_before)
+        before, slope_before, penalty = penalty, slope, penalty + change.clamp(-1, 1)
+        slope = slope_of(penalty)
+        if slope.abs() < 1e-12:
             break
     return penalty
 
