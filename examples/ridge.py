@@ -59,7 +59,7 @@ def closed_form(penalty: Tensor) -> Tensor:
 def tune(penalty: Tensor) -> Tensor:
     """Where the slope of the loss is zero, by the secant method."""
     slope_of = grad(validation_loss)
-    before, penalty = penalty, penalty + 0.5
+    before, penalty = penalty, penalty - 0.5
     slope_before, slope = slope_of(before), slope_of(penalty)
     for _ in range(30):
         change = -slope * (penalty - before) / (slope - slope_before)
@@ -71,7 +71,7 @@ def tune(penalty: Tensor) -> Tensor:
 
 
 def main() -> int:
-    start = torch.tensor(-2.0, dtype=F64)
+    start = torch.tensor(1.0, dtype=F64)
     best = tune(start)
     print("penalty      ", f"{best.exp().item():.9f}")
     print("loss         ", f"{validation_loss(start).item():.9f} -> {validation_loss(best).item():.9f}")
