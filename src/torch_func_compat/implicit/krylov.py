@@ -102,7 +102,7 @@ class gmres(LinearSolver):
     >>> import torch
     >>> from torch_func_compat.implicit import gmres, linear_solve
     >>> matrix = torch.tensor([[0.0, 2.0], [4.0, 0.0]])
-    >>> linear_solve(lambda v: matrix @ v, torch.tensor([2.0, 4.0]), solve=gmres())
+    >>> linear_solve(lambda v: matrix @ v, torch.tensor([2.0, 4.0]), solve=gmres()).round()
     tensor([1., 1.])
     """
 

@@ -95,11 +95,10 @@ def linear_solve(
     >>> import torch_func_compat as tfc
     >>> from torch_func_compat.implicit import linear_solve
     >>> b = torch.ones(2)
-    >>> solution = lambda a: linear_solve(lambda x, a: a * x, b, a)
+    >>> total = lambda a: linear_solve(lambda x, a: a * x, b, a).sum()
     >>> with tfc.use_fallback("silent"):
-    ...     tfc.jacrev(solution)(torch.tensor([1.0, 2.0]))
-    tensor([[-1.0000,  0.0000],
-            [ 0.0000, -0.2500]])
+    ...     tfc.grad(total)(torch.tensor([1.0, 2.0]))
+    tensor([-1.0000, -0.2500])
     """
     check_mode(on_failure)
     layout = Layout(b, "b")
