@@ -220,7 +220,7 @@ def test_samples_that_have_converged_stand_still():
     calls = len(seen)
     del seen[:]
     solution(ONE, hard)
-    assert calls == len(seen)  # as many evaluations as the hardest alone
+    assert calls <= len(seen) + 2  # as many steps as the hardest alone, and a look at the easy one
     assert torch.equal(z[0], solution(ONE, easy)[0])
     assert info.iterations[0] < info.iterations[1]
 

@@ -13,14 +13,17 @@ from .vectors import norm
 
 __all__ = ["dense"]
 
-_solve_triangular: Any = getattr(torch.linalg, "solve_triangular", None)  # from torch 1.11 on
+# from torch 1.11 and 1.13 on
+_solve_triangular: Any = getattr(torch.linalg, "solve_triangular", None)
+_lu_factor: Any = getattr(torch.linalg, "lu_factor_ex", None)
+_lu_solve: Any = getattr(torch.linalg, "lu_solve", None)
 
 
 class dense(LinearSolver):
     """Assemble the matrix and factorise it.
 
-    For small systems, and for badly conditioned ones. A matrix is singular if the diagonal of R in its QR factorisation
-    says so, and no Hessian of a minimum if an eigenvalue is negative.
+    For small systems, and for badly conditioned ones. A matrix is singular if a pivot of its LU factorisation says so, and
+    no Hessian of a minimum if an eigenvalue is negative.
 
     Notes
     -----
@@ -49,15 +52,18 @@ class dense(LinearSolver):
 
 
 def _solved(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """By QR, of rows and columns of like size."""
+    """By elimination, of rows and columns of like size."""
     rows = _scale(matrix, 1)
     matrix = rows.unsqueeze(1) * matrix
     columns = _scale(matrix, 0)
-    q, r = torch.linalg.qr(matrix * columns)
-    pivots = torch.diagonal(r).abs()
+    # without an error for singular ones, of which there may be some in a batch
+    factors, order = (_lu_factor(matrix * columns) if _lu_factor else torch.lu(matrix * columns, get_infos=True))[:2]
+    pivots = torch.diagonal(factors).abs()
     singular = (pivots <= len(b) * torch.finfo(b.dtype).eps * pivots.max()).any()
-    r = torch.where(singular, torch.eye(len(b), dtype=b.dtype, device=b.device), r)
-    return columns * solve_upper(r, q.transpose(0, 1) @ (rows * b)), coded(singular, SINGULAR)
+    factors = torch.where(singular, torch.eye(len(b), dtype=b.dtype, device=b.device), factors)
+    right = (rows * b).unsqueeze(1)
+    inner = _lu_solve(factors, order, right) if _lu_solve else torch.lu_solve(right, factors, order)
+    return columns * inner.squeeze(1), coded(singular, SINGULAR)
 
 
 def _is_indefinite(matrix: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ class newton(Iteration):
 
     Notes
     -----
-    Cost of a step: a derivative of the residual, the assembled Jacobian and its factorisation (or products with it, for
-    an iterative `linear`), and one more derivative for each time that the step is halved. Nothing is recorded.
+    Cost of a step: the residual, its assembled Jacobian and a factorisation (or products with it, for an iterative
+    `linear`), and the residual once more for each time that the step is halved. Where the tolerance seems to be met, a
+    derivative of the residual. Nothing is recorded.
 
     Examples
     --------
@@ -70,18 +71,19 @@ class newton(Iteration):
             length = torch.ones_like(size)
             for _ in range(_HALVINGS):
                 there = v - length * direction
-                new, new_scale = problem.measured(there)
+                new = problem.value(there)
                 better = norm(new) < (1 - 1e-4 * length) * size
                 if not anywhere(active & ~better & (size > SLACK * tol * scale)):
                     break
                 length = torch.where(better, length, length / 2)
             moved = active & better
             v, residual = torch.where(moved, there, v), torch.where(moved, new, residual)
-            size, scale = norm(residual), torch.where(moved, new_scale, scale)
+            size, stuck = norm(residual), active & ~better
             iterations = iterations + active.to(iterations.dtype)
-            code = judged(code, size, tol * scale)
-            stuck = active & ~better
-            code = coded(stuck & (code == UNFINISHED) & (size <= SLACK * tol * scale), SOLVED, code)
+            if anywhere(stuck | (active & (size <= tol * scale))):
+                scale = torch.where(active, problem.measured(v)[1], scale)
+                code = judged(code, size, tol * scale)
+                code = coded(stuck & (code == UNFINISHED) & (size <= SLACK * tol * scale), SOLVED, code)
             stalled = stalled | stuck
         self.show(self.max_iterations if anywhere(~stalled & (code == UNFINISHED)) else step, code, size, last=True)
         return v, Status(code, iterations, size, tol * scale)

@@ -130,9 +130,9 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """The Euclidean norm; no overflow of squares, and nan for what is not finite."""
-    if x.numel() == 0:
-        return x.sum()
+    """The Euclidean norm, also of numbers whose squares are too large or too small."""
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return x.norm()
     largest = x.detach().abs().max()
     safe = torch.where(largest > 0, largest, torch.ones_like(largest))
     return safe * ((x / safe) ** 2).sum().sqrt()
