@@ -1,7 +1,8 @@
 """Derivatives of a solution: by what it solves, and by unrolling the iterations that found it.
 
 ``python benchmarks/bench_implicit.py`` prints ratios of times that were taken in turns within this process, by the time
-of this thread, and peaks of memory of child processes. JAX takes part where it is installed. No time is ever asserted.
+of all its threads (JAX has its own), and peaks of memory of child processes. JAX takes part where it is installed. No
+time is ever asserted.
 """
 
 import os
@@ -90,15 +91,15 @@ def by_jax(weight, x):
 
 
 def turns(candidates, seconds=2.0):
-    """Medians of the times of this thread, of calls that take turns."""
+    """Medians of the times of this process, of calls that take turns."""
     times = {name: [] for name in candidates}
     end = time.perf_counter() + seconds * len(candidates)
     while time.perf_counter() < end or len(times[next(iter(candidates))]) < 5:
         for name, call in candidates.items():
             call()
-            start = time.thread_time()
+            start = time.process_time()
             call()
-            times[name].append(time.thread_time() - start)
+            times[name].append(time.process_time() - start)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
@@ -138,57 +139,68 @@ def kept(call):
 
 def batches():
     """64 samples of different difficulty in one call, against the hardest one's iterations of one batched step."""
-    # a square root, which takes the longer the farther it is
+    # a square root, which takes one step more for each factor of two by which the guess is too large
     equation = lambda z, a: torch.stack([z[0] ** 2 - a, z[1] - z[0], z[2] - z[0] * z[1]])
-    start, args = torch.ones(3, dtype=F64), torch.logspace(0, 12, 64, dtype=F64)
+    starts = (2.0 ** torch.linspace(0, 24, 64, dtype=F64))[:, None].expand(64, 3)
+    two = torch.full((), 2.0, dtype=F64)
     found = implicit.root(equation, has_aux=True)
-    together = tfc.vmap(lambda a: found(start, a))
-    iterations = together(args)[1].iterations
+    together = tfc.vmap(lambda start: found(start, two))
+    iterations = together(starts)[1].iterations
     limited = [
-        tfc.vmap(lambda a, n=n: implicit.root(equation, implicit.newton(max_iterations=n), on_failure="nan")(start, a))
-        for n in (1, 4)
+        tfc.vmap(lambda z, n=n: implicit.root(equation, implicit.newton(max_iterations=n), on_failure="nan")(z, two))
+        for n in (2, 12)
     ]
-    hard = torch.full((64,), 1e12, dtype=F64)  # so that no sample has converged by then
-    times = turns({"batch": lambda: together(args), "1": lambda: limited[0](hard), "4": lambda: limited[1](hard)})
-    step, hardest = (times["4"] - times["1"]) / 3, int(iterations.max())
+    hard = torch.full((64, 3), 2.0**24, dtype=F64)  # so that no sample has converged by then
+    times = turns({"batch": lambda: together(starts), "2": lambda: limited[0](hard), "12": lambda: limited[1](hard)})
+    step, hardest = (times["12"] - times["2"]) / 10, int(iterations.max())
     print(f"64 samples, {int(iterations.min())} to {hardest} iterations: ", end="")
     print(f"{times['batch'] / (hardest * step):.2f} of the hardest one's iterations times a batched step, ", end="")
-    print(f"with a first step of {times['1'] / step:.1f} steps")
+    print(f"which is {1e3 * step:.2f} ms")
+
+
+def gradients(size):
+    weight, x = problem(size)
+    candidates = {
+        "implicit": lambda: gradient(by_theorem, weight, x),
+        f"unrolled, {STEPS} steps": lambda: gradient(by_unrolling, weight, x),
+        "unrolled, 5 steps": lambda: gradient(by_unrolling_few, weight, x),
+    }
+    jax = by_jax(weight, x)
+    if jax is not None:
+        candidates["JAX custom_root, compiled"] = jax
+    values = {name: torch.as_tensor(call().__array__()) for name, call in candidates.items()}
+    times = turns(candidates)
+    for name in candidates:
+        difference = float((values[name] - values["implicit"]).abs().max())
+        ratio = times[name] / times["implicit"]
+        print(f"{size} unknowns, gradient, {name}: {ratio:.2f} of implicit's time, differs by {difference:.1e}")
+
+
+def memory(size):
+    weight, x = problem(size)
+    leaf = weight.clone().requires_grad_()
+    candidates = {
+        "implicit": lambda: by_theorem(leaf, x),
+        "implicit, from afar": lambda: by_theorem(leaf, x, 1e6),
+        f"unrolled, {STEPS} steps": lambda: by_unrolling(leaf, x),
+        "unrolled, 5 steps": lambda: by_unrolling_few(leaf, x),
+    }
+    for name, call in candidates.items():
+        print(f"{size} unknowns, kept for the derivative, {name}: {kept(call):.0f} kB")
+    iterations = [int(solution(torch.full_like(x, s), weight, x)[1].iterations) for s in (0.0, 1e6)]
+    print(f"iterations from near and from afar: {iterations}")
 
 
 def main():
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, backend {tfc.get_backend()}")
-    for size in (20, 200):
-        weight, x = problem(size)
-        candidates = {
-            "implicit": lambda: gradient(by_theorem, weight, x),
-            f"unrolled, {STEPS} steps": lambda: gradient(by_unrolling, weight, x),
-            "unrolled, 5 steps": lambda: gradient(by_unrolling_few, weight, x),
-        }
-        jax = by_jax(weight, x)
-        if jax is not None:
-            candidates["JAX custom_root, compiled"] = jax
-        values = {name: torch.as_tensor(call().__array__()) for name, call in candidates.items()}
-        times = turns(candidates)
-        for name in candidates:
-            difference = float((values[name] - values["implicit"]).abs().max())
-            ratio = times[name] / times["implicit"]
-            print(f"{size} unknowns, gradient, {name}: {ratio:.2f} of implicit's time, differs by {difference:.1e}")
-        leaf = weight.clone().requires_grad_()
-        kept_of = {
-            "implicit": lambda: by_theorem(leaf, x),
-            "implicit, from afar": lambda: by_theorem(leaf, x, 30.0),
-            f"unrolled, {STEPS} steps": lambda: by_unrolling(leaf, x),
-            "unrolled, 5 steps": lambda: by_unrolling_few(leaf, x),
-        }
-        for name, call in kept_of.items():
-            print(f"{size} unknowns, kept for the derivative, {name}: {kept(call):.0f} kB")
-    iterations = [int(solution(torch.full_like(x, s), weight, x)[1].iterations) for s in (0.0, 30.0)]
-    print(f"iterations from near and from afar: {iterations}")
-    weight, x = problem(600)
+    gradients(20)
+    gradients(200)
+    memory(200)
+    weight, x = problem(500)
     for name, solve in {"implicit": by_theorem, f"unrolled, {STEPS} steps": by_unrolling}.items():
-        print(f"600 unknowns, gradient, peak of memory, {name}: {peak(lambda: gradient(solve, weight, x)):.0f} MB")  # noqa: B023
+        megabytes = peak(lambda solve=solve: gradient(solve, weight, x))
+        print(f"500 unknowns, gradient, peak of memory, {name}: {megabytes:.0f} MB")
     if tfc.get_backend() == "torch.func":
         batches()
     return 0

@@ -2,8 +2,8 @@
 Rates of a stiff reaction, learned from its course through steps of the implicit Euler method.
 
 Two molecules join and fall apart, 2 A <-> B, while A decays slowly. The fast rates allow explicit methods tiny steps
-only. An implicit step solves ``y - y0 = h f(y)``, by Newton's method; its derivative is one linear solve, and the memory
-that the training takes does not grow with Newton's iterations::
+only. An implicit step solves ``y - y0 = h f(y)``, by Newton's method; its derivative is one linear solve, and the
+memory that the training takes does not grow with Newton's iterations::
 
     python examples/implicit_euler.py
 

@@ -1,8 +1,8 @@
 """
 Ridge regression whose penalty is tuned by the gradient of its validation loss.
 
-The weights solve ``(X^T X + exp(p) 1) w = X^T y``, by conjugate gradients and so without that matrix; their derivative by
-the penalty p is another such solve, and so is the gradient of the loss for data that the weights have not seen. The
+The weights solve ``(X^T X + exp(p) 1) w = X^T y``, by conjugate gradients and so without that matrix; their derivative
+by the penalty p is another such solve, and so is the gradient of the loss for data that the weights have not seen. The
 secant method finds where that is zero::
 
     python examples/ridge.py

@@ -166,9 +166,9 @@ def test_shapes_before_the_first_iteration():
             root(lambda z, a: (z * a).sum(), solve)(PAIR, PAIR)
         with pytest.raises(TypeError, match="return the structure of z0"):
             root(lambda z, a: (z, a), solve)(PAIR, PAIR)
-        with pytest.raises(TypeError, match="return the dtype of z0, torch.float32, got torch.float64"):
+        with pytest.raises(TypeError, match=r"return the dtype of z0, torch\.float32, got torch\.float64"):
             root(lambda z, a: z - a, solve)(PAIR.float(), PAIR)
-        with pytest.raises(TypeError, match="real or complex tensors, got one with a tensor of torch.int64"):
+        with pytest.raises(TypeError, match=r"real or complex tensors, got one with a tensor of torch\.int64"):
             root(lambda z, a: z - a, solve)(torch.arange(2), PAIR)
         with pytest.raises(TypeError, match="no dimensions"):
             argmin(lambda z, a: z - a, solve)(PAIR, PAIR)

@@ -171,7 +171,7 @@ def test_newton_halves_steps_that_go_too_far(backend):
 def test_tolerances_know_no_units(backend, unit):
     """The same steps, whatever the unknown and the residual are measured in."""
     for scale in (1e-15, 1e15):
-        solution = root(lambda z, a: scale * (z**2 - a), newton, has_aux=True)
+        solution = root(lambda z, a, scale=scale: scale * (z**2 - a), newton, has_aux=True)
         z, info = solution(unit * ONE, 2 * unit**2 * ONE)
         assert_close(z, 2**0.5 * unit * ONE, rtol=1e-12, atol=0)
         assert info.iterations == root(square, newton, has_aux=True)(ONE, 2 * ONE)[1].iterations
@@ -253,7 +253,7 @@ def test_sizes_that_are_none(backend):
     empty = torch.zeros(0, dtype=F64)
     for solution in (root(square), fixed_point(lambda z, a: z / 2 + a)):
         assert_close(solution(empty, empty), empty)
-        assert_close(tfc.grad(lambda a: solution(empty, a).sum())(empty), empty)
+        assert_close(tfc.grad(lambda a, solution=solution: solution(empty, a).sum())(empty), empty)
     assert_close(linear_solve(lambda x, a: a * x, empty, empty), empty)
     assert_close(root(square)(ONE, ONE), ONE)
 

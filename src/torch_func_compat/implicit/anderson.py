@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .dense import solve_upper
-from .errors import SOLVED, UNFINISHED, Status, coded
-from .iterations import SLACK, Iteration, Nonlinear, check_settings, judged
-from .vectors import anywhere, divide, norm
+from .errors import Status
+from .iterations import Course, Iteration, Nonlinear, check_settings
+from .vectors import divide, norm
 
 __all__ = ["anderson"]
 
@@ -31,8 +31,8 @@ class anderson(Iteration):
 
     Notes
     -----
-    Cost of an iteration: one evaluation of the step; a derivative of it in the first, in each tenth and where
-    the tolerance seems to be met. Memory for twice `history` vectors. H. F. Walker and P. Ni, SIAM J. Numer. Anal. 49,
+    Cost of an iteration: one evaluation of the step; a derivative of it at the first and where the tolerance seems to
+    be met. Memory for twice `history` vectors. H. F. Walker and P. Ni, SIAM J. Numer. Anal. 49,
     1715 (2011).
 
     Examples
@@ -60,35 +60,26 @@ class anderson(Iteration):
         self.tol, self.max_iterations, self.progress = tol, max_iterations, progress
 
     def run(self, problem: Nonlinear) -> tuple[Tensor, Status]:
-        tol = self.tolerance(problem)
-        v = problem.start
-        residual, scale = problem.measured(v)
-        size = norm(residual)
-        code = judged(coded(torch.ones_like(size, dtype=torch.bool), UNFINISHED), size, tol * scale)
-        iterations = torch.zeros_like(code)
-        best, age = size, torch.zeros_like(code)
+        v, course = problem.start, Course(problem, self.tolerance(problem))
+        best, age = course.size, torch.zeros_like(course.code)
         moves: list[Tensor] = []
         changes: list[Tensor] = []
-        for step in range(1, self.max_iterations + 1):
-            self.show(step - 1, code, size)
-            active = code == UNFINISHED
-            if not anywhere(active):
-                break
-            there = torch.where(active, _next(v, residual, moves, changes, self.mixing), v)
-            new = torch.where(active, problem.value(there), residual)
+        step = 0
+        while course.goes_on(v) and step < self.max_iterations:
+            self.show(step, course)
+            active, before = course.active, course.residual
+            there = torch.where(active, _next(v, before, moves, changes, self.mixing), v)
+            residual = torch.where(active, problem.value(there), before)
             if self.history:
-                moves, changes = [*moves, there - v][-self.history :], [*changes, new - residual][-self.history :]
-            v, residual, size = there, new, norm(new)
-            iterations = iterations + active.to(iterations.dtype)
-            if step % _PATIENCE == 0 or anywhere(active & (size <= tol * scale)):
-                scale = torch.where(active, problem.measured(v)[1], scale)
-            code = judged(code, size, tol * scale)
+                moves, changes = [*moves, there - v][-self.history :], [*changes, residual - before][-self.history :]
+            v, size = there, norm(residual)
             better = size < 0.9 * best
             best, age = torch.where(better, size, best), torch.where(better, torch.zeros_like(age), age + 1)
-            stuck = (code == UNFINISHED) & (age >= _PATIENCE) & (size <= SLACK * tol * scale)
-            code = coded(stuck, SOLVED, code)
-        self.show(int(step), code, size, last=True)
-        return v, Status(code, iterations, size, tol * scale)
+            course.step(active, residual, active & (age >= _PATIENCE) & course.near)
+            step += 1
+        course.judge(v)
+        self.show(step, course, last=True)
+        return v, course.status()
 
 
 def _next(v: Tensor, residual: Tensor, moves: list[Tensor], changes: list[Tensor], mixing: float) -> Tensor:

@@ -22,8 +22,8 @@ _lu_solve: Any = getattr(torch.linalg, "lu_solve", None)
 class dense(LinearSolver):
     """Assemble the matrix and factorise it.
 
-    For small systems, and for badly conditioned ones. A matrix is singular if a pivot of its LU factorisation says so, and
-    no Hessian of a minimum if an eigenvalue is negative.
+    For small systems, and for badly conditioned ones. A matrix is singular if a pivot of its LU factorisation says so,
+    and no Hessian of a minimum if an eigenvalue is negative.
 
     Notes
     -----

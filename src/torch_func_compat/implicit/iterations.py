@@ -12,7 +12,7 @@ from ..autograd.internals import vjp
 from .errors import NOT_FINITE, SOLVED, UNFINISHED, Status, coded
 from .linear_solve import solve_numbers
 from .systems import System, Tensors
-from .vectors import is_differentiable, norm, signs, values
+from .vectors import anywhere, is_differentiable, norm, signs, values
 
 __all__ = ["Info", "Iteration", "Nonlinear"]
 
@@ -91,19 +91,71 @@ class Iteration:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
-    def show(self, step: int, code: Tensor, size: Tensor, last: bool = False) -> None:
+    def show(self, step: int, course: Course, last: bool = False) -> None:
         """A line on stderr, with `progress`."""
         if self.progress:
-            codes = values(code).reshape(-1)
-            done, largest = int((codes == SOLVED).sum()), float(values(size).max()) if codes.numel() else 0.0
+            codes = values(course.code).reshape(-1)
+            done, largest = int((codes == SOLVED).sum()), float(values(course.size).max()) if codes.numel() else 0.0
             text = f"\r{type(self).__name__}: step {step}, {done} of {codes.numel()} solved, residual {largest:.2e}"
             print(text, end="\n" if last else "", file=sys.stderr, flush=True)
 
 
-def judged(code: Tensor, size: Tensor, bound: Tensor) -> Tensor:
-    """The code of what was unfinished: solved, unfinished still, or lost."""
-    now = coded(~torch.isfinite(size), NOT_FINITE, coded(size > bound, UNFINISHED))
-    return torch.where(code == UNFINISHED, now, code)
+class Course:
+    """How far each sample is.
+
+    A sample that seems to have converged is set aside, and judged when all others are: how large its residual may be
+    costs a derivative of the residual, for all samples at once.
+    """
+
+    def __init__(self, problem: Nonlinear, tol: float) -> None:
+        self._problem, self._tol = problem, tol
+        self.residual, self._scale = problem.measured(problem.start)
+        self.size = norm(self.residual)
+        self.code = self._judged()
+        self.iterations = torch.zeros_like(self.code)
+        self._aside = self._stalled = torch.zeros_like(self.code == UNFINISHED)
+
+    @property
+    def active(self) -> Tensor:
+        return (self.code == UNFINISHED) & ~self._aside & ~self._stalled
+
+    @property
+    def near(self) -> Tensor:
+        """Whether the residual is as small as rounding may leave it."""
+        return self.size <= SLACK * self._tol * self._scale
+
+    def goes_on(self, v: Tensor) -> bool:
+        """Whether there are steps to take, from here."""
+        return anywhere(self.active) or (self.judge(v) and anywhere(self.active))
+
+    def judge(self, v: Tensor) -> bool:
+        """Look at those that were set aside, if there are any."""
+        aside = self._aside & (self.code == UNFINISHED)
+        if not anywhere(aside):
+            return False
+        self._scale = torch.where(aside, self._problem.measured(v)[1], self._scale)
+        self.code = torch.where(aside, self._judged(), self.code)
+        self.code = coded((self.code == UNFINISHED) & self._stalled & self.near, SOLVED, self.code)
+        self._aside = torch.zeros_like(aside)
+        return True
+
+    def step(self, active: Tensor, residual: Tensor, stuck: Tensor) -> None:
+        """Note a step of the active samples, some of which may have come to where no step makes the residual less."""
+        self.residual, self.size = residual, norm(residual)
+        self.iterations = self.iterations + active.to(self.iterations.dtype)
+        self.code = coded(active & ~torch.isfinite(self.size), NOT_FINITE, self.code)
+        self._stalled = self._stalled | stuck
+        self._aside = self._aside | stuck | (active & (self.size <= self._tol * self._scale))
+
+    def fail(self, failed: Tensor, code: Tensor) -> None:
+        self.code = torch.where(failed, code, self.code)
+
+    def status(self) -> Status:
+        return Status(self.code, self.iterations, self.size, self._tol * self._scale)
+
+    def _judged(self) -> Tensor:
+        unfinished = coded(self.size > self._tol * self._scale, UNFINISHED)
+        return coded(~torch.isfinite(self.size), NOT_FINITE, unfinished)
 
 
 def check_settings(name: str, tol: float | None, max_iterations: int) -> None:

@@ -205,7 +205,8 @@ def _limit(chosen: int | None, size: int) -> int:
 
 def _bound(problem: LinearProblem, aim: Tensor, size: Tensor) -> Tensor:
     """The aim, or what rounding allows of it; not for a solution that is as large as those of singular systems."""
-    return torch.max(aim, torch.min(16 * problem.eps * size, problem.eps**0.5 * norm(problem.b)))
+    limit: Tensor = torch.max(aim, torch.min(16 * problem.eps * size, problem.eps**0.5 * norm(problem.b)))
+    return limit
 
 
 def _judged(size: Tensor, bound: Tensor) -> Tensor:

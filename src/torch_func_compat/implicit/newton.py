@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import SOLVED, UNFINISHED, Status, coded
-from .iterations import SLACK, Iteration, Nonlinear, check_settings, judged
+from .errors import SOLVED, UNFINISHED, Status
+from .iterations import Course, Iteration, Nonlinear, check_settings
 from .vectors import anywhere, norm
 
 __all__ = ["newton"]
@@ -52,38 +52,25 @@ class newton(Iteration):
         self.tol, self.max_iterations, self.progress = tol, max_iterations, progress
 
     def run(self, problem: Nonlinear) -> tuple[Tensor, Status]:
-        tol = self.tolerance(problem)
-        v = problem.start
-        residual, scale = problem.measured(v)
-        size = norm(residual)
-        code = judged(coded(torch.ones_like(size, dtype=torch.bool), UNFINISHED), size, tol * scale)
-        stalled = torch.zeros_like(code == UNFINISHED)
-        iterations = torch.zeros_like(code)
-        for step in range(self.max_iterations):
-            self.show(step, code, size)
-            active = (code == UNFINISHED) & ~stalled
-            if not anywhere(active):
-                break
-            direction, status = problem.newton_step(v, residual)
+        v, course = problem.start, Course(problem, self.tolerance(problem))
+        step = 0
+        while course.goes_on(v) and step < self.max_iterations:
+            self.show(step, course)
+            direction, status = problem.newton_step(v, course.residual)
             failed = (status.code != SOLVED) & (status.code != UNFINISHED)  # half a solution is a step, too
-            code = torch.where(active & failed, status.code, code)
-            active = active & ~failed
-            length = torch.ones_like(size)
+            course.fail(course.active & failed, status.code)
+            active, length = course.active, torch.ones_like(course.size)
             for _ in range(_HALVINGS):
                 there = v - length * direction
-                new = problem.value(there)
-                better = norm(new) < (1 - 1e-4 * length) * size
-                if not anywhere(active & ~better & (size > SLACK * tol * scale)):
+                residual = problem.value(there)
+                better = norm(residual) < (1 - 1e-4 * length) * course.size
+                if not anywhere(active & ~better & ~course.near):
                     break
                 length = torch.where(better, length, length / 2)
             moved = active & better
-            v, residual = torch.where(moved, there, v), torch.where(moved, new, residual)
-            size, stuck = norm(residual), active & ~better
-            iterations = iterations + active.to(iterations.dtype)
-            if anywhere(stuck | (active & (size <= tol * scale))):
-                scale = torch.where(active, problem.measured(v)[1], scale)
-                code = judged(code, size, tol * scale)
-                code = coded(stuck & (code == UNFINISHED) & (size <= SLACK * tol * scale), SOLVED, code)
-            stalled = stalled | stuck
-        self.show(self.max_iterations if anywhere(~stalled & (code == UNFINISHED)) else step, code, size, last=True)
-        return v, Status(code, iterations, size, tol * scale)
+            v = torch.where(moved, there, v)
+            course.step(active, torch.where(moved, residual, course.residual), active & ~better)
+            step += 1
+        course.judge(v)
+        self.show(step, course, last=True)
+        return v, course.status()

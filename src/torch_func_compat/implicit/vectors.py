@@ -132,7 +132,8 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 def norm(x: Tensor) -> Tensor:
     """The Euclidean norm, also of numbers whose squares are too large or too small."""
     if x.dtype == torch.float64 or x.numel() == 0:
-        return x.norm()
+        found: Tensor = x.norm()
+        return found
     largest = x.detach().abs().max()
     safe = torch.where(largest > 0, largest, torch.ones_like(largest))
     return safe * ((x / safe) ** 2).sum().sqrt()
