@@ -42,8 +42,8 @@ def unrolled(z, weight, x, steps=STEPS):
 solution = implicit.root(residual, has_aux=True)
 
 
-def by_theorem(weight, x, start=0.0):
-    return solution(torch.full_like(x, start), weight, x)[0]
+def by_theorem(weight, x):
+    return solution(torch.zeros_like(x), weight, x)[0]
 
 
 def gradient(solve, weight, x):
@@ -181,14 +181,19 @@ def memory(size):
     leaf = weight.clone().requires_grad_()
     candidates = {
         "implicit": lambda: by_theorem(leaf, x),
-        "implicit, from afar": lambda: by_theorem(leaf, x, 1e6),
         f"unrolled, {STEPS} steps": lambda: by_unrolling(leaf, x),
         "unrolled, 5 steps": lambda: by_unrolling_few(leaf, x),
     }
     for name, call in candidates.items():
         print(f"{size} unknowns, kept for the derivative, {name}: {kept(call):.0f} kB")
-    iterations = [int(solution(torch.full_like(x, s), weight, x)[1].iterations) for s in (0.0, 1e6)]
-    print(f"iterations from near and from afar: {iterations}")
+    for tol in (1e-3, 1e-14):
+        plain = implicit.fixed_point(lambda z, w, x: torch.tanh(w @ z) / 2 + x, implicit.anderson(history=0, tol=tol))
+        counted = implicit.fixed_point(
+            lambda z, w, x: torch.tanh(w @ z) / 2 + x, implicit.anderson(history=0, tol=tol), has_aux=True
+        )
+        iterations = int(counted(x, weight, x)[1].iterations)
+        size = kept(lambda plain=plain: plain(x, leaf, x))
+        print(f"kept for the derivative after {iterations} plain iterations: {size:.0f} kB")
 
 
 def main():

@@ -269,3 +269,28 @@ def test_unknowns_of_several_dtypes(backend):
     assert (x.dtype, y.dtype) == (F64, torch.float32)
     assert_close((x, y), (a, torch.tensor(6.0)), rtol=1e-5)
     assert_close(tfc.grad(lambda a: root(residual)(z0, a)[1])(a), torch.full((2,), 2.0, dtype=F64), rtol=1e-5)
+
+
+def test_parameters_that_are_not_differentiable(backend):
+    """Integers, booleans and what is no tensor."""
+
+    def residual(z, params):
+        chosen = torch.where(params["mask"], params["a"][params["index"]], params["a"])
+        return z ** params["power"] - chosen
+
+    params = {"index": torch.tensor([1, 0]), "mask": torch.tensor([True, False]), "power": 3, "none": None}
+    solution = lambda a: root(residual)(torch.ones(2, dtype=F64), {"a": a, **params})
+    a = torch.tensor([8.0, 27.0], dtype=F64)
+    expected = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=F64) / 27
+    for derivative in (tfc.jacrev, tfc.jacfwd):
+        assert_close(derivative(solution)(a), expected)
+        assert_close(tfc.vmap(derivative(solution))(torch.stack([a, a])), torch.stack([expected, expected]))
+
+
+def test_half_precision(backend):
+    a = torch.tensor([2.0, 3.0], dtype=torch.bfloat16)
+    found = linear_solve(lambda x, a: a * x, torch.ones_like(a), a, solve=gmres)
+    assert found.dtype == torch.bfloat16
+    assert_close(found, 1 / a.float(), dtype=False, rtol=2e-2)
+    z = root(lambda z, a: z * z - a)(torch.ones_like(a), a)
+    assert_close(z, a.float().sqrt(), dtype=False, rtol=2e-2)

@@ -29,7 +29,6 @@ class Equations:
         leaves, self._spec = trees.flatten(params)
         self._where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self._fixed = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.tensors: Sequence[Tensor] = [leaves[i] for i in self._where]
 
     def params(self, tensors: Tensors) -> tuple[Any, ...]:
         """The parameters with these tensors."""
@@ -64,8 +63,8 @@ class Solution:
         self._aux_spec: Any = None
         self.system = JacobianSystem(equations, equations.layout, options)
 
-    def __call__(self, z0: Leaves) -> Any:
-        outputs = _Solve.apply(self, *z0, *self.equations.tensors)
+    def __call__(self, z0: Leaves, tensors: Tensors) -> Any:
+        outputs = _Solve.apply(self, *z0, *tensors)
         n = self.equations.layout.count
         z = self.equations.layout.unflatten(outputs[:n])
         return (z, self._aux_spec.unflatten(outputs[n:])) if self._has_aux else z

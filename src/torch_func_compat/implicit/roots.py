@@ -269,6 +269,7 @@ def _solution(
         found = evaluated_alone(func, z0, *params)
         if not scalar:
             layout.flatten(found, name_of(func))
-        return Solution(equations, solve, given, options, has_aux)(trees.flatten(z0)[0])
+        tensors = [leaf for leaf in trees.flatten(params)[0] if isinstance(leaf, Tensor)]
+        return Solution(equations, solve, given, options, has_aux)(trees.flatten(z0)[0], tensors)
 
     return solution
