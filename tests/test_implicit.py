@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from function_transforms import BATCH, TRANSFORMS, Case, X
+from function_transforms import BATCH, TRANSFORMS, Case, U, X
 from functions import Kind
 from tolerances import assert_close
 
@@ -163,3 +163,17 @@ def test_under_the_transforms_of_torch_itself(kind):
     assert_close(F.jacfwd(case.f)(X), case.d(1), rtol=1e-8)
     assert_close(F.vmap(F.hessian(case.scalar))(BATCH), case.ds(2, BATCH), rtol=1e-8, atol=1e-9)
     assert_close(F.jacrev(F.vmap(F.grad(case.scalar)))(BATCH)[1, :, 1], case.ds(2, BATCH[1]), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="forward mode is off in an autograd.Function of torch < 2.0")
+@pytest.mark.parametrize("kind", ["linear_solve", "root", "root, numpy"])
+def test_forward_mode_of_torch_itself(kind):
+    from torch.autograd import forward_ad
+
+    case = Case(f"implicit {kind}", KINDS[kind])
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(case.f(forward_ad.make_dual(X, U))).tangent
+        assert_close(tangent, case.d(1) @ U, rtol=1e-8)
+        with pytest.raises(RuntimeError, match="among its arguments"):
+            dual = forward_ad.make_dual(X, U)
+            implicit.root(lambda z: residual(z, dual))(START)

@@ -88,6 +88,9 @@ def test_warn(backend):
     with pytest.warns(ConvergenceWarning, match="newton did not converge"):
         z = solution(ONE, 7 * ONE)
     assert 0 < abs(float(z) - 7**0.5) < 0.1
+    with pytest.warns(ConvergenceWarning, match="singular"):
+        found = linear_solve(lambda x, a: a * x, PAIR, 0 * PAIR, on_failure="warn")
+    assert bool(torch.isnan(found).all())
 
 
 def test_a_solver_that_finds_no_solution(backend):
@@ -104,6 +107,13 @@ def test_a_solver_that_finds_no_solution(backend):
     # within a larger tolerance it is one
     almost = lambda residual, z0, a: torch.sqrt(a) * 1.001
     assert_close(root(square, almost, tol=0.1)(ONE, 2 * ONE), (2 * ONE).sqrt() * 1.001)
+
+
+def test_tol_is_that_of_the_solution_alone():
+    """A linear system of a derivative is not solved the less accurately."""
+    solution = root(square, lambda residual, z0, a: a.sqrt() * 1.01, tol=0.1, linear=lambda matvec, b: 1.01 * b / 2)
+    with pytest.raises(NotASolutionError, match="linear system of root"):
+        tfc.grad(lambda a: solution(ONE, a))(ONE)
 
 
 def test_singular(backend):
@@ -155,6 +165,15 @@ def test_not_symmetric(backend):
     for solve in (dense, gmres, lambda matvec, b: torch.inverse(a) @ b):
         with pytest.raises(ValueError, match="to be symmetric"):
             linear_solve(lambda x, a: a @ x, PAIR, a, solve=solve, symmetric=True)
+    with pytest.raises(ValueError, match="to be symmetric"):
+        root(lambda z, b: a @ z - b, symmetric=True)(PAIR, PAIR)
+    # nor is a Jacobian that a solver of one's own did not need
+    with pytest.raises(ValueError, match="to be symmetric"):
+        tfc.grad(lambda b: root(lambda z, b: a @ z - b, by_inverse(a), symmetric=True)(PAIR, b)[1])(PAIR)
+
+
+def by_inverse(a):
+    return lambda residual, z0, b: torch.inverse(a) @ b
 
 
 def test_shapes_before_the_first_iteration():

@@ -121,6 +121,25 @@ def test_large_systems_are_not_assembled():
     assert_close(tfc.grad(lambda d: low(torch.zeros(n, dtype=F64), d).sum())(diagonal), -1 / diagonal**2, rtol=1e-8)
 
 
+def test_preconditioned_roots(backend):
+    """What is known of the Jacobian saves products with it."""
+    diagonal = torch.logspace(0, 4, 40, dtype=F64)
+
+    def residual(z, params):
+        residual.calls += 1
+        return {"z": params["d"] * z["z"] ** 3 + torch.roll(z["z"], 1) / 10 - params["d"]}
+
+    z0, results = {"z": torch.ones(40, dtype=F64)}, []
+    for preconditioner in (None, lambda r, z, params: {"z": r["z"] / (3 * params["d"] * z["z"] ** 2)}):
+        solution = root(residual, linear=gmres(restart=40), preconditioner=preconditioner)
+        residual.calls = 0
+        gradient = tfc.grad(lambda d, solution=solution: solution(z0, {"d": d})["z"].sum())(diagonal)
+        results.append((gradient, residual.calls))
+    assert_close(results[0][0], results[1][0], rtol=1e-6)
+    exact = root(residual)
+    assert_close(results[1][0], tfc.grad(lambda d: exact(z0, {"d": d})["z"].sum())(diagonal), rtol=1e-9)
+
+
 def test_badly_scaled_is_not_singular():
     scales = torch.tensor([1.0, 1e-30, 1e20], dtype=F64)
     for symmetric in (False, True):
@@ -196,6 +215,14 @@ def test_anderson_solves_linear_steps_at_once():
     z, info = fixed_point(lambda z, b: a @ z + b, anderson(history=5), has_aux=True)(a[0], a[1])
     assert_close(z, torch.inverse(torch.eye(4, dtype=F64) - a) @ a[1], rtol=1e-9)
     assert info.iterations <= 8
+
+
+def test_a_guess_of_zero(backend):
+    """Which tells nothing of how large the residual may be: here it is zero, and does not depend on the parameter."""
+    for solve in (anderson(), newton()):
+        z, info = fixed_point(lambda z, a: 0.3 + a * z**2, solve, has_aux=True)(0 * ONE, ONE / 2)
+        assert_close(z, 1 - (1 - 0.6 * ONE).sqrt(), rtol=1e-10)
+        assert info.iterations < 20
 
 
 def test_mixing():

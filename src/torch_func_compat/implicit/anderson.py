@@ -31,8 +31,8 @@ class anderson(Iteration):
 
     Notes
     -----
-    Cost of an iteration: one evaluation of the step; a derivative of it at the first and where the tolerance seems to
-    be met. Memory for twice `history` vectors. H. F. Walker and P. Ni, SIAM J. Numer. Anal. 49,
+    Cost of an iteration: one evaluation of the step; a derivative of it after 1, 2, 4, 8, ... of them and where the
+    tolerance seems to be met. Memory for twice `history` vectors. H. F. Walker and P. Ni, SIAM J. Numer. Anal. 49,
     1715 (2011).
 
     Examples

@@ -63,6 +63,7 @@ def _solved(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     factors = torch.where(singular, torch.eye(len(b), dtype=b.dtype, device=b.device), factors)
     right = (rows * b).unsqueeze(1)
     inner = _lu_solve(factors, order, right) if _lu_solve else torch.lu_solve(right, factors, order)
+    inner = torch.where(singular, torch.full_like(right, float("nan")), inner)
     return columns * inner.squeeze(1), coded(singular, SINGULAR)
 
 

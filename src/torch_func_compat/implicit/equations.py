@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Callable, Sequence
 
 import torch
@@ -53,13 +54,22 @@ class Solution:
     options : Options
         For the linear systems of derivatives; and what is done about failures.
     has_aux : bool
+    tol : float, optional
+        Of what a callable returns.
     """
 
     def __init__(
-        self, equations: Equations, solve: Any, given: Callable[..., Any], options: Options, has_aux: bool
+        self,
+        equations: Equations,
+        solve: Any,
+        given: Callable[..., Any],
+        options: Options,
+        has_aux: bool,
+        tol: float | None,
     ) -> None:
-        self.equations, self._solve, self._given, self.options = equations, solve, given, options
-        self._has_aux = has_aux
+        self.equations, self._solve, self._given = equations, solve, given
+        self._has_aux, self._tol = has_aux, tol
+        self.options = options = _of_leaves(options, equations)
         self._aux_spec: Any = None
         self.system = JacobianSystem(equations, equations.layout, options)
 
@@ -80,7 +90,7 @@ class Solution:
         outputs = Outside.apply(self._run, *z0, *tensors)
         v = self.equations.layout.ravel(outputs[:n])
         residual, scale = problem.measured(v)
-        bound = (self.equations.layout.eps**0.5 if self.options.tol is None else self.options.tol) * scale
+        bound = (self.equations.layout.eps**0.5 if self._tol is None else self._tol) * scale
         return v, state(coded(~(norm(residual) <= bound), WRONG), -1, norm(residual), bound), outputs[n:]
 
     @property
@@ -106,6 +116,22 @@ class Solution:
                 raise TypeError(f"expected aux of {self.name} to be a pytree of tensors and numbers, got {leaf!r}")
         device = self.equations.layout.device
         return [x.detach().clone() if isinstance(x, Tensor) else torch.as_tensor(x, device=device) for x in leaves]
+
+
+def _of_leaves(options: Options, equations: Equations) -> Options:
+    """The options with a preconditioner of leaves instead of pytrees."""
+    func, layout = options.preconditioner, equations.layout
+    if func is None:
+        return options
+    preconditioner = func
+
+    def approximate(vector: Leaves, z: Leaves, tensors: Tensors) -> Leaves:
+        found = preconditioner(layout.unflatten(vector), layout.unflatten(z), *equations.params(tensors))
+        return layout.flatten(found, "the preconditioner")
+
+    changed = copy.copy(options)
+    changed.preconditioner = approximate
+    return changed
 
 
 class _Solve(Function):

@@ -104,7 +104,8 @@ class Course:
     """How far each sample is.
 
     A sample that seems to have converged is set aside, and judged when all others are: how large its residual may be
-    costs a derivative of the residual, for all samples at once.
+    costs a derivative of the residual, for all samples at once. That is asked after 1, 2, 4, 8, ... steps, too, for the
+    first guess may tell little of it.
     """
 
     def __init__(self, problem: Nonlinear, tol: float) -> None:
@@ -114,6 +115,7 @@ class Course:
         self.code = self._judged()
         self.iterations = torch.zeros_like(self.code)
         self._aside = self._stalled = torch.zeros_like(self.code == UNFINISHED)
+        self._steps = 0
 
     @property
     def active(self) -> Tensor:
@@ -126,6 +128,9 @@ class Course:
 
     def goes_on(self, v: Tensor) -> bool:
         """Whether there are steps to take, from here."""
+        if self._steps and not self._steps & (self._steps - 1) and anywhere(self.active):
+            self._scale = torch.where(self.active, self._problem.measured(v)[1], self._scale)
+            self._aside = self._aside | (self.active & (self.size <= self._tol * self._scale))
         return anywhere(self.active) or (self.judge(v) and anywhere(self.active))
 
     def judge(self, v: Tensor) -> bool:
@@ -142,6 +147,7 @@ class Course:
     def step(self, active: Tensor, residual: Tensor, stuck: Tensor) -> None:
         """Note a step of the active samples, some of which may have come to where no step makes the residual less."""
         self.residual, self.size = residual, norm(residual)
+        self._steps += 1
         self.iterations = self.iterations + active.to(self.iterations.dtype)
         self.code = coded(active & ~torch.isfinite(self.size), NOT_FINITE, self.code)
         self._stalled = self._stalled | stuck

@@ -163,7 +163,7 @@ class _LinearSolve(Function):
         vector, status = solve_numbers(system, system.layout.ravel(b), tensors)
         options = system.options
         name = f"the transposed solve of {options.name}" if system.is_transposed else options.name
-        return tuple(system.layout.unravel(settle(status, vector, name, options.on_failure)))
+        return tuple(x.clone() for x in system.layout.unravel(settle(status, vector, name, options.on_failure)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -217,7 +217,7 @@ def solve_numbers(system: System, b: Tensor, tensors: Tensors) -> tuple[Tensor, 
         x, status = solve.run(problem)
     else:
         x, status = _by_callable(solve, problem, tensors)
-    if options.symmetric and isinstance(system, ProductSystem):
+    if options.symmetric and not options.definite:  # what is definite here is the Hessian of an objective
         _check_symmetric(problem, x, options.name)
     return x, status
 

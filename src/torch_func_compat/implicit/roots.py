@@ -94,9 +94,9 @@ def root(
     ...     tfc.grad(cube_root, argnums=1)(torch.tensor(1.0), torch.tensor(8.0))
     tensor(0.0833)
     """
-    options = _options("root", linear, symmetric, False, preconditioner, tol, on_failure)
+    options = _options("root", linear, symmetric, False, preconditioner, on_failure)
     chosen = _solver("root", newton() if solve is None else solve)
-    return _solution(residual, residual, residual, chosen, options, has_aux)
+    return _solution(residual, residual, residual, chosen, options, has_aux, tol)
 
 
 def fixed_point(
@@ -155,9 +155,9 @@ def fixed_point(
         # what is not alike is said as of the step itself
         return spec.unflatten([x - y for x, y in zip(leaves, before)] if alike else leaves)
 
-    options = _options("fixed_point", linear, symmetric, False, preconditioner, tol, on_failure)
+    options = _options("fixed_point", linear, symmetric, False, preconditioner, on_failure)
     chosen = _solver("fixed_point", anderson() if solve is None else solve)
-    return _solution(step, residual, step, chosen, options, has_aux)
+    return _solution(step, residual, step, chosen, options, has_aux, tol)
 
 
 def argmin(
@@ -223,9 +223,9 @@ def argmin(
     def gradient(z: Any, *params: Any) -> Any:
         return grad(lambda z: value(z, *params))(z)
 
-    options = _options("argmin", linear, True, True, preconditioner, tol, on_failure)
+    options = _options("argmin", linear, True, True, preconditioner, on_failure)
     chosen = _solver("argmin", newton() if solve is None else solve)
-    return _solution(functools.wraps(objective)(value), gradient, objective, chosen, options, has_aux, scalar=True)
+    return _solution(functools.wraps(objective)(value), gradient, objective, chosen, options, has_aux, tol, scalar=True)
 
 
 def _solver(name: str, solve: Any) -> Any:
@@ -237,9 +237,7 @@ def _solver(name: str, solve: Any) -> Any:
     return solve
 
 
-def _options(
-    name: str, linear: Any, symmetric: bool, definite: bool, preconditioner: Any, tol: float | None, on_failure: str
-) -> Options:
+def _options(name: str, linear: Any, symmetric: bool, definite: bool, preconditioner: Any, on_failure: str) -> Options:
     check_mode(on_failure)
     options = Options(
         f"the linear system of {name}",
@@ -247,7 +245,6 @@ def _options(
         symmetric=symmetric,
         definite=definite,
         preconditioner=preconditioner,
-        tol=tol,
         on_failure=on_failure,
     )
     check_preconditioner(options)
@@ -261,6 +258,7 @@ def _solution(
     solve: Any,
     options: Options,
     has_aux: bool,
+    tol: float | None,
     scalar: bool = False,
 ) -> Callable[..., Any]:
     def solution(z0: Any, *params: Any) -> Any:
@@ -270,6 +268,6 @@ def _solution(
         if not scalar:
             layout.flatten(found, name_of(func))
         tensors = [leaf for leaf in trees.flatten(params)[0] if isinstance(leaf, Tensor)]
-        return Solution(equations, solve, given, options, has_aux)(trees.flatten(z0)[0], tensors)
+        return Solution(equations, solve, given, options, has_aux, tol)(trees.flatten(z0)[0], tensors)
 
     return solution

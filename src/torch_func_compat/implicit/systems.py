@@ -7,7 +7,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..autograd.internals import jacrev, jvp, linearize, vjp, vmap
+from ..autograd.internals import jacrev, jvp, linearize, use_fallback, vjp, vmap
 from .derivatives import Leaves
 from .vectors import Layout
 
@@ -172,8 +172,8 @@ class ProductSystem(System):
     def matrix(self, tensors: Tensors) -> Tensor:
         layout = self.layout
         units = torch.eye(layout.size, dtype=layout.dtype, device=layout.device)
-        columns: Tensor = vmap(lambda v: layout.ravel(self._product(layout.unravel(v), tensors)), out_dims=1)(units)
-        return columns
+        with use_fallback("silent"):  # a product that leaves torch is welcome
+            return vmap(lambda v: layout.ravel(self._product(layout.unravel(v), tensors)), out_dims=1)(units)  # type: ignore[no-any-return]
 
     def precondition(self, tensors: Tensors) -> Operator | None:
         approximate = self.options.preconditioner

@@ -147,6 +147,6 @@ def divide(x: Tensor, y: Tensor) -> Tensor:
 
 def signs(like: Tensor) -> Tensor:
     """Of 1 and -1, in an order that no structure of a matrix is likely to cancel."""
-    wave = torch.cos(torch.arange(1, like.numel() + 1, device=like.device, dtype=torch.float64))
+    wave = torch.cos(torch.arange(1, like.numel() + 1, device=like.device, dtype=like.dtype))
     ones = torch.ones_like(wave)
-    return torch.where(wave > 0, ones, -ones).to(like.dtype).reshape(like.shape)
+    return torch.where(wave > 0, ones, -ones).reshape(like.shape)
