@@ -22,15 +22,11 @@ def evaluated_alone(func: Callable[..., Any], *args: Any) -> Any:
     The error is one that transforms answer with a loop over samples on the autograd backend: mapped tensors are none
     there, and tensors that are differentiated raise there, too.
     """
-    leaves, spec = trees.flatten(args)
-    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    sample = _Found()
-    _Sample.apply(sample, *[leaves[i] for i in where])
-    for i, tensor in zip(where, sample.tensors):
-        leaves[i] = tensor
+    arguments, sample = trees.Arguments(args), _Found()
+    _Sample.apply(sample, *arguments.tensors(args))
     probe = custom_vjp(func)
     probe.defvjp(lambda *args: (func(*args), None), lambda _, grad: (None,) * len(args))
-    return probe(*spec.unflatten(leaves))
+    return probe(*arguments.filled(sample.tensors))
 
 
 class _Found:

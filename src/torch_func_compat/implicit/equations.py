@@ -27,19 +27,12 @@ class Equations:
 
     def __init__(self, residual: Callable[..., Any], layout: Layout, params: tuple[Any, ...], name: str) -> None:
         self._residual, self.layout, self._name = residual, layout, name
-        leaves, self._spec = trees.flatten(params)
-        self._where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        self._fixed = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-    def params(self, tensors: Tensors) -> tuple[Any, ...]:
-        """The parameters with these tensors."""
-        leaves = list(self._fixed)
-        for i, tensor in zip(self._where, tensors):
-            leaves[i] = tensor
-        return tuple(self._spec.unflatten(leaves))
+        self.arguments = trees.Arguments(params)
 
     def __call__(self, z: Leaves, tensors: Tensors) -> Leaves:
-        return self.layout.flatten(self._residual(self.layout.unflatten(z), *self.params(tensors)), self._name)
+        return self.layout.flatten(
+            self._residual(self.layout.unflatten(z), *self.arguments.filled(tensors)), self._name
+        )
 
 
 class Solution:
@@ -100,7 +93,7 @@ class Solution:
 
     def _run(self, operands: Tensors) -> tuple[Tensor, ...]:
         layout, n = self.equations.layout, self.equations.layout.count
-        found = self._solve(self._given, layout.unflatten(operands[:n]), *self.equations.params(operands[n:]))
+        found = self._solve(self._given, layout.unflatten(operands[:n]), *self.equations.arguments.filled(operands[n:]))
         aux: Sequence[Tensor] = ()
         if self._has_aux:
             if not isinstance(found, tuple) or len(found) != 2:
@@ -126,7 +119,7 @@ def _of_leaves(options: Options, equations: Equations) -> Options:
     preconditioner = func
 
     def approximate(vector: Leaves, z: Leaves, tensors: Tensors) -> Leaves:
-        found = preconditioner(layout.unflatten(vector), layout.unflatten(z), *equations.params(tensors))
+        found = preconditioner(layout.unflatten(vector), layout.unflatten(z), *equations.arguments.filled(tensors))
         return layout.flatten(found, "the preconditioner")
 
     changed = copy.copy(options)

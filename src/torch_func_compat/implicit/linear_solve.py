@@ -102,22 +102,16 @@ def linear_solve(
     """
     check_mode(on_failure)
     layout = Layout(b, "b")
-    leaves, spec = trees.flatten(params)
-    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    fixed = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-    def args(tensors: Tensors) -> Any:
-        full = list(fixed)
-        for i, tensor in zip(where, tensors):
-            full[i] = tensor
-        return spec.unflatten(full)
+    arguments = trees.Arguments(params)
 
     def product(vector: Leaves, tensors: Tensors) -> Leaves:
-        return layout.flatten(matvec(layout.unflatten(vector), *args(tensors)), name_of(matvec))
+        return layout.flatten(matvec(layout.unflatten(vector), *arguments.filled(tensors)), name_of(matvec))
 
     def approximate(vector: Leaves, tensors: Tensors) -> Leaves:
         assert preconditioner is not None
-        return layout.flatten(preconditioner(layout.unflatten(vector), *args(tensors)), "the preconditioner")
+        return layout.flatten(
+            preconditioner(layout.unflatten(vector), *arguments.filled(tensors)), "the preconditioner"
+        )
 
     options = Options(
         "linear_solve",
@@ -130,8 +124,8 @@ def linear_solve(
     )
     check_preconditioner(options)
     layout.flatten(evaluated_alone(matvec, b, *params), name_of(matvec))
-    tensors = [leaves[i] for i in where]
-    return layout.unflatten(solve_system(ProductSystem(product, layout, options), trees.flatten(b)[0], tensors))
+    system = ProductSystem(product, layout, options)
+    return layout.unflatten(solve_system(system, trees.flatten(b)[0], arguments.tensors(params)))
 
 
 def ready(solve: Any) -> Any:

@@ -264,10 +264,10 @@ def _solution(
     def solution(z0: Any, *params: Any) -> Any:
         layout = Layout(z0, "z0")
         equations = Equations(residual, layout, params, name_of(func))
-        found = evaluated_alone(func, z0, *params)
+        value = evaluated_alone(func, z0, *params)
         if not scalar:
-            layout.flatten(found, name_of(func))
-        tensors = [leaf for leaf in trees.flatten(params)[0] if isinstance(leaf, Tensor)]
-        return Solution(equations, solve, given, options, has_aux, tol)(trees.flatten(z0)[0], tensors)
+            layout.flatten(value, name_of(func))
+        found = Solution(equations, solve, given, options, has_aux, tol)
+        return found(trees.flatten(z0)[0], equations.arguments.tensors(params))
 
     return solution

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any, Callable, Iterator, Sequence, Tuple
 
+from torch import Tensor
+
 # What tells two structures apart, the number of leaves, and how to build the tree from an iterator of leaves.
 _Node = Tuple[Any, int, Callable[[Iterator[Any]], Any]]
 
@@ -70,3 +72,24 @@ def _describe(kind: Any) -> str:
     if keys is not None:
         inner = [f"{key!r}: {child}" for key, child in zip(keys, inner)]
     return f"{cls.__name__}({', '.join(inner)})"
+
+
+class Arguments:
+    """Arguments of a function without their tensors, which come and go."""
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        leaves, self._spec = flatten(args)
+        self._where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self._rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+    def tensors(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """Those of the arguments."""
+        leaves = flatten(args)[0]
+        return [leaves[i] for i in self._where]
+
+    def filled(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The arguments with these."""
+        leaves = list(self._rest)
+        for i, tensor in zip(self._where, tensors):
+            leaves[i] = tensor
+        return tuple(self._spec.unflatten(leaves))
