@@ -278,6 +278,21 @@ def test_the_guess_has_no_influence(backend):
     assert_close(torch.autograd.grad(solution(z0, a), (z0, a)), (0 * ONE, ONE / 4))
 
 
+def test_solvers_may_overwrite_what_they_start_from(backend):
+    def in_place(residual, z0, a):
+        numbers = z0.numpy()
+        for _ in range(40):
+            numbers += (a / z0 - z0).numpy() / 2
+        return numbers
+
+    start = torch.tensor([1.0, 1.0], dtype=F64)
+    assert_close(root(square, in_place)(start, PAIR), PAIR.sqrt())
+    assert_close(start, torch.ones(2, dtype=F64))
+    b = PAIR.clone()
+    assert_close(linear_solve(lambda x, a: a * x, b, PAIR, solve=lambda matvec, b: b.div_(matvec(b / b))), PAIR / PAIR)
+    assert_close(b, PAIR)
+
+
 def test_modules_as_parameters(backend):
     torch.manual_seed(0)
     layer = torch.nn.Linear(2, 2).double()

@@ -1,9 +1,9 @@
 """Implicit differentiation: derivatives of solutions, by what they solve.
 
 `root`, `fixed_point` and `argmin` take a solution from any solver, `linear_solve` that of a linear system. Their
-derivatives follow from the equations, to any order, in both modes and under every transform: each is a linear solve, and
-nothing is kept of the iterations. `newton` and `anderson` are ready iterations, `dense`, `cg` and `gmres` ready solvers
-of linear systems. What cannot be solved is an `ImplicitError`.
+derivatives follow from the equations, to any order, in both modes and under every transform: each is a linear solve,
+and nothing is kept of the iterations. `newton` and `anderson` are ready iterations, `dense`, `cg` and `gmres` ready
+solvers of linear systems. What cannot be solved is an `ImplicitError`.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ class Solution:
 
     def _run(self, operands: Tensors) -> tuple[Tensor, ...]:
         layout, n = self.equations.layout, self.equations.layout.count
-        found = self._solve(self._given, layout.unflatten(operands[:n]), *self.equations.arguments.filled(operands[n:]))
+        z0 = layout.unflatten([x.clone() for x in operands[:n]])  # iterations may write to it
+        found = self._solve(self._given, z0, *self.equations.arguments.filled(operands[n:]))
         aux: Sequence[Tensor] = ()
         if self._has_aux:
             if not isinstance(found, tuple) or len(found) != 2:

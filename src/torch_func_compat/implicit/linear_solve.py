@@ -226,7 +226,8 @@ def _by_callable(solve: Callable[..., Any], problem: LinearProblem, tensors: Ten
         def matvec(x: Any) -> Any:
             return layout.unflatten([y.detach() for y in operator(layout.flatten(x, f"{name}, for a product,"))])
 
-        return returned(solve(matvec, layout.unflatten(operands[:n])), layout, name)
+        right = layout.unflatten([x.clone() for x in operands[:n]])  # which a solver may overwrite
+        return returned(solve(matvec, right), layout, name)
 
     x = layout.ravel(Outside.apply(run, *layout.unravel(problem.b), *tensors))
     residual = norm(problem.matvec(x) - problem.b)
