@@ -1,0 +1,42 @@
+"""Implicit differentiation: derivatives of solutions, by what they solve.
+
+`root`, `fixed_point` and `argmin` take a solution from any solver, `linear_solve` that of a linear system. Their
+derivatives follow from the equations, to any order, in both modes and under every transform: each is a linear solve,
+and nothing is kept of the iterations. `newton` and `anderson` are ready iterations, `dense`, `cg` and `gmres` ready
+solvers of linear systems. What cannot be solved is an `ImplicitError`.
+"""
+
+from __future__ import annotations
+
+from .anderson import anderson
+from .dense import dense
+from .errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    ImplicitError,
+    IndefiniteError,
+    NotASolutionError,
+    SingularError,
+)
+from .krylov import cg, gmres
+from .linear_solve import linear_solve
+from .newton import newton
+from .roots import argmin, fixed_point, root
+
+__all__ = [
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "ImplicitError",
+    "IndefiniteError",
+    "NotASolutionError",
+    "SingularError",
+    "anderson",
+    "argmin",
+    "cg",
+    "dense",
+    "fixed_point",
+    "gmres",
+    "linear_solve",
+    "newton",
+    "root",
+]

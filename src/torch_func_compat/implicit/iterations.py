@@ -1,0 +1,171 @@
+"""Iterations for nonlinear equations: what they work on, and what they tell."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+from ..autograd.internals import vjp
+from .errors import NOT_FINITE, SOLVED, UNFINISHED, Status, coded
+from .linear_solve import solve_numbers
+from .systems import System, Tensors
+from .vectors import anywhere, is_differentiable, norm, signs, values
+
+__all__ = ["Info", "Iteration", "Nonlinear"]
+
+# What rounding may leave of a residual that cannot be made smaller, relative to the tolerance
+SLACK = 1e3
+
+
+class Info(NamedTuple):
+    """What a ready iteration tells beside the solution: the aux of ``has_aux=True``."""
+
+    iterations: Tensor
+    residual_norm: Tensor
+
+
+class Nonlinear:
+    """Equations at fixed parameters, in real vectors, numbers only."""
+
+    def __init__(self, system: System, equations: Any, start: Sequence[Tensor], tensors: Tensors) -> None:
+        self.layout = system.layout
+        self._system, self._equations, self._tensors = system, equations, tensors
+        self.start = self.layout.ravel(start)
+
+    def value(self, v: Tensor) -> Tensor:
+        """The residual."""
+        return self.layout.ravel(self._equations(self.layout.unravel(v), self._tensors))
+
+    def measured(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual, and by how much relative changes of unknown and parameters by about one would change it.
+
+        The residual is accurate to the machine precision times that, whatever the units are.
+        """
+        n, moving = self.layout.count, [i for i, x in enumerate(self._tensors) if is_differentiable(x)]
+
+        def residual(*operands: Tensor) -> tuple[Tensor, ...]:
+            full = list(self._tensors)
+            for i, x in zip(moving, operands[n:]):
+                full[i] = x
+            return tuple(self._equations(operands[:n], full))
+
+        chosen = [self._tensors[i] for i in moving]
+        found, pull = vjp(residual, *self.layout.unravel(v), *chosen)
+        gradients = pull(tuple(self.layout.unravel(signs(v))))
+        typical = torch.max(v.abs(), self.start.abs())
+        parts = [self.layout.ravel(gradients[:n]) * typical]
+        parts += [(g.abs() * x.abs()).to(v.dtype).reshape(-1) for g, x in zip(gradients[n:], chosen)]
+        change = torch.cat(parts)
+        scale = norm(torch.where(torch.isfinite(change), change, torch.zeros_like(change)))
+        return self.layout.ravel(found), scale
+
+    def newton_step(self, v: Tensor, residual: Tensor) -> tuple[Tensor, Status]:
+        """The Jacobian's inverse times the residual."""
+        return solve_numbers(self._system, residual, (*self.layout.unravel(v), *self._tensors))
+
+
+class Iteration:
+    """A ready solver of nonlinear equations.
+
+    Within vmap it takes all samples at once: those that have converged stand still until the last one has.
+    """
+
+    tol: float | None
+    max_iterations: int
+    progress: bool
+
+    def run(self, problem: Nonlinear) -> tuple[Tensor, Status]:
+        """The solution and how it ended, for each sample of a vmap that is running."""
+        raise NotImplementedError
+
+    # The default tolerance, as a power of the machine precision
+    power = 0.75
+
+    def tolerance(self, problem: Nonlinear) -> float:
+        return float(problem.layout.eps**self.power) if self.tol is None else self.tol
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+    def show(self, step: int, course: Course, last: bool = False) -> None:
+        """A line on stderr, with `progress`."""
+        if self.progress:
+            codes = values(course.code).reshape(-1)
+            done, largest = int((codes == SOLVED).sum()), float(values(course.size).max()) if codes.numel() else 0.0
+            text = f"\r{type(self).__name__}: step {step}, {done} of {codes.numel()} solved, residual {largest:.2e}"
+            print(text, end="\n" if last else "", file=sys.stderr, flush=True)
+
+
+class Course:
+    """How far each sample is.
+
+    A sample that seems to have converged is set aside, and judged when all others are: how large its residual may be
+    costs a derivative of the residual, for all samples at once. That is asked after 1, 2, 4, 8, ... steps, too, for the
+    first guess may tell little of it.
+    """
+
+    def __init__(self, problem: Nonlinear, tol: float) -> None:
+        self._problem, self._tol = problem, tol
+        self.residual, self._scale = problem.measured(problem.start)
+        self.size = norm(self.residual)
+        self.code = self._judged()
+        self.iterations = torch.zeros_like(self.code)
+        self._aside = self._stalled = torch.zeros_like(self.code == UNFINISHED)
+        self._steps = 0
+
+    @property
+    def active(self) -> Tensor:
+        return (self.code == UNFINISHED) & ~self._aside & ~self._stalled
+
+    @property
+    def near(self) -> Tensor:
+        """Whether the residual is as small as rounding may leave it."""
+        return self.size <= SLACK * self._tol * self._scale
+
+    def goes_on(self, v: Tensor) -> bool:
+        """Whether there are steps to take, from here."""
+        if self._steps and not self._steps & (self._steps - 1) and anywhere(self.active):
+            self._scale = torch.where(self.active, self._problem.measured(v)[1], self._scale)
+            self._aside = self._aside | (self.active & (self.size <= self._tol * self._scale))
+        return anywhere(self.active) or (self.judge(v) and anywhere(self.active))
+
+    def judge(self, v: Tensor) -> bool:
+        """Look at those that were set aside, if there are any."""
+        aside = self._aside & (self.code == UNFINISHED)
+        if not anywhere(aside):
+            return False
+        self._scale = torch.where(aside, self._problem.measured(v)[1], self._scale)
+        self.code = torch.where(aside, self._judged(), self.code)
+        self.code = coded((self.code == UNFINISHED) & self._stalled & self.near, SOLVED, self.code)
+        self._aside = torch.zeros_like(aside)
+        return True
+
+    def step(self, active: Tensor, residual: Tensor, stuck: Tensor) -> None:
+        """Note a step of the active samples, some of which may have come to where no step makes the residual less."""
+        self.residual, self.size = residual, norm(residual)
+        self._steps += 1
+        self.iterations = self.iterations + active.to(self.iterations.dtype)
+        self.code = coded(active & ~torch.isfinite(self.size), NOT_FINITE, self.code)
+        self._stalled = self._stalled | stuck
+        self._aside = self._aside | stuck | (active & (self.size <= self._tol * self._scale))
+
+    def fail(self, failed: Tensor, code: Tensor) -> None:
+        self.code = torch.where(failed, code, self.code)
+
+    def status(self) -> Status:
+        return Status(self.code, self.iterations, self.size, self._tol * self._scale)
+
+    def _judged(self) -> Tensor:
+        unfinished = coded(self.size > self._tol * self._scale, UNFINISHED)
+        return coded(~torch.isfinite(self.size), NOT_FINITE, unfinished)
+
+
+def check_settings(name: str, tol: float | None, max_iterations: int) -> None:
+    if tol is not None and not tol > 0:
+        raise ValueError(f"expected tol of {name} to be positive, got {tol}")
+    if max_iterations < 1:
+        raise ValueError(f"expected max_iterations of {name} to be positive, got {max_iterations}")

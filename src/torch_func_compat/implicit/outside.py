@@ -1,0 +1,48 @@
+"""Solvers of the user's, which torch need not see into: one sample at a time, and numbers only."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..autograd.function import Function
+from . import trees
+from .vectors import Layout
+
+
+class Outside(Function):
+    """``run(tensors)``, a tuple of tensors, without a derivative. Under vmap sample by sample."""
+
+    @staticmethod
+    def forward(run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return run(tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError("a solver is not differentiated, but what it solves")
+
+
+def name_of(func: Any) -> str:
+    """As messages call a callable."""
+    return str(getattr(func, "__name__", None) or repr(func))
+
+
+def returned(tree: Any, layout: Layout, name: str) -> tuple[Tensor, ...]:
+    """What a solver returned for the unknown, on its own memory; numpy arrays and numbers are taken, too."""
+    leaves, spec = trees.flatten(tree)
+    if spec != layout.spec:
+        raise TypeError(f"expected {name} to return the structure of {layout.what}, {layout.spec}, got {spec}")
+    found = []
+    for leaf, shape, dtype in zip(leaves, layout.shapes, layout.dtypes):
+        x = torch.as_tensor(leaf, dtype=dtype, device=layout.device).detach()
+        if tuple(x.shape) != shape:
+            raise ValueError(f"expected {name} to return the shape of {layout.what}, {shape}, got {tuple(x.shape)}")
+        found.append(x.clone())
+    return tuple(found)
