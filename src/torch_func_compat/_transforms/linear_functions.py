@@ -15,12 +15,12 @@ from .._torch.tensors import movedim, version
 from .options import Options
 
 
-class _Library:
+class RunningLibrary:
     """The library whose transforms may run around a linear map that was recorded outside of them.
 
     Its levels do not reach into a graph of plain autograd: forward mode is zero there, and gradients keep the graph of
     an inner level. So where they track the vectors, the function is recorded on the levels, with the same random
-    numbers.
+    numbers: this is made before the first recording.
     """
 
     def __init__(self, backend: Backend, options: Options) -> None:
@@ -48,12 +48,12 @@ class _Library:
 class _LinearFunction:
     """A derivative at a point, as the user calls it."""
 
-    def __init__(self, backend: Backend, call: Call, linear: LinearMap, options: Options) -> None:
+    def __init__(self, backend: Backend, call: Call, linear: LinearMap, library: RunningLibrary) -> None:
         self.batches_itself = linear.batches_itself
         self._backend = backend
         self._call = call
         self._linear = linear
-        self._library = _Library(backend, options)
+        self._library = library
 
     def mapped(self, call: BatchedCall) -> Any:
         """The value of a vmap over this, from all vectors at once; None where a loop must do it."""
@@ -80,8 +80,8 @@ class VjpFunction(_LinearFunction):
     the function's output and the result is a tuple with one entry for each primal.
     """
 
-    def __init__(self, backend: Backend, call: Call, pullback: Pullback, options: Options) -> None:
-        super().__init__(backend, call, pullback, options)
+    def __init__(self, backend: Backend, call: Call, pullback: Pullback, library: RunningLibrary) -> None:
+        super().__init__(backend, call, pullback, library)
         self._pullback = pullback
         self._retains_graph = True  # unless the caller has freed it
         self._versions = [version(primal) for primal in call.primals]

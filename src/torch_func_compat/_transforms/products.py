@@ -21,7 +21,7 @@ from .._arguments.call import (
 from .._arguments.protocol import Backend
 from .batch_independence import verify
 from .jacobian import call_of, jacrev, with_value
-from .linear_functions import JvpFunction, VjpFunction
+from .linear_functions import JvpFunction, RunningLibrary, VjpFunction
 from .options import Options
 
 
@@ -29,9 +29,10 @@ def vjp(backend: Backend, func: Function, *primals: Any, options: Options) -> An
     """See `torch_func_compat.vjp`."""
     call = Call("vjp(f, *primals)", func, primals, {}, ALL, options.has_aux)
     require_tensors(call.primals)
+    library = RunningLibrary(backend, options)
     outputs, pullback, aux = backend.vjp(call, call.primals)
     require_differentiable(outputs)
-    result = (call.output(outputs), VjpFunction(backend, call, pullback, options))
+    result = (call.output(outputs), VjpFunction(backend, call, pullback, library))
     return (*result, call.aux(aux)) if options.has_aux else result
 
 
@@ -49,8 +50,9 @@ def linearize(backend: Backend, func: Function, *primals: Any, options: Options)
     call = Call("linearize(f, *primals)", func, primals, {}, ALL, False)
     require_tensors(call.primals)
     require_floating("primal", call.primals)
+    library = RunningLibrary(backend, options)
     outputs, push, _ = backend.linearize(call, call.primals)
-    return call.output(outputs), JvpFunction(backend, call, push, options)
+    return call.output(outputs), JvpFunction(backend, call, push, library)
 
 
 def grad_and_value(backend: Backend, func: Function, options: Options) -> Function:
