@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..autograd.internals import get_backend, use_backend, vjp
-from .nodes import look
+from .nodes import leaves_keep_attributes, look
 from .plan import Index, Passes, Plan
 from .samples import factors, require_independent
 
@@ -109,7 +109,9 @@ class Evaluation:
             )
         if not (value.is_floating_point() or value.is_complex()):
             raise ValueError(f"{self.api}: expected a field of floating-point numbers, got {value.dtype}")
-        count = value[(0,) * len(batch)].numel() if 0 not in batch else value.new_empty(value.shape[len(batch) :]).numel()
+        count = (
+            value[(0,) * len(batch)].numel() if 0 not in batch else value.new_empty(value.shape[len(batch) :]).numel()
+        )
         if self.named and (value.dim() != len(batch) + 1 or count != len(self.plans)):
             raise ValueError(
                 f"{self.api}: expected the field to return {len(self.plans)} components along its last dimension, got "
@@ -136,6 +138,8 @@ class Evaluation:
             if not own.requires_grad:
                 own.requires_grad_()._autograd_transform_level = _Finished  # type: ignore[attr-defined]
             given = own.view_as(own)
+            if own.is_leaf and not leaves_keep_attributes():
+                given.register_hook(lambda gradient, leaf=own: None)  # the graph holds the leaf, and so the mark
             version = given._version
             value = self.func(given, *args, **kwargs)
             if given._version != version:

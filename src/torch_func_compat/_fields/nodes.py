@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
@@ -55,3 +57,14 @@ def look(output: Tensor, own: Tensor) -> tuple[bool, bool]:
             outside = outside or node.variable is not own
         stack.extend([child for child, _ in node.next_functions])
     return right, outside
+
+
+@functools.lru_cache(maxsize=None)
+def leaves_keep_attributes() -> bool:
+    """Whether a leaf that only a graph holds keeps what Python has put on it (not on torch 1.8)."""
+    with torch.enable_grad():
+        leaf: Any = torch.ones(1, requires_grad=True)
+        leaf.mark = True
+        node: Any = (leaf * 1).grad_fn
+    del leaf
+    return hasattr(node.next_functions[0][0].variable, "mark")

@@ -154,7 +154,6 @@ def divergence(
     return functools.wraps(func, updated=())(_in_chunks(at, chunk_size))
 
 
-
 def curl(
     func: Callable[..., Any],
     along: Sequence[str] | None = None,
