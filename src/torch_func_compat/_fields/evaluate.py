@@ -8,6 +8,7 @@ differentiate wrongly, they are those of `vjp`, nested once for each order.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, Callable, Dict, List, Sequence
 
 import torch
@@ -109,9 +110,7 @@ class Evaluation:
             )
         if not (value.is_floating_point() or value.is_complex()):
             raise ValueError(f"{self.api}: expected a field of floating-point numbers, got {value.dtype}")
-        count = (
-            value[(0,) * len(batch)].numel() if 0 not in batch else value.new_empty(value.shape[len(batch) :]).numel()
-        )
+        count = math.prod(value.shape[len(batch) :])
         if self.named and (value.dim() != len(batch) + 1 or count != len(self.plans)):
             raise ValueError(
                 f"{self.api}: expected the field to return {len(self.plans)} components along its last dimension, got "

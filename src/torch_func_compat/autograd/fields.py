@@ -147,7 +147,8 @@ def divergence(
         return {name: [(name,)] for name in chosen}
 
     def total(found: dict[str, Any], chosen: Sequence[str]) -> Tensor:
-        return functools.reduce(torch.add, [found[name][(name,)] for name in chosen])
+        terms: list[Tensor] = [found[name][(name,)] for name in chosen]
+        return sum(terms[1:], terms[0])
 
     _check_chunk_size("divergence", chunk_size)
     at = _of_vectors("divergence", func, along, coordinates, check, wanted, total)
@@ -272,8 +273,8 @@ def _of_vectors(
     def at(points: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         size = points.shape[-1] if isinstance(points, Tensor) and points.dim() else 0
         if size not in made:
-            given = tuple([f"x{k}" for k in range(max(size, 1))]) if coordinates is None else coordinates
-            names = check_coordinates(api, given)
+            numbered = [f"x{k}" for k in range(max(size, 1))]
+            names = check_coordinates(api, numbered if coordinates is None else coordinates)
             chosen = names if along is None else check_coordinates(api, along)
             made[size] = chosen, _partials(api, func, wanted(chosen), names, check)
         chosen, derivatives = made[size]
