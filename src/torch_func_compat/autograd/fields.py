@@ -268,7 +268,7 @@ def _of_vectors(
     """``combine`` of the derivatives of each component that `wanted` names."""
     if coordinates is None and along is not None:
         raise ValueError(f"{api}: along={along!r} needs coordinates=, the names of all coordinates")
-    made: dict[int, tuple[Sequence[str], Callable[..., dict[str, Any]]]] = {}
+    made: dict[int, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {}
 
     def at(points: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         size = points.shape[-1] if isinstance(points, Tensor) and points.dim() else 0
