@@ -37,7 +37,8 @@ class Run:
 
     def __init__(self, size: int, weight: Tensor | None, recording: bool) -> None:
         self.size = size
-        self.weight = weight
+        # only what is symmetric of it counts
+        self.weight = weight if weight is None or weight.dim() == 1 else (weight + weight.t()) / 2
         self.recording = recording
         self.within_a_rule = False
         self.refused: Refused | None = None  # also where the function caught it

@@ -66,7 +66,7 @@ def applied(run: Run, operation: Callable[..., Tensor], carried: Sequence[Any]) 
     """An operation that is elementwise in what is carried, after broadcasting."""
     value, firsts, seconds = _derivatives(operation, [x.value for x in carried])
     dim = value.dim()
-    jacs = [lifted(x.jac, dim) for x in carried]
+    jacs: list[Tensor] = [lifted(x.jac, dim) for x in carried]
     jac = total([first * jac for first, jac in zip(firsts, jacs)])
     terms: list[Any] = [None if x.lap is None else first * lift(x.lap, dim) for x, first in zip(carried, firsts)]
     for (i, j), second in seconds.items():

@@ -37,7 +37,7 @@ def _has_meta() -> bool:
     return _placeholder().device.type == "meta"
 
 
-def is_carried(x: Any) -> bool:
+def is_carried(x: Any) -> Any:
     """Whether a value has derivatives."""
     return isinstance(x, Carried) and x.jac is not None
 

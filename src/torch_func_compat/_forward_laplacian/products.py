@@ -190,7 +190,7 @@ def tensordot(run: Run, func: Any, a: Any, b: Any, dims: Any = 2) -> Any:
     return einsum(run, torch.einsum, f"{''.join(first)},{''.join(second)}->{''.join(out)}", a, b)
 
 
-@rule("F.bilinear")
+@rule("F.bilinear torch.bilinear")
 def bilinear_form(run: Run, func: Any, input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
     found = einsum(run, torch.einsum, "...i,oij,...j->...o", input1, weight, input2)
     return found if bias is None else combined(run, found, bias, 1, 1)
