@@ -323,8 +323,9 @@ LOW = torch.tensor([[0.0, -float("inf")], [0.0, 0.0]], dtype=DTYPE)
 REFERENCES = {
     "reductions: layer_norm": lambda x: normalised(s(x)) * V + V + 1,
     "reductions: LayerNorm": normalised,
-    "reductions: group_norm": lambda x: torch.cat([normalised(y) for y in torch.cat([s(x), x[:, :1]], 1).split(2, 1)], 1)
-    * torch.cat([V, V[:1]]),
+    "reductions: group_norm": lambda x: (
+        torch.cat([normalised(y) for y in torch.cat([s(x), x[:, :1]], 1).split(2, 1)], 1) * torch.cat([V, V[:1]])
+    ),
     "reductions: cdist": lambda x: (s(x)[:, None] - x[None] - 1).norm(dim=-1),
     "attention: plain": lambda x: attention(*attention_inputs(x)),
     "attention: causal": lambda x: attention(*attention_inputs(x), LOW),

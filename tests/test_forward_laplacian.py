@@ -40,7 +40,7 @@ def trace(hessian, weight=None):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_rules(name):
     func = PROGRAMS[name]
-    x, hessian = hessians(REFERENCES.get(name, func), X)
+    _, hessian = hessians(REFERENCES.get(name, func), X)
     with torch.no_grad():
         (value,), (found,) = forward.laplacian(func, [X])
     assert not (value.requires_grad or found.requires_grad)
@@ -54,7 +54,7 @@ def test_rules_are_differentiable(name):
     x, hessian = hessians(REFERENCES.get(name, func), X)
     weights = torch.linspace(-1, 1, hessian[..., 0, 0].numel(), dtype=DTYPE).reshape(hessian.shape[:-2])
     expected = trace(hessian)
-    (value,), (found,) = forward.laplacian(func, [x])
+    _, (found,) = forward.laplacian(func, [x])
     assert_close(found, expected)
     if not expected.requires_grad:
         return
@@ -323,7 +323,7 @@ def swallowed(x):
         pass
     try:
         x.item()
-    except Exception:
+    except forward.Refused:
         return x**2
     return x
 

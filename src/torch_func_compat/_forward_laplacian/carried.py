@@ -131,7 +131,10 @@ def make(run: Run, value: Tensor, jac: Tensor | None, lap: Tensor | None) -> Any
     if isinstance(value, Carried):
         raise Refused("forward Laplacians are nested")
     assert jac is None or jac.dim() == value.dim() + 1, (jac.shape, value.shape)
-    made: Any = _placeholder().as_subclass(Carried)
+    try:
+        made: Any = _placeholder().as_subclass(Carried)
+    except RuntimeError as error:  # within a TorchDispatchMode, on torch < 2
+        raise Refused(f"torch makes no subclass here ({error})") from error
     made.run, made.value = run, value
     made.jac, made.lap = jac, None if jac is None else lap
     return made

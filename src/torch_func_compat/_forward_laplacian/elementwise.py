@@ -67,12 +67,12 @@ def applied(run: Run, operation: Callable[..., Tensor], carried: Sequence[Any]) 
     value, firsts, seconds = _derivatives(operation, [x.value for x in carried])
     dim = value.dim()
     jacs: list[Tensor] = [lifted(x.jac, dim) for x in carried]
-    jac = total([first * jac for first, jac in zip(firsts, jacs)])
     terms: list[Any] = [None if x.lap is None else first * lift(x.lap, dim) for x, first in zip(carried, firsts)]
     for (i, j), second in seconds.items():
         pairs = run.pairs(jacs[i], jacs[j])
         terms.append(second * (pairs if i == j else 2 * pairs))
     lap = total(terms)
+    jac = total([first * jac for first, jac in zip(firsts, jacs)])  # after the pairs, whose memory is free again
     return make(run, value, jac, None if lap is None else lap.expand_as(value))
 
 

@@ -58,8 +58,9 @@ def columns(x: Any) -> Tensor:
     return x.jac.expand(x.run.size, *x.value.shape)  # type: ignore[no-any-return]
 
 
-def lifted(jac: Tensor, dim: int) -> Tensor:
+def lifted(jac: Tensor | None, dim: int) -> Tensor:
     """A Jacobian of a value that was broadcast to `dim` dimensions."""
+    assert jac is not None
     missing = dim + 1 - jac.dim()
     return jac.reshape(jac.shape[0], *[1] * missing, *jac.shape[1:]) if missing else jac
 

@@ -24,11 +24,12 @@ def mul(run: Run, func: Any, input: Any, other: Any) -> Any:
     value = input.value * other.value
     dim = value.dim()
     one, two = lifted(input.jac, dim), lifted(other.jac, dim)
+    pairs = run.pairs(one, two)
     jac = one * other.value + input.value * two
     terms = [
         None if input.lap is None else input.lap * other.value,
         None if other.lap is None else input.value * other.lap,
-        2 * run.pairs(one, two),
+        2 * pairs,
     ]
     lap = total(terms)
     assert lap is not None
