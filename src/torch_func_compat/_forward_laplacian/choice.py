@@ -13,6 +13,7 @@ from .. import _tree
 from .._arguments import positions
 from .._batched import batch_dims
 from .._chunks import Chunks
+from .._fallback import Answer
 from .._policy import active_native
 from .._randomness import RandomState
 from .carried import Refused
@@ -68,34 +69,31 @@ class Laplacian:
         self.chunks, self.mode, self.weight = chunks, mode, weight
         self.in_dims, self.check, self.hvp = in_dims, check, hvp
         self.hessian = hessian
-        self.rows = rows(self._real, argnums) if weight is None else self._weighted
         self.explanation = ""
         self._complex: list[bool] = []  # of the leaves of the last output
+        self._real = real_parts(func, has_aux, self._complex)
+        self._rows = rows(self._real, argnums) if weight is None else None
         self._refused: dict[Any, str] = {}  # for arguments of these shapes
+        self._record: Answer = getattr(self._rows, "answered_by", None) or Answer()
 
     def made(self) -> Function:
         """The transformed function."""
         if _is_compiling():  # which does not trace the assignment of attributes
             return self.__call__
         wrapper = functools.wraps(self.func, updated=())(lambda *args, **kwargs: self(*args, **kwargs))
-        record = getattr(self.rows, "answered_by", None)
-        if record is None:
-            from .._fallback import Answer
-
-            record = Answer()
-        wrapper.answered_by = self._record = record  # type: ignore[attr-defined]
+        wrapper.answered_by = self._record  # type: ignore[attr-defined]
         wrapper.made_by = self  # type: ignore[attr-defined]
         return wrapper
 
     def get(self, backend: str) -> Any:
         """What `explain` looks for: how it was computed last, and in which chunks."""
-        made = getattr(self.rows, "made_by", {}).get(backend)
+        made = getattr(self._rows, "made_by", {}).get(backend)
         taken = None if self.explanation.startswith("the forward") else getattr(made, "taken", None)
         return SimpleNamespace(choice=SimpleNamespace(explanation=self.explanation), taken=taken)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _is_compiling():
-            return self._restored(self.rows(*args, **kwargs))
+            return self._by_rows(args, kwargs)
         why = self._why_not()
         if why is None:
             shapes = tuple([x.shape if isinstance(x, Tensor) else None for x in _tree.flatten(args)[0]])
@@ -111,9 +109,7 @@ class Laplacian:
                     why = self._refused[shapes] = str(error)
                 state.restore()
         self.explanation = f"rows of the Hessian, since {why}"
-        result = self.rows(*args, **kwargs)
-        self._record.backend = self._record.backend or "autograd"
-        return self._restored(result)
+        return self._by_rows(args, kwargs)
 
     def _why_not(self) -> str | None:
         if self.mode == "rows":
@@ -199,17 +195,9 @@ class Laplacian:
         in_dims = tuple([self.in_dims[i] for i in where]) if isinstance(self.in_dims, tuple) else self.in_dims
         self.hvp(chosen, points, tangents, in_dims=in_dims, has_aux=self.has_aux, check=True)
 
-    def _real(self, *args: Any, **kwargs: Any) -> Any:
-        """The function with real and imaginary parts of what is complex."""
-        result = self.func(*args, **kwargs)
-        output = result[0] if self.has_aux and isinstance(result, tuple) and result else result
-        leaves, spec = _tree.flatten(output)
-        self._complex = [isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves]
-        if not any(self._complex):
-            return result
-        parts = [torch.view_as_real(leaf) if is_complex else leaf for leaf, is_complex in zip(leaves, self._complex)]
-        output = _tree.unflatten(parts, spec)
-        return (output, *result[1:]) if self.has_aux else output
+    def _by_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self._weighted(*args, **kwargs) if self._rows is None else self._rows(*args, **kwargs)
+        return self._restored(result)
 
     def _restored(self, result: Any) -> Any:
         """The result with complex numbers again."""
@@ -245,7 +233,9 @@ class Laplacian:
                 inner[i] = value
             return self._real(*inner, **kwargs)
 
-        found = self.hessian(of_rows, 0, self.has_aux)(torch.cat(rows, -1))
+        by_rows = self.hessian(of_rows, 0, self.has_aux)
+        found = by_rows(torch.cat(rows, -1))
+        self._record.backend = getattr(getattr(by_rows, "answered_by", None), "backend", None)
         weight = torch.diag_embed(self.weight) if self.weight.dim() == 1 else self.weight
 
         def contracted(block: Tensor) -> Tensor:
@@ -257,3 +247,20 @@ class Laplacian:
         blocks, output_spec = _tree.flatten(found[0] if self.has_aux else found)
         result = _tree.unflatten([contracted(block) for block in blocks], output_spec)
         return (result, found[1]) if self.has_aux else result
+
+
+def real_parts(func: Function, has_aux: bool, is_complex: list[bool]) -> Function:
+    """`func` with real and imaginary parts of what is complex, whose place it writes down."""
+
+    @functools.wraps(func, updated=())
+    def parts(*args: Any, **kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        output = result[0] if has_aux and isinstance(result, tuple) and result else result
+        leaves, spec = _tree.flatten(output)
+        is_complex[:] = [isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves]
+        if not any(is_complex):
+            return result
+        output = _tree.unflatten([torch.view_as_real(x) if c else x for x, c in zip(leaves, is_complex)], spec)
+        return (output, *result[1:]) if has_aux else output
+
+    return parts
