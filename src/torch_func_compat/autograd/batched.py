@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from torch import Tensor
+
 from .._arguments import Argnums
 from .._chunks import Chunks, ChunkSize, Memory
 from .._dispatch import call, transform
+from .._forward_laplacian.choice import Laplacian
 from .._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from .internals import jacrev, vmap
 
@@ -249,6 +252,8 @@ def batch_laplacian(
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
+    mode: str = "auto",
+    weight: Tensor | None = None,
     has_aux: bool = False,
     check: bool = False,
     chunk_size: ChunkSize = None,
@@ -257,21 +262,29 @@ def batch_laplacian(
 ) -> Callable[..., Any]:
     """Laplacian of each sample's outputs by its inputs, of a function of the whole batch.
 
-    Parameters are those of `batch_jacobian`.
+    Parameters are those of `batch_jacobian`, and:
+
+    Parameters
+    ----------
+    mode : {'auto', 'rows', 'forward'}
+        See `laplacian`.
+    weight : Tensor, optional
+        See `laplacian`, for the N elements of a sample; or of shape (B, N, N), for weights of each sample.
 
     Returns
     -------
     callable
-        Returns the structure and the shapes of the output; and aux. Differentiable.
+        Returns the structure and the shapes of the output; and aux. Differentiable. Outputs may be complex.
 
     Raises
     ------
     ValueError, RuntimeError
-        As for `batch_jacobian`.
+        As for `batch_jacobian`; and for a `weight` of another shape.
 
     See Also
     --------
-    batch_hessian_diagonal : the cost.
+    laplacian : the cost of 'forward'.
+    batch_hessian_diagonal : the cost of 'rows'.
 
     Examples
     --------
@@ -281,8 +294,30 @@ def batch_laplacian(
     tensor([18., 42.])
     """
     chunks = Chunks.checked("batch_laplacian", chunk_size, memory, progress)
-    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
-    return transform("batch_laplacian", func, options, dict(chunks=chunks))
+
+    def rows(func: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
+        options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
+        return transform("batch_laplacian", func, options, dict(chunks=chunks))
+
+    def whole(func: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Callable[..., Any]:
+        options = dict(argnums=argnums, in_dims=0, has_aux=has_aux, mode="auto", check=check)
+        return transform("batch_hessian", func, options, dict(chunks=chunks))
+
+    asked = Laplacian(
+        "batch_laplacian",
+        func,
+        argnums,
+        has_aux,
+        chunks,
+        mode,
+        weight,
+        rows=rows,
+        hessian=whole,
+        in_dims=in_dims,
+        check=check,
+        hvp=batch_hvp,
+    )
+    return asked.made()
 
 
 def bjacrev(

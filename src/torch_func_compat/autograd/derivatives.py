@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from torch import Tensor
+
 from .._arguments import Argnums
 from .._chunks import Chunks, ChunkSize, Memory
 from .._dispatch import call, transform
+from .._forward_laplacian.choice import Laplacian
 from .._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 
 __all__ = [
@@ -279,6 +282,8 @@ def laplacian(
     func: Callable[..., Any],
     argnums: Argnums = 0,
     *,
+    mode: str = "auto",
+    weight: Tensor | None = None,
     has_aux: bool = False,
     chunk_size: ChunkSize = None,
     memory: Memory = None,
@@ -286,23 +291,42 @@ def laplacian(
 ) -> Callable[..., Any]:
     """Sum of the second derivatives of each output by every element of the arguments: the trace of `hessian`.
 
-    Parameters are those of `jacobian`.
+    Parameters are those of `jacobian`, and:
+
+    Parameters
+    ----------
+    mode : {'auto', 'rows', 'forward'}
+        'forward' carries value, Jacobian and Laplacian through the function in one pass, 'rows' takes the diagonal
+        from rows of the Hessian. 'auto' is 'forward' but within transforms of torch.func and while torch.compile
+        traces. A function with an operation that 'forward' has no rule for goes by rows in both; `explain` tells
+        which operation it was.
+    weight : Tensor, optional
+        For N elements of all arguments together, of shape (N, N) or (N,): weights of the second derivatives by each
+        pair of elements, or by each element twice. The second-order part of a diffusion operator has its diffusion
+        matrix for `weight`.
 
     Returns
     -------
     callable
-        Returns the structure and the shapes of the output; and aux.
+        Returns the structure and the shapes of the output; and aux. Outputs may be complex.
 
     Raises
     ------
     ValueError
-        `chunk_size` is not positive.
+        `chunk_size` is not positive, `weight` has another shape, or there is no such mode.
     RuntimeError
         As for `jacobian`.
 
     See Also
     --------
-    hessian_diagonal : the cost.
+    hessian_diagonal : the cost of 'rows'.
+
+    Notes
+    -----
+    Cost of 'forward': one evaluation of N + 2 values in the place of one, with nothing kept for a backward pass. It is
+    the forward Laplacian of R. Li et al., Nature Machine Intelligence 6, 209 (2024),
+    doi:10.1038/s42256-024-00794-x. A whole number for `chunk_size` is how many of the N are carried at a time, and the
+    function is evaluated once for each chunk.
 
     Examples
     --------
@@ -312,4 +336,11 @@ def laplacian(
     tensor(18.)
     """
     chunks = Chunks.checked("laplacian", chunk_size, memory, progress)
-    return transform("laplacian", func, dict(argnums=argnums, has_aux=has_aux), dict(chunks=chunks))
+
+    def rows(func: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
+        return transform("laplacian", func, dict(argnums=argnums, has_aux=has_aux), dict(chunks=chunks))
+
+    def whole(func: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Callable[..., Any]:
+        return transform("hessian", func, dict(argnums=argnums), dict(has_aux=has_aux, chunks=chunks))
+
+    return Laplacian("laplacian", func, argnums, has_aux, chunks, mode, weight, rows=rows, hessian=whole).made()
