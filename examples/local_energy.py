@@ -170,8 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description="Ground states by variational Monte Carlo.")
     parser.add_argument("--system", choices=sorted(SYSTEMS), help="by default all")
-    parser.add_argument("--walkers", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=200, help="of which the local energy is taken, for each walker")
+    parser.add_argument("--walkers", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=300, help="of which the local energy is taken, for each walker")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     print(f"torch {torch.__version__}, energies in hartree")

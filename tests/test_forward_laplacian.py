@@ -419,6 +419,6 @@ def test_placeholders_are_not_numbers():
 
     forward.laplacian(func, [X])
     assert isinstance(seen[0], Carried)
-    placeholder = carried._placeholder()
-    assert placeholder.device.type == "meta" or bool(torch.isnan(placeholder).all())
-    assert placeholder.dim() == 6
+    memory = carried.placeholder()
+    assert memory.device.type == "meta" or bool(torch.isnan(memory).all())
+    assert memory.dim() == 6

@@ -132,7 +132,7 @@ def make(run: Run, value: Tensor, jac: Tensor | None, lap: Tensor | None) -> Any
         raise Refused("forward Laplacians are nested")
     assert jac is None or jac.dim() == value.dim() + 1, (jac.shape, value.shape)
     try:
-        made: Any = _placeholder().as_subclass(Carried)
+        made: Any = placeholder().as_subclass(Carried)
     except RuntimeError as error:  # within a TorchDispatchMode, on torch < 2
         raise Refused(f"torch makes no subclass here ({error})") from error
     made.run, made.value = run, value
@@ -141,7 +141,8 @@ def make(run: Run, value: Tensor, jac: Tensor | None, lap: Tensor | None) -> Any
 
 
 @functools.lru_cache(maxsize=None)
-def _placeholder() -> Tensor:
+def placeholder() -> Tensor:
+    """The memory of carried tensors, which is none."""
     shape = (2, 3, 5, 7, 11, 13)  # which fits no other shape
     with torch.no_grad():
         try:

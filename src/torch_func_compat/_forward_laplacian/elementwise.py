@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .carried import Carried, Refused, Run, make
+from .closed_forms import CLOSED
 from .parts import constant, is_carried, lift, lifted, plain, total
 from .registry import rule
 
@@ -45,6 +46,11 @@ def elementwise(run: Run, func: Any, *args: Any, **kwargs: Any) -> Any:
         if func.__name__ not in _HOLOMORPHIC:
             raise Refused(f"{func.__name__} of complex numbers")
 
+    name = _name(func, rest)
+    if name in CLOSED and not any(options.values()) and not carried[0].value.is_complex():
+        value, first, second = CLOSED[name](carried[0].value)
+        return spread(run, carried, value, [first], {} if second is None else {(0, 0): second})
+
     def operation(*values: Tensor) -> Tensor:
         inner = list(rest)
         for k, value in zip(where, values):
@@ -62,9 +68,22 @@ def _positional(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any,
     return (*args, *[kwargs[name] for name in names]), rest
 
 
+def _name(func: Any, args: Sequence[Any]) -> str:
+    """What closed form an operation with these arguments has, if it has one."""
+    if len(args) == 2 and func.__name__ in ("pow", "__pow__") and type(args[1]) in (int, float) and args[1] == 2:
+        return "square"
+    return func.__name__ if len(args) == 1 else ""
+
+
 def applied(run: Run, operation: Callable[..., Tensor], carried: Sequence[Any]) -> Any:
     """An operation that is elementwise in what is carried, after broadcasting."""
-    value, firsts, seconds = _derivatives(operation, [x.value for x in carried])
+    return spread(run, carried, *_derivatives(operation, [x.value for x in carried]))
+
+
+def spread(
+    run: Run, carried: Sequence[Any], value: Tensor, firsts: Sequence[Tensor], seconds: dict[tuple[int, int], Tensor]
+) -> Any:
+    """What is carried through an operation with these derivatives."""
     dim = value.dim()
     jacs: list[Tensor] = [lifted(x.jac, dim) for x in carried]
     terms: list[Any] = [None if x.lap is None else first * lift(x.lap, dim) for x, first in zip(carried, firsts)]
@@ -81,7 +100,7 @@ def _derivatives(
 ) -> tuple[Tensor, list[Tensor], dict[tuple[int, int], Tensor]]:
     """The value, the first derivatives by each argument, and the second ones (i <= j) that are not zero."""
     recording = torch.is_grad_enabled()
-    shape = torch.broadcast_tensors(*values)[0].shape
+    shape = values[0].shape if len(values) == 1 else torch.broadcast_tensors(*values)[0].shape
     with torch.enable_grad():
         inputs = []
         for value in values:

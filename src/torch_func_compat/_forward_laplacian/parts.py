@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .carried import Carried, Refused, Run, make
+from .carried import Carried, Refused, Run, make, placeholder
 
 
 def plain(tree: Any) -> Any:
@@ -31,10 +32,9 @@ def _require_real_memory(tensor: Tensor) -> None:
         raise Refused("a tensor has NaN in it, or was not made by torch's Python functions")
 
 
+@functools.lru_cache(maxsize=None)
 def _has_meta() -> bool:
-    from .carried import _placeholder
-
-    return _placeholder().device.type == "meta"
+    return placeholder().device.type == "meta"
 
 
 def is_carried(x: Any) -> Any:
