@@ -252,7 +252,6 @@ class Laplacian:
 def real_parts(func: Function, has_aux: bool, is_complex: list[bool]) -> Function:
     """`func` with real and imaginary parts of what is complex, whose place it writes down."""
 
-    @functools.wraps(func, updated=())
     def parts(*args: Any, **kwargs: Any) -> Any:
         result = func(*args, **kwargs)
         output = result[0] if has_aux and isinstance(result, tuple) and result else result
@@ -263,4 +262,5 @@ def real_parts(func: Function, has_aux: bool, is_complex: list[bool]) -> Functio
         output = _tree.unflatten([torch.view_as_real(x) if c else x for x, c in zip(leaves, is_complex)], spec)
         return (output, *result[1:]) if has_aux else output
 
-    return parts
+    # torch.compile (2.6) does not trace the assignment of attributes
+    return parts if _is_compiling() else functools.update_wrapper(parts, func, updated=())
