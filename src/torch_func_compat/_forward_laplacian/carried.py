@@ -22,6 +22,10 @@ class Refused(Exception):
     """An operation has no rule: the Laplacian has to be computed in another way."""
 
 
+class RefusedNow(Refused):
+    """The same, for a reason that is not the function's."""
+
+
 class Run:
     """One evaluation of a function on carried tensors.
 
@@ -106,7 +110,7 @@ class Carried(Tensor):
 
 def _by_rule(run: Run, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if _is_compiling():
-        raise Refused("torch.compile traces a part of the function")
+        raise RefusedNow("torch.compile traces a part of the function")
     rule = rules().get(func)
     if rule is None:
         raise Refused(f"there is no rule for {described(func)}")
@@ -134,7 +138,7 @@ def make(run: Run, value: Tensor, jac: Tensor | None, lap: Tensor | None) -> Any
     try:
         made: Any = placeholder().as_subclass(Carried)
     except RuntimeError as error:  # within a TorchDispatchMode, on torch < 2
-        raise Refused(f"torch makes no subclass here ({error})") from error
+        raise RefusedNow(f"torch makes no subclass here ({error})") from error
     made.run, made.value = run, value
     made.jac, made.lap = jac, None if jac is None else lap
     return made

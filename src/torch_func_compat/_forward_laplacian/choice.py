@@ -16,7 +16,7 @@ from .._chunks import Chunks
 from .._fallback import Answer
 from .._policy import active_native
 from .._randomness import RandomState
-from .carried import Refused
+from .carried import Refused, RefusedNow
 from .laplacian import batch_laplacian, laplacian
 from .parts import plain
 
@@ -106,7 +106,9 @@ class Laplacian:
                     self._record.backend = "autograd"
                     return result
                 except Refused as error:
-                    why = self._refused[shapes] = str(error)
+                    why = str(error)
+                    if not isinstance(error, RefusedNow):
+                        self._refused[shapes] = why
                 state.restore()
         self.explanation = f"rows of the Hessian, since {why}"
         return self._by_rows(args, kwargs)

@@ -11,6 +11,7 @@ from .._chunks import Chunks, ChunkSize, Memory
 from .._dispatch import call, transform
 from .._forward_laplacian.choice import Laplacian
 from .._jacobians import HESSIAN_MODES, JACOBIAN_MODES, check_mode
+from .._ragged import ragged, samples_first
 from .internals import jacrev, vmap
 
 __all__ = [
@@ -28,6 +29,8 @@ def batch_jacobian(
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
+    out_dims: Any = 0,
+    batch_index: Tensor | None = None,
     mode: str = "auto",
     has_aux: bool = False,
     check: bool = False,
@@ -48,6 +51,14 @@ def batch_jacobian(
     in_dims : int or nested tuple
         The batch dimension: of all that is differentiated, as an int; or as in `vmap` for each argument, with None
         for what all samples share.
+    out_dims : int or nested structure of int
+        The dimension along which `func` returns the samples, for all outputs or each. In the result they are along
+        dimension 0.
+    batch_index : Tensor, optional
+        For samples of different sizes in one tensor, as graph networks have them: of shape (N,), with the number of
+        the sample that each of the N rows (along dimension 0 of what is differentiated) belongs to, from 0 to B - 1.
+        `func` still returns B samples. Instead of one tensor, the result has a list with that of each sample b, of
+        shape ``(*output, n_b, *row)`` for its n_b rows.
     mode : {'auto', 'forward', 'reverse'}
         'reverse' is one backward pass over the whole batch for each element of a sample's output, 'forward' one
         forward-mode pass for each element of a sample's input; 'auto' chooses as `jacobian` does. `explain` tells
@@ -99,7 +110,13 @@ def batch_jacobian(
     check_mode("batch_jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("batch_jacobian", chunk_size, memory, progress)
     options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
-    return transform("batch_jacobian", func, options, dict(chunks=chunks))
+    if out_dims != 0:
+        func = samples_first("batch_jacobian", func, out_dims, has_aux)
+
+    def made(func: Callable[..., Any]) -> Callable[..., Any]:
+        return transform("batch_jacobian", func, options, dict(chunks=chunks))
+
+    return made(func) if batch_index is None else ragged(batch_index, "batch_jacobian", made, func, argnums, has_aux, 1)
 
 
 def batch_hessian(
@@ -107,6 +124,7 @@ def batch_hessian(
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
+    batch_index: Tensor | None = None,
     mode: str = "auto",
     has_aux: bool = False,
     check: bool = False,
@@ -120,6 +138,8 @@ def batch_hessian(
 
     Parameters
     ----------
+    batch_index : Tensor, optional
+        See `batch_jacobian`: the result has lists of tensors of shape ``(*output, n_b, *row, n_b, *row)``.
     mode : {'auto', 'reverse-reverse', 'forward-reverse', 'reverse-forward', 'forward-forward'}
         Modes of the outer and the inner `batch_jacobian`; 'auto' chooses as `hessian` does, by the number of outputs
         of a sample.
@@ -152,7 +172,11 @@ def batch_hessian(
     check_mode("batch_hessian", mode, HESSIAN_MODES)
     chunks = Chunks.checked("batch_hessian", chunk_size, memory, progress)
     options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
-    return transform("batch_hessian", func, options, dict(chunks=chunks))
+
+    def made(func: Callable[..., Any]) -> Callable[..., Any]:
+        return transform("batch_hessian", func, options, dict(chunks=chunks))
+
+    return made(func) if batch_index is None else ragged(batch_index, "batch_hessian", made, func, argnums, has_aux, 2)
 
 
 def batch_hvp(
@@ -252,6 +276,7 @@ def batch_laplacian(
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
+    batch_index: Tensor | None = None,
     mode: str = "auto",
     weight: Tensor | None = None,
     has_aux: bool = False,
@@ -266,6 +291,8 @@ def batch_laplacian(
 
     Parameters
     ----------
+    batch_index : Tensor, optional
+        See `batch_jacobian`; not together with `weight`. The result has B samples, as the output.
     mode : {'auto', 'rows', 'forward'}
         See `laplacian`.
     weight : Tensor, optional
@@ -303,21 +330,27 @@ def batch_laplacian(
         options = dict(argnums=argnums, in_dims=0, has_aux=has_aux, mode="auto", check=check)
         return transform("batch_hessian", func, options, dict(chunks=chunks))
 
-    asked = Laplacian(
-        "batch_laplacian",
-        func,
-        argnums,
-        has_aux,
-        chunks,
-        mode,
-        weight,
-        rows=rows,
-        hessian=whole,
-        in_dims=in_dims,
-        check=check,
-        hvp=batch_hvp,
-    )
-    return asked.made()
+    def made(func: Callable[..., Any]) -> Callable[..., Any]:
+        return Laplacian(
+            "batch_laplacian",
+            func,
+            argnums,
+            has_aux,
+            chunks,
+            mode,
+            weight,
+            rows=rows,
+            hessian=whole,
+            in_dims=in_dims,
+            check=check,
+            hvp=batch_hvp,
+        ).made()
+
+    if batch_index is None:
+        return made(func)
+    if weight is not None:
+        raise ValueError("batch_laplacian: weight= is for samples of one size, and not for those of batch_index=")
+    return ragged(batch_index, "batch_laplacian", made, func, argnums, has_aux, 0)
 
 
 def bjacrev(
