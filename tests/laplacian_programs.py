@@ -139,6 +139,8 @@ SHAPES = {
     "chunk": lambda x: s(x).chunk(2, 0)[1],
     "float": lambda x: s(x).to(torch.float32).double().sum(0) * 0 + s(x).double().sum(0),
     "like": lambda x: s(x) * torch.ones_like(x) + x.new_zeros(3),
+    "hstack": lambda x: torch.hstack([s(x), x.exp()]) * torch.hstack([x[0], x[1]]),
+    "vstack": lambda x: torch.vstack([s(x), x[0]]) * x[1],
     "contiguous": lambda x: s(x).t().contiguous().clone(),
     "shape": lambda x: s(x) * x.shape[1] + x.dim() + x.numel(),
     "detach": lambda x: s(x) * x.detach() ** 2,
@@ -162,6 +164,10 @@ SELECTIONS = {
     "narrow": lambda x: s(x).narrow(1, 1, 2),
     "index_select": lambda x: torch.index_select(s(x), 1, INDEX),
     "gather": lambda x: s(x).gather(1, torch.tensor([[0, 2], [1, 1]])),
+    "index_add": lambda x: torch.zeros(2, 4, dtype=DTYPE).index_add(1, INDEX, s(x)),
+    "index_add to it": lambda x: s(x).index_add(1, INDEX, x.exp()) * x,
+    "index_add a constant": lambda x: torch.index_add(s(x), 1, INDEX, W[:2]) * x,
+    "scatter_add": lambda x: s(x).scatter_add(1, torch.tensor([[0, 2], [1, 1]]), x.exp()[:, 1:]) * x,
     "where": lambda x: torch.where(x > 0.6, s(x), x.exp()),
     "where mask": lambda x: torch.where(MASK, s(x), x[:1]),
     "where constant": lambda x: torch.where(x > 0.6, s(x), V.expand(2, 3)),
@@ -255,16 +261,18 @@ ATTENTION = {
     "by hand": lambda x: torch.softmax(s(x) @ x.t() / 3**0.5, -1) @ x.exp(),
     "module": lambda x: HEADS(*[torch.cat([y, y[..., :1]], -1) for y in attention_inputs(x)])[0],
     "module weights": lambda x: HEADS(*[torch.cat([y, y[..., :1]], -1) for y in attention_inputs(x)])[1],
-    "module masks": lambda x: HEADS(
-        *[torch.cat([y, y[..., :1]], -1) for y in attention_inputs(x)],
-        key_padding_mask=torch.tensor([[False, True], [False, False]]),
-        attn_mask=torch.tensor([[0.5, -1.0], [0.0, 2.0]], dtype=DTYPE),
-    )[0]
-    if torch.__version__.split(".")[0] != "1"  # older ones mix no masks of booleans and numbers
-    else HEADS(
-        *[torch.cat([y, y[..., :1]], -1) for y in attention_inputs(x)],
-        key_padding_mask=torch.tensor([[False, True], [False, False]]),
-    )[0],
+    "module masks": lambda x: (
+        HEADS(
+            *[torch.cat([y, y[..., :1]], -1) for y in attention_inputs(x)],
+            key_padding_mask=torch.tensor([[False, True], [False, False]]),
+            attn_mask=torch.tensor([[0.5, -1.0], [0.0, 2.0]], dtype=DTYPE),
+        )[0]
+        if torch.__version__.split(".")[0] != "1"  # older ones mix no masks of booleans and numbers
+        else HEADS(
+            *[torch.cat([y, y[..., :1]], -1) for y in attention_inputs(x)],
+            key_padding_mask=torch.tensor([[False, True], [False, False]]),
+        )[0]
+    ),
 }
 if hasattr(F, "scaled_dot_product_attention"):
     ATTENTION.update(
@@ -291,6 +299,8 @@ if hasattr(torch.linalg, "inv"):
     DETERMINANTS["linalg.solve constant"] = lambda x: torch.linalg.solve(square(X), s(x).t())
 if hasattr(torch, "movedim"):
     SHAPES["movedim"] = lambda x: torch.movedim(s(x)[None], 2, 0) * x.t()[:, None]
+if hasattr(torch, "diff"):
+    SHAPES["diff"] = lambda x: torch.diff(s(x)) * torch.diff(x, dim=1)
 if hasattr(torch.Tensor, "mT"):
     SHAPES["mT"] = lambda x: batch(x).mT @ W
 

@@ -332,6 +332,29 @@ def test_fields_made_of_derivatives(backend):
     assert_close(found, 24 * z[:, 1] ** 2 + 48 * z[:, 0] ** 2)
 
 
+def test_fields_of_single_points_that_are_mapped(backend):
+    found = partials(lambda z: tfc.vmap(wave)(z), ("t", "xx", "xy"), coordinates="txy")(Z)
+    expected = wave_derivatives(Z)
+    assert_close(found, {entry: expected[entry] for entry in found})
+
+
+def test_fields_that_are_gradients(backend):
+    """Of forces, by a transform within the field: one derivative more."""
+    forces = lambda z: tfc.vmap(tfc.grad(wave))(z)
+    found = partials(forces, {"t": ("", "x"), "x": ("x",), "y": ("x", "tx")}, coordinates="txy")(Z)
+    expected = wave_derivatives(Z)
+    assert_close(found["t"], {"": expected["t"], "x": expected["tx"]})
+    assert_close(found["x"], {"x": expected["xx"]})
+    assert_close(found["y"], {"x": expected["xy"], "tx": expected["txy"]})
+    assert not found["y"]["tx"].requires_grad
+    # and three levels: a transform around it, it, and the one within
+    outer = tfc.grad(
+        lambda z: partials(forces, {"t": ("x",), "x": ("",), "y": ("",)}, coordinates="txy")(z)["t"]["x"].sum()
+    )
+    third = 12 * Z[:, 0] * Z[:, 1] * Z[:, 2]
+    assert_close(outer(Z)[:, 1], third)
+
+
 def test_what_else_is_made_of_the_points_is_constant(backend):
     """u(x; c) with c = x: only the first one counts."""
     z = Z.clone().requires_grad_()
@@ -583,4 +606,22 @@ def test_compiled():
 
     field = network().requires_grad_(False)
     at = partials(field, ("", "t", "xx", "xy"), coordinates="txy")
-    assert_close(compiled(lambda z: at(z))(Z), at(Z))
+    assert_close(compiled(lambda z: at(z), fullgraph=True)(Z), at(Z))
+
+
+@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+def test_compiled_training():
+    """The recipe of the documentation."""
+    from compiling import compiled
+
+    field = network()
+    derivatives = partials(field, ("", "t", "x", "xxx"), coordinates="txy")
+
+    def loss(z):
+        d = derivatives(z)
+        return (d["t"] + 6 * d[""] * d["x"] + d["xxx"]).pow(2).mean()
+
+    weights = [parameter for name, parameter in field.named_parameters()]
+    expected = torch.autograd.grad(loss(Z), weights, allow_unused=True)
+    found = torch.autograd.grad(compiled(loss, fullgraph=True)(Z), weights, allow_unused=True)
+    assert_close(found, expected)

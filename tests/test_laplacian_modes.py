@@ -105,6 +105,15 @@ def test_samples_that_depend_on_each_other(backend, mode):
         tfc.batch_laplacian(lambda x: (x - x.mean(0)) ** 3, mode=mode, check=True)(X)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_results_can_be_written_to(backend, mode):
+    found = tfc.batch_laplacian(lambda x: x * x, mode=mode)(X)
+    found[0, 0] += 1
+    expected = torch.full_like(X, 2.0)
+    expected[0, 0] = 3.0
+    assert_close(found, expected)
+
+
 def test_it_tells_which_it_was(backend):
     forward = tfc.batch_laplacian(network)
     forward(X)
@@ -188,12 +197,24 @@ def test_in_inference_mode(backend):
 
 
 @pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
-@pytest.mark.parametrize("weight", ("none", "matrix"))
+@pytest.mark.parametrize("weight", ("none", "matrix", "each"))
 def test_compiled(weight):
     from compiling import compiled
 
     weight = WEIGHTS[weight]
-    found = compiled(lambda x: tfc.batch_laplacian(network, weight=weight)(x))(X)
+    found = compiled(lambda x: tfc.batch_laplacian(network, weight=weight)(x), fullgraph=True)(X)
     assert_close(found, traces(X, weight))
     outside = tfc.batch_laplacian(network, weight=weight)
-    assert_close(compiled(lambda x: outside(x))(X), traces(X, weight))
+    assert_close(compiled(lambda x: outside(x), fullgraph=True)(X), traces(X, weight))
+
+
+@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+def test_compiled_training():
+    from compiling import compiled
+
+    w = W.clone().requires_grad_()
+    laplacian = tfc.batch_laplacian(lambda x: torch.tanh(x @ w.t()).sum(1))
+    loss = lambda x: (laplacian(x) ** 2).sum()
+    (expected,) = torch.autograd.grad(loss(X), w)
+    (found,) = torch.autograd.grad(compiled(loss, fullgraph=True)(X), w)
+    assert_close(found, expected)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..autograd.internals import get_backend, use_backend, vjp
-from .nodes import leaves_keep_attributes, look
+from .nodes import LEVEL, Level, leaves_keep_attributes, look
 from .plan import Index, Passes, Plan
 from .samples import factors, require_independent
 
@@ -131,21 +131,7 @@ class Evaluation:
     ) -> tuple[Values, Tensor]:
         recording = torch.is_grad_enabled()
         with contextlib.nullcontext() if recording else torch.enable_grad():
-            # An alias: what else the field makes of the same points does not belong to the derivative. One that
-            # does not require grad is marked as the library's transforms mark theirs, which so know it is not theirs.
-            own = points.view_as(points)
-            if not own.requires_grad:
-                own.requires_grad_()._autograd_transform_level = _Finished  # type: ignore[attr-defined]
-            given = own.view_as(own)
-            if own.is_leaf and not leaves_keep_attributes():
-                given.register_hook(lambda gradient, leaf=own: None)  # the graph holds the leaf, and so the mark
-            version = given._version
-            value = self.func(given, *args, **kwargs)
-            if given._version != version:
-                raise RuntimeError(
-                    f"{self.api}: the field modified its points in place, at which it is differentiated. Work on a "
-                    f"clone()."
-                )
+            own, value = self._recorded(points, args, kwargs)
             parts = self.components(points, value)
             right, outside = look(value, own)
             if not right:
@@ -172,6 +158,28 @@ class Evaluation:
             values = [{index: part.detach() for index, part in found.items()} for found in values]
             value = value.detach()
         return values, value
+
+    def _recorded(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """What is differentiated by, and the field's value."""
+        # An alias: what else the field makes of the same points does not belong to the derivative.
+        own = points.view_as(points)
+        level = Level()
+        if not own.requires_grad:
+            setattr(own.requires_grad_(), LEVEL, level)
+        given = own.view_as(own)
+        if own.is_leaf and not leaves_keep_attributes():
+            given.register_hook(lambda gradient, leaf=own: None)  # the graph holds the leaf, and so the mark
+        version = given._version
+        level.running = True
+        try:
+            value = self.func(given, *args, **kwargs)
+        finally:
+            level.running = False
+        if given._version != version:
+            raise RuntimeError(
+                f"{self.api}: the field modified its points in place, at which it is differentiated. Work on a clone()."
+            )
+        return own, value
 
     def _nested(
         self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], check: bool
@@ -222,12 +230,6 @@ class Evaluation:
             stage = differentiated(stage, order)
         _, (values, value) = stage(points)
         return values, value
-
-
-class _Finished:
-    """The level of a transform that is over, as the library's transforms look for it."""
-
-    running = False
 
 
 def _chosen(plans: Sequence[Plan], parts: Sequence[Tensor]) -> list[Tensor]:

@@ -36,6 +36,21 @@ def _is_right(cls: type) -> bool:
     return right
 
 
+# The attribute by which the autograd backend's transforms, here as elsewhere, know whose a leaf is.
+LEVEL = "_autograd_transform_level"
+
+
+class Level:
+    """An evaluation. While it is running, its leaf counts as outside for the transforms within."""
+
+    running = False
+
+
+def _is_outside(leaf: Tensor) -> bool:
+    level = getattr(leaf, LEVEL, None)
+    return level is None or bool(level.running)
+
+
 def look(output: Tensor, own: Tensor) -> tuple[bool, bool]:
     """Whether all nodes below `output` are known to be right, and whether a leaf other than `own` is below it."""
     right, outside = True, output.grad_fn is None and output.requires_grad and output is not own
@@ -54,7 +69,7 @@ def look(output: Tensor, own: Tensor) -> tuple[bool, bool]:
         if not _is_right(cls):
             right = False
         if cls.__name__ == "AccumulateGrad":
-            outside = outside or node.variable is not own
+            outside = outside or (node.variable is not own and _is_outside(node.variable))
         stack.extend([child for child, _ in node.next_functions])
     return right, outside
 

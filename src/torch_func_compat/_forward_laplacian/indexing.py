@@ -82,6 +82,39 @@ def gathered(x: Any, dim: int, index: Tensor) -> Any:
     return trailing(x, chosen)
 
 
+@rule("index_add")
+def index_add(run: Run, func: Any, input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+    chosen = plain(index)
+    at = negative(dim, plain(input).dim())
+
+    def add(one: Tensor, two: Tensor) -> Tensor:
+        return one.index_add(at, chosen, two if alpha == 1 else alpha * two)
+
+    return _added(run, input, source, add)
+
+
+@rule("scatter_add")
+def scatter_add(run: Run, func: Any, input: Any, dim: int, index: Any, src: Any) -> Any:
+    chosen = plain(index)
+    at = negative(dim, plain(input).dim())
+
+    def add(one: Tensor, two: Tensor) -> Tensor:
+        return one.scatter_add(at, chosen.expand(*one.shape[: one.dim() - chosen.dim()], *chosen.shape), two)
+
+    return _added(run, input, src, add)
+
+
+def _added(run: Run, one: Any, two: Any, add: Any) -> Any:
+    """A sum of elements at other places, which is linear in both."""
+    left, right = plain(one), plain(two)
+    value = add(left, right)
+    if not (is_carried(one) or is_carried(two)):
+        return constant(run, value)
+    jacs = [columns(x) if is_carried(x) else v.new_zeros(run.size, *v.shape) for x, v in ((one, left), (two, right))]
+    laps = [zero_or(x.lap if is_carried(x) else None, v) for x, v in ((one, left), (two, right))]
+    return make(run, value, add(*jacs), add(*laps))
+
+
 @rule("where")
 def where(run: Run, func: Any, condition: Any, *branches: Any) -> Any:
     if len(branches) != 2:

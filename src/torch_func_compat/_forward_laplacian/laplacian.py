@@ -120,4 +120,5 @@ def _chunk(
         if not isinstance(output, Carried) or output.jac is None:
             raise Refused("an output does not depend on the coordinates, or not by torch's Python functions")
     values = [output.value for output in outputs]
-    return values, [torch.zeros_like(o.value) if o.lap is None else o.lap for o in outputs]
+    # no two elements in one place, so that they can be written to
+    return values, [torch.zeros_like(o.value) if o.lap is None else o.lap.contiguous() for o in outputs]

@@ -159,6 +159,25 @@ def cat(run: Run, func: Any, tensors: Any, dim: int = 0) -> Any:
     return make(run, value, jac, None if lap is None else lap.to(value.dtype))
 
 
+@rule("hstack")
+def hstack(run: Run, func: Any, tensors: Any) -> Any:
+    return torch_cat(run, tensors, 0 if plain(tensors[0]).dim() == 1 else 1)
+
+
+@rule("vstack")
+def vstack(run: Run, func: Any, tensors: Any) -> Any:
+    return torch_cat(run, [_unsqueezed(run, x, 0) if plain(x).dim() == 1 else x for x in tensors], 0)
+
+
+@rule("diff")
+def diff(run: Run, func: Any, input: Any, n: int = 1, dim: int = -1) -> Any:
+    found = input
+    for _ in range(n):
+        size = found.shape[dim]
+        found = found.narrow(dim, 1, size - 1) - found.narrow(dim, 0, size - 1)
+    return found
+
+
 @rule("stack")
 def stack(run: Run, func: Any, tensors: Any, dim: int = 0) -> Any:
     where = negative(dim, plain(tensors[0]).dim() + 1)
