@@ -20,10 +20,23 @@ _slogdet = namedtuple("_slogdet", ["sign", "logabsdet"])
 
 
 def _inverse(x: Tensor) -> Tensor:
+    return _solved(x, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x))
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """The inverse of the matrix times the right side; more exact than by the inverse itself."""
     try:
-        return torch.inverse(x)
+        found: Tensor = torch.linalg.solve(matrix, right)
     except RuntimeError as error:  # singular
         raise Refused(f"the inverse of a matrix ({error})") from error
+    return found
+
+
+def _products(matrix: Tensor, jac: Tensor) -> Tensor:
+    """The inverse of the matrix times each column of a Jacobian, from one decomposition."""
+    size, n = jac.shape[0], matrix.shape[-1]
+    side_by_side = jac.movedim(0, -2).reshape(*matrix.shape[:-1], size * n)
+    return _solved(matrix, side_by_side).reshape(*matrix.shape[:-1], size, n).movedim(-2, 0)
 
 
 def _trace(x: Tensor) -> Tensor:
@@ -32,13 +45,12 @@ def _trace(x: Tensor) -> Tensor:
 
 def _logarithm(run: Run, x: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The first derivatives of log|det x|, its Laplacian, and the sum of the squares of the former."""
-    inverse = _inverse(x.value)
-    products = inverse @ columns(x)
+    products = _products(x.value, columns(x))
     jac = _trace(products)
     weighted = run.weighted(products)
     lap = -torch.einsum("k...ij,k...ji->...", weighted, products)
     if x.lap is not None:
-        lap = lap + torch.einsum("...ij,...ji->...", inverse, x.lap)
+        lap = lap + _trace(_solved(x.value, x.lap))
     return jac, lap, run.pairs(jac, jac)
 
 
