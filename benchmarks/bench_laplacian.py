@@ -188,19 +188,23 @@ def plot(table, path):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True)
-    for axis, determinants, title in (
-        (axes[0], False, "network of 4 layers"),
-        (axes[1], True, "determinant of orbitals"),
-    ):
-        for name in dict.fromkeys(row[3] for row in table):
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
+    names = [name for name in dict.fromkeys(row[3] for row in table) if not name.startswith("rows")]
+    for axis, determinants, title in zip(axes, (False, True), ("network of 4 layers", "determinant of orbitals")):
+        for k, name in enumerate(names):
             points = [(size, ratio) for _, size, kind, other, ratio in table if kind == determinants and other == name]
             if points:
-                axis.plot(*zip(*points), marker="o", label=name)
+                axis.plot(*zip(*points), marker="o", color=f"C{k}")
+        axis.axhline(1, color="gray", linewidth=1)
         axis.set(xscale="log", yscale="log", xlabel="inputs of a sample", title=title)
+        sizes = sorted({row[1] for row in table if row[2] == determinants})
+        axis.set_xticks(sizes, sizes)
+        axis.minorticks_off()
     axes[0].set_ylabel("time / time by rows")
-    axes[1].legend(fontsize="small")
-    figure.tight_layout()
+    axes[0].set_yticks([0.25, 0.5, 1, 2], ["1/4", "1/2", "1", "2"])
+    lines = [pyplot.Line2D([], [], marker="o", color=f"C{k}", label=name) for k, name in enumerate(names)]
+    figure.legend(handles=lines, loc="center right", fontsize="small")
+    figure.tight_layout(rect=(0, 0, 0.83, 1))
     figure.savefig(path)
 
 
