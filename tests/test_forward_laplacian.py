@@ -1,5 +1,8 @@
 """The forward Laplacian: each rule against the trace of the Hessian, closed forms, and what it refuses."""
 
+import contextlib
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -208,6 +211,45 @@ def test_parameters_learn_from_a_laplacian():
     after = torch.autograd.grad(found.pow(2).sum(), parameters, allow_unused=True)
     for one, two in zip(after, before):  # None and zero are the same
         assert_close(*[torch.zeros(1) if g is None or not g.any() else g for g in (one, two)])
+
+
+def sequences():
+    """Modules of sequences, with the samples along dimension 1 and no dropout."""
+    layer = torch.nn.TransformerEncoderLayer
+    return {
+        "encoder layer": layer(4, 2, 8, dropout=0.0),
+        "encoder": torch.nn.TransformerEncoder(layer(4, 2, 8), 2).eval(),
+        "decoder layer": torch.nn.TransformerDecoderLayer(4, 2, 8).eval(),
+        "convolutions": torch.nn.Sequential(torch.nn.Conv1d(3, 4, 2), torch.nn.SiLU(), torch.nn.AvgPool1d(2)),
+        "normalised": torch.nn.Sequential(torch.nn.BatchNorm1d(3).eval(), torch.nn.Softplus(), torch.nn.LayerNorm(4)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sequences())
+def test_modules(name):
+    torch.manual_seed(0)
+    module = sequences()[name].double()
+    x = torch.randn(3, 2, 4, dtype=DTYPE)
+
+    def func(x):
+        if "coder" not in name:
+            return module(x.transpose(0, 1))
+        return (module(x, x) if name == "decoder layer" else module(x)).transpose(0, 1)
+
+    try:
+        # whose backward pass is differentiable
+        attention = importlib.import_module("torch.nn.attention")
+        around = attention.sdpa_kernel(attention.SDPBackend.MATH)
+    except ImportError:
+        around = contextlib.suppress()
+    _, (found,) = forward.batch_laplacian(func, [x], [1])
+    try:
+        with around:
+            expected = tfc.batch_laplacian(func, in_dims=1, mode="rows")(x)
+    except RuntimeError as error:  # torch 2.1 and 2.2
+        pytest.skip(f"torch: {error}")
+    assert_close(found, expected)
 
 
 def test_nothing_is_attached_to_nothing():
