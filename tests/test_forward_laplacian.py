@@ -242,7 +242,7 @@ def test_modules(name):
         attention = importlib.import_module("torch.nn.attention")
         around = attention.sdpa_kernel(attention.SDPBackend.MATH)
     except ImportError:
-        around = contextlib.suppress()
+        around = contextlib.nullcontext()
     _, (found,) = forward.batch_laplacian(func, [x], [1])
     try:
         with around:
