@@ -40,7 +40,7 @@ def scaled_dot_product_attention(
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         if attn_mask is not None:
-            raise TypeError("both attn_mask and is_causal")
+            raise Refused("both attn_mask and is_causal")
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     return torch.softmax(_masked(scores, attn_mask, True), -1) @ value
 

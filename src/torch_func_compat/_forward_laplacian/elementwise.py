@@ -63,7 +63,7 @@ def elementwise(run: Run, func: Any, *args: Any, **kwargs: Any) -> Any:
 def _positional(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     names = [name for name in ("input", "self", "other", "exponent") if name in kwargs]
     if not set(names) >= {name for name, value in kwargs.items() if isinstance(value, Carried)}:
-        raise TypeError(f"unexpected {sorted(kwargs)}")
+        raise Refused(f"unexpected {sorted(kwargs)}")
     rest = {name: value for name, value in kwargs.items() if name not in names}
     return (*args, *[kwargs[name] for name in names]), rest
 

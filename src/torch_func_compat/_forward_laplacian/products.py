@@ -150,7 +150,7 @@ def einsum(run: Run, func: Any, equation: str, *operands: Any) -> Any:
         result = ("..." if "..." in inputs else "") + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
     letter = next(x for x in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if x not in equation)
     if len(terms) != len(operands):
-        raise TypeError(f"{len(operands)} operands of {equation!r}")
+        raise Refused(f"{len(operands)} operands of {equation!r}")
     values = plain(list(operands))
     value = torch.einsum(equation, *values)
     where = [k for k, x in enumerate(operands) if is_carried(x)]

@@ -65,7 +65,7 @@ def _deviation(dim: Any, unbiased: Any, keepdim: bool, correction: Any) -> tuple
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     if unbiased is not None and correction is not None:
-        raise TypeError("both unbiased and correction")
+        raise Refused("both unbiased and correction")
     return dim, keepdim, (1 if unbiased in (None, True) else 0) if correction is None else correction
 
 

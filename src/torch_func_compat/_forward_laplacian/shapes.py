@@ -96,7 +96,7 @@ def repeat_interleave(run: Run, func: Any, input: Any, repeats: int, dim: Any = 
 def flip(run: Run, func: Any, input: Any, *dims: Any, **kwargs: Any) -> Any:
     where = [negative(dim, input.value.dim()) for dim in _sizes(kwargs.pop("dims", dims))]
     if kwargs:
-        raise TypeError(f"unexpected {sorted(kwargs)}")
+        raise Refused(f"unexpected {sorted(kwargs)}")
     return trailing(input, lambda x: x.flip(where))
 
 
