@@ -49,7 +49,8 @@ def distances(x: Tensor, *nuclei: float) -> list[Tensor]:
     Distances of both electrons, shape ``(walkers, 2)``, from nuclei at these places on the z axis.
     """
     electrons = x.reshape(-1, 2, 3)
-    return [(electrons - electrons.new_tensor([0.0, 0.0, z])).norm(dim=-1) for z in nuclei]
+    places = [torch.tensor([0.0, 0.0, z], dtype=x.dtype, device=x.device) for z in nuclei]
+    return [(electrons - place).norm(dim=-1) for place in places]
 
 
 def repulsion(x: Tensor) -> Tensor:
