@@ -18,6 +18,118 @@ class Cause(NamedTuple):
 
 
 CAUSES: dict[str, list[Cause]] = {
+    "Fields and Laplacians": [
+        Cause(
+            "expected points of shape (*batch",
+            "points were given without one number for each coordinate along their last dimension",
+            "stack the coordinates along the last dimension, in the order of `coordinates=`",
+        ),
+        Cause(
+            "expected points of real floating-point numbers",
+            "the points are integers or complex",
+            "convert them with `.to(torch.float64)`; real and imaginary parts are two coordinates",
+        ),
+        Cause(
+            "expected the field to return a tensor of shape",
+            "a field summed over the points, or returned something else than one tensor",
+            "return a value for each point: a tensor that begins with the shape of the batch",
+        ),
+        Cause(
+            "expected a field of floating-point numbers",
+            "a field returned integers or booleans",
+            "convert what it returns",
+        ),
+        Cause(
+            "components along its last dimension",
+            "derivatives were asked for by component, and the field has another number of components",
+            "name each component of the last dimension, in order",
+        ),
+        Cause(
+            "the field modified its points in place",
+            "an in-place operation within the field",
+            "work on a `clone()` of the points",
+        ),
+        Cause(
+            "expected a derivative to be a string",
+            "an entry of the derivatives is no name",
+            "write `'xx'`, or `('x1', 'x2')`",
+        ),
+        Cause(
+            "which is none of the coordinates",
+            "a derivative or `along=` names a coordinate that there is not",
+            "name it in `coordinates=`",
+        ),
+        Cause(
+            "expected coordinates to be different names",
+            "`coordinates=` is empty or has a name twice",
+            "give each coordinate a name of its own",
+        ),
+        Cause(
+            "expected the derivatives as a sequence",
+            "a single string, or nothing, was given",
+            "write `('xx',)`",
+        ),
+        Cause(
+            "expected weight to be of shape",
+            "`weight=` has another size than the elements that are differentiated by",
+            "give one number for each element, or a matrix of them",
+        ),
+        Cause(
+            "needs coordinates=, the names of all coordinates",
+            "`along=` was given alone",
+            "give `coordinates=`, too",
+        ),
+        Cause(
+            "expected chunk_size to be a positive number of points",
+            "`chunk_size=` is no positive int",
+            "give a number of points, or None",
+        ),
+        Cause(
+            "expected a field along two or three coordinates",
+            "the curl of a field in another number of dimensions",
+            "give the two or three coordinates in `along=`",
+        ),
+        Cause(
+            "expected derivatives of at least one component",
+            "an empty dict was given",
+            "name the components",
+        ),
+        Cause(
+            "the points are not independent",
+            "the value at one point depends on other points",
+            "call `eval()` on modules with batch normalisation; write a field of each point",
+        ),
+        Cause(
+            "expected out_dims to be an int or of the structure",
+            "`out_dims=` does not fit what the function returns",
+            "give one int, or one for each output",
+        ),
+        Cause(
+            "names dimension",
+            "`out_dims=` names a dimension that an output has not",
+            "count its dimensions",
+        ),
+        Cause(
+            "expected batch_index to be a vector of integers",
+            "`batch_index=` is no vector of integers",
+            "give the number of the sample for each row",
+        ),
+        Cause(
+            "expected batch_index to be numbers of samples from 0 on",
+            "`batch_index=` has a negative number",
+            "number the samples from 0 on",
+        ),
+        Cause(
+            "rows of batch_index",
+            "a tensor that is differentiated has another number of rows than `batch_index=`",
+            "give the index that belongs to it",
+        ),
+        Cause(
+            "weight= is for samples of one size",
+            "`weight=` and `batch_index=` together",
+            "take `batch_hessian` with `batch_index=`, and contract its blocks",
+        ),
+    ],
     "Choosing a backend": [
         Cause("unknown backend", "no backend has that name", "take one of those that the message lists"),
         Cause(
@@ -581,6 +693,72 @@ CAUSES: dict[str, list[Cause]] = {
         Cause("expected samples= to be", "too few samples for an error", "as many as the message says"),
         Cause("of torch.lobpcg is for tensors", "options of torch's own lobpcg", "leave them out"),
         Cause("to_scipy: expected … values", "values of another pattern", "those of `layout='values'`"),
+    ],
+    "Implicit differentiation": [
+        Cause(
+            "expected on_failure to be one of",
+            "no such way to fail",
+            "'raise', 'warn' or 'nan'",
+        ),
+        Cause(
+            "ConvergenceWarning: ",
+            "a solution or a linear system was not found, and `on_failure='warn'` goes on with what there is",
+            "what the message says; the errors of the same words are `ConvergenceError` (not converged, or not finite), "
+            "`NotASolutionError` (a solver of yours returned what is none), `SingularError` and `IndefiniteError`",
+        ),
+        Cause(
+            "there must be one equation for each unknown",
+            "the residual, step or product has another shape than the unknown",
+            "return one number for each unknown; complete the equations or take unknowns out",
+        ),
+        Cause(
+            "to return the structure of", "what is returned is another pytree than the unknown", "return the same one"
+        ),
+        Cause(
+            "to return the shape of", "a solver returned another shape than the first guess has", "return the same one"
+        ),
+        Cause(
+            "to return the dtype of",
+            "the first guess and the parameters are of different precision",
+            "convert one of them with `to()`",
+        ),
+        Cause("to return tensors, got", "a function returned a number", "make a tensor of it"),
+        Cause(
+            "to be a pytree of real or complex tensors",
+            "the first guess or the right-hand side has something in it that cannot be solved for",
+            "pass integers, callables and the like as parameters, or convert them",
+        ),
+        Cause("to be a pytree with tensors in it", "there is nothing to solve for", "pass a tensor"),
+        Cause("on one device, got", "the unknown lies on several devices", "move it to one"),
+        Cause(
+            "to return a real tensor of no dimensions",
+            "the objective of `argmin` is no single number",
+            "sum it up; of complex numbers take the real part or the absolute value",
+        ),
+        Cause("to return (z, aux), since has_aux", "the solver returned the solution alone", "leave `has_aux` out"),
+        Cause(
+            "to be a pytree of tensors and numbers",
+            "aux of the solver has text or other objects in it",
+            "return numbers and tensors",
+        ),
+        Cause(
+            "to be symmetric (Hermitian, if complex)",
+            "`symmetric=True` for a matrix that is not",
+            "leave it out; the transposed systems are solved then",
+        ),
+        Cause(
+            "expected no preconditioner with",
+            "a preconditioner for a solver that takes none",
+            "use `cg` or `gmres`, or precondition within the solver of your own",
+        ),
+        Cause("which iterates a step: fixed_point", "`anderson` for equations", "`newton`, or `fixed_point`"),
+        Cause("expected a solver or a callable for", "`solve` is something else", "pass `newton()` or a callable"),
+        Cause("expected tol of", "a tolerance of zero or less", "a positive one"),
+        Cause("expected max_iterations of", "no iteration at all", "at least one"),
+        Cause("expected history of anderson", "a negative length", "0 is the plain iteration"),
+        Cause("expected restart to be positive", "no vector at all", "at least one"),
+        Cause("a solver is not differentiated", "a fault of this library", "report it"),
+        Cause("… (implicit/", "a fault of this library: a base class was used", "report it"),
     ],
     "Inside": [
         Cause(

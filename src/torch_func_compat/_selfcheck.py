@@ -169,7 +169,8 @@ def _hessian_diagonal(p: Point) -> Iterator[Case]:
 
 
 def _laplacian(p: Point) -> Iterator[Case]:
-    yield derivatives.laplacian(energy)(p.x, p.a), _second(p).diagonal().sum()
+    yield derivatives.laplacian(energy, mode="rows")(p.x, p.a), _second(p).diagonal().sum()
+    yield derivatives.laplacian(energy, mode="forward")(p.x, p.a), _second(p).diagonal().sum()
 
 
 def _linearize(p: Point) -> Iterator[Case]:
@@ -207,7 +208,8 @@ def _batch_hessian_diagonal(p: Point) -> Iterator[Case]:
 
 def _batch_laplacian(p: Point) -> Iterator[Case]:
     e = torch.exp((p.batch * p.a).sum(1))
-    yield batched.batch_laplacian(_energies(p))(p.batch), e * (p.a**2).sum()
+    yield batched.batch_laplacian(_energies(p), mode="rows")(p.batch), e * (p.a**2).sum()
+    yield batched.batch_laplacian(_energies(p), mode="forward")(p.batch), e * (p.a**2).sum()
 
 
 def _bjacrev(p: Point) -> Iterator[Case]:

@@ -7,6 +7,7 @@ from . import functional
 from .batched import batch_hessian, batch_hessian_diagonal, batch_hvp, batch_jacobian, batch_laplacian, bjacrev
 from .custom_rules import custom_jvp, custom_vjp
 from .derivatives import hessian_diagonal, hvp, jacobian, laplacian, value_and_jacobian, value_grad_and_hessian, vhp
+from .fields import curl, divergence, partials
 from .function import Function
 from .functionalize import functionalize
 from .internals import (
@@ -58,7 +59,10 @@ __all__ = [
     "jacobian",
     "jacrev",
     "jvp",
+    "curl",
+    "divergence",
     "laplacian",
+    "partials",
     "linearize",
     "replace_all_batch_norm_modules_",
     "set_backend",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+from torch import Tensor
 
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._dispatch.transform import call, transform
+from .._forward_laplacian.choice import Laplacian
+from .._ragged import ragged, samples_first
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from . import estimated
 from .internals import jacrev, vmap
@@ -28,6 +31,8 @@ def batch_jacobian(
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
+    out_dims: Any = 0,
+    batch_index: Tensor | None = None,
     mode: str = "auto",
     has_aux: bool = False,
     check: bool = False,
@@ -48,6 +53,14 @@ def batch_jacobian(
     in_dims : int or nested tuple
         The batch dimension: of all that is differentiated, as an int; or as in `vmap` for each argument, with None
         for what all samples share.
+    out_dims : int or nested structure of int
+        The dimension along which `func` returns the samples, for all outputs or each. In the result they are along
+        dimension 0.
+    batch_index : Tensor, optional
+        For samples of different sizes in one tensor, as graph networks have them: of shape (N,), with the number of
+        the sample that each of the N rows (along dimension 0 of what is differentiated) belongs to, from 0 to B - 1.
+        `func` still returns B samples. Instead of one tensor, the result has a list with that of each sample b, of
+        shape ``(*output, n_b, *row)`` for its n_b rows.
     mode : {'auto', 'forward', 'reverse'}
         'reverse' is one backward pass over the whole batch for each element of a sample's output, 'forward' one
         forward-mode pass for each element of a sample's input; 'auto' chooses as `jacobian` does. `explain` tells
@@ -98,9 +111,14 @@ def batch_jacobian(
     """
     check_mode("batch_jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("batch_jacobian", chunk_size, memory, progress)
-    return transform(
-        "batch_jacobian", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check, chunks=chunks
-    )
+    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
+    if out_dims != 0:
+        func = samples_first("batch_jacobian", func, out_dims, has_aux)
+
+    def made(func: Callable[..., Any]) -> Callable[..., Any]:
+        return transform("batch_jacobian", func, **options, chunks=chunks)
+
+    return made(func) if batch_index is None else ragged(batch_index, "batch_jacobian", made, func, argnums, has_aux, 1)
 
 
 def batch_hessian(
@@ -108,6 +126,7 @@ def batch_hessian(
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
+    batch_index: Tensor | None = None,
     mode: str = "auto",
     has_aux: bool = False,
     check: bool = False,
@@ -121,6 +140,8 @@ def batch_hessian(
 
     Parameters
     ----------
+    batch_index : Tensor, optional
+        See `batch_jacobian`: the result has lists of tensors of shape ``(*output, n_b, *row, n_b, *row)``.
     mode : {'auto', 'reverse-reverse', 'forward-reverse', 'reverse-forward', 'forward-forward'}
         Modes of the outer and the inner `batch_jacobian`; 'auto' chooses as `hessian` does, by the number of outputs
         of a sample.
@@ -152,9 +173,12 @@ def batch_hessian(
     """
     check_mode("batch_hessian", mode, HESSIAN_MODES)
     chunks = Chunks.checked("batch_hessian", chunk_size, memory, progress)
-    return transform(
-        "batch_hessian", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check, chunks=chunks
-    )
+    options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
+
+    def made(func: Callable[..., Any]) -> Callable[..., Any]:
+        return transform("batch_hessian", func, **options, chunks=chunks)
+
+    return made(func) if batch_index is None else ragged(batch_index, "batch_hessian", made, func, argnums, has_aux, 2)
 
 
 def batch_hvp(
@@ -255,6 +279,9 @@ def batch_laplacian(
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
+    batch_index: Tensor | None = None,
+    mode: str = "auto",
+    weight: Tensor | None = None,
     has_aux: bool = False,
     check: bool = False,
     chunk_size: ChunkSize = None,
@@ -266,22 +293,33 @@ def batch_laplacian(
 ) -> Callable[..., Any]:
     """Laplacian of each sample's outputs by its inputs, of a function of the whole batch.
 
-    Parameters are those of `batch_jacobian`, and `estimator`, `samples` and `generator` of `hessian_diagonal`.
+    Parameters are those of `batch_jacobian`, `estimator`, `samples` and `generator` of `hessian_diagonal`, and:
+
+    Parameters
+    ----------
+    batch_index : Tensor, optional
+        See `batch_jacobian`; not together with `weight`. The result has B samples, as the output.
+    mode : {'auto', 'rows', 'forward'}
+        See `laplacian`.
+    weight : Tensor, optional
+        See `laplacian`, for the N elements of a sample; or of shape (B, N, N), for weights of each sample.
 
     Returns
     -------
     callable
-        Returns the structure and the shapes of the output; and aux. Differentiable. An estimate comes with its
-        standard error as aux: ``(laplacian, error)``, or ``(laplacian, (error, aux))`` with `has_aux`.
+        Returns the structure and the shapes of the output; and aux. Differentiable. Outputs may be complex. An estimate
+        comes with its standard error as aux: ``(laplacian, error)``, or ``(laplacian, (error, aux))`` with `has_aux`.
 
     Raises
     ------
     ValueError, RuntimeError
-        As for `batch_jacobian`.
+        As for `batch_jacobian`; and for a `weight` of another shape.
 
     See Also
     --------
-    batch_hessian_diagonal : the cost. An estimate takes that of `batch_hvp` for each of its samples.
+    laplacian : the cost of 'forward'.
+    batch_hessian_diagonal : the cost of 'rows'.
+    batch_hvp : the cost of an estimate, for each of its samples.
 
     Examples
     --------
@@ -293,9 +331,36 @@ def batch_laplacian(
     chunks = Chunks.checked("batch_laplacian", chunk_size, memory, progress)
     if estimated.check_estimator("batch_laplacian", estimator, samples):
         return estimated.batch_trace(batch_hvp, func, argnums, in_dims, has_aux, check, samples, generator)
-    return transform(
-        "batch_laplacian", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check, chunks=chunks
-    )
+
+    def rows(func: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
+        options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
+        return transform("batch_laplacian", func, **options, chunks=chunks)
+
+    def whole(func: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Callable[..., Any]:
+        options = dict(argnums=argnums, in_dims=0, has_aux=has_aux, mode="auto", check=check)
+        return transform("batch_hessian", func, **options, chunks=chunks)
+
+    def made(func: Callable[..., Any]) -> Callable[..., Any]:
+        return Laplacian(
+            "batch_laplacian",
+            func,
+            argnums,
+            has_aux,
+            chunks,
+            mode,
+            weight,
+            rows=rows,
+            hessian=whole,
+            in_dims=in_dims,
+            check=check,
+            hvp=batch_hvp,
+        ).made()
+
+    if batch_index is None:
+        return made(func)
+    if weight is not None:
+        raise ValueError("batch_laplacian: weight= is for samples of one size, and not for those of batch_index=")
+    return ragged(batch_index, "batch_laplacian", made, func, argnums, has_aux, 0)
 
 
 def bjacrev(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+from torch import Tensor
 
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._dispatch.transform import call, transform
+from .._forward_laplacian.choice import Laplacian
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from . import estimated
 
@@ -298,6 +300,8 @@ def laplacian(
     func: Callable[..., Any],
     argnums: Argnums = 0,
     *,
+    mode: str = "auto",
+    weight: Tensor | None = None,
     has_aux: bool = False,
     chunk_size: ChunkSize = None,
     memory: Memory = None,
@@ -308,24 +312,45 @@ def laplacian(
 ) -> Callable[..., Any]:
     """Sum of the second derivatives of each output by every element of the arguments: the trace of `hessian`.
 
-    Parameters are those of `jacobian`, and `estimator`, `samples` and `generator` of `hessian_diagonal`.
+    Parameters are those of `jacobian`, `estimator`, `samples` and `generator` of `hessian_diagonal`, and:
+
+    Parameters
+    ----------
+    mode : {'auto', 'rows', 'forward'}
+        'forward' carries value, Jacobian and Laplacian through the function in one pass, 'rows' takes the diagonal
+        from rows of the Hessian. 'auto' and 'forward' are the same for now, since 'forward' was faster in all that was
+        measured; both go by rows within transforms of torch.func, while torch.compile traces, with ``progress=True``,
+        with ``chunk_size='auto'``, and where the function has an operation that there is no rule for. `explain` tells
+        why.
+    weight : Tensor, optional
+        For N elements of all arguments together, of shape (N, N) or (N,): weights of the second derivatives by each
+        pair of elements, or by each element twice. The second-order part of a diffusion operator has its diffusion
+        matrix for `weight`.
 
     Returns
     -------
     callable
-        Returns the structure and the shapes of the output; and aux. An estimate comes with its standard error as aux:
-        ``(laplacian, error)``, or ``(laplacian, (error, aux))`` with `has_aux`.
+        Returns the structure and the shapes of the output; and aux. Outputs may be complex. An estimate comes with its
+        standard error as aux: ``(laplacian, error)``, or ``(laplacian, (error, aux))`` with `has_aux`.
 
     Raises
     ------
     ValueError
-        `chunk_size` is not positive; there is no such estimator, or too few samples.
+        `chunk_size` is not positive, `weight` has another shape, there is no such mode or estimator, or there are too
+        few samples.
     RuntimeError
         As for `jacobian`.
 
     See Also
     --------
-    hessian_diagonal : the cost.
+    hessian_diagonal : the cost of 'rows'.
+
+    Notes
+    -----
+    Cost of 'forward': one evaluation of N + 2 values in the place of one, with nothing kept for a backward pass. It is
+    the forward Laplacian of R. Li et al., Nature Machine Intelligence 6, 209 (2024),
+    doi:10.1038/s42256-024-00794-x. A whole number for `chunk_size` is how many of the N are carried at a time, and the
+    function is evaluated once for each chunk.
 
     Examples
     --------
@@ -338,4 +363,11 @@ def laplacian(
     if estimated.check_estimator("laplacian", estimator, samples):
         many = dict(chunk_size=chunk_size, memory=memory, progress=progress)
         return estimated.trace(func, argnums, has_aux, samples, generator, many)
-    return transform("laplacian", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
+
+    def rows(func: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
+        return transform("laplacian", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
+
+    def whole(func: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Callable[..., Any]:
+        return transform("hessian", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
+
+    return Laplacian("laplacian", func, argnums, has_aux, chunks, mode, weight, rows=rows, hessian=whole).made()

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ..._arguments.protocol import Differentiable
 from ..._torch import facts
 from ..._torch.tensors import version
-from .graph import OWNER, depends_on_outside
+from .graph import OWNER, depends_on_outside, gradients
 
 
 class _Thread(threading.local):
@@ -67,6 +67,21 @@ class Level:
         node: Any = used.grad_fn
         node.next_functions[0][0].metadata[OWNER] = self
         return leaf, used
+
+    def gradients(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        vectors: Sequence[Tensor],
+        create_graph: bool,
+        retain_graph: bool = True,
+    ) -> list[Tensor | None]:
+        """One backward pass. What a custom backward differentiates within it depends on the variables of this level."""
+        before, self.running = self.running, True
+        try:
+            return gradients(outputs, inputs, vectors, create_graph=create_graph, retain_graph=retain_graph)
+        finally:
+            self.running = before
 
     def release(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors as seen from outside: they require grad only if something outside did."""

@@ -1,0 +1,1 @@
+"""Derivatives of fields by coordinate and order: what to compute (``plan``), and how (``evaluate``)."""

@@ -1,0 +1,220 @@
+"""`laplacian` and `batch_laplacian` by both modes, with weights and complex outputs, on every backend."""
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+from torch_func_compat import _facts
+
+DTYPE = torch.float64
+W = torch.tensor([[0.4, -0.7, 0.2], [0.9, 0.1, -0.5]], dtype=DTYPE)
+X = torch.tensor([[0.4, -0.7, 1.2], [0.1, 0.5, -0.3], [-1.1, 0.2, 0.6], [0.8, 0.9, -0.2]], dtype=DTYPE)
+MODES = ("auto", "rows", "forward")
+WEIGHTS = {
+    "none": None,
+    "diagonal": torch.tensor([1.0, -0.5, 2.0], dtype=DTYPE),
+    "matrix": torch.tensor([[1.0, 0.5, 0.0], [0.5, -1.0, 0.3], [0.2, 0.3, 2.0]], dtype=DTYPE),
+    "each": torch.linspace(-1, 1, 36, dtype=DTYPE).reshape(4, 3, 3),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with tfc.use_fallback("silent"):
+        yield
+
+
+def network(x):
+    return torch.tanh(x @ W.t())
+
+
+def traces(x, weight):
+    """Of the Hessians of each output: (B, 2)"""
+    u = network(x)
+    factor = -2 * u * (1 - u**2)
+    weight = torch.eye(3, dtype=DTYPE) if weight is None else weight
+    weight = torch.diag_embed(weight) if weight.dim() == 1 else weight
+    return factor * torch.einsum("mi,...ij,mj->...m", W, weight, W).expand_as(factor)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_batches(backend, mode, weight):
+    weight = WEIGHTS[weight]
+    for chunk_size in (None, 1, 2, "auto"):
+        found = tfc.batch_laplacian(network, mode=mode, weight=weight, chunk_size=chunk_size)(X)
+        assert_close(found, traces(X, weight))
+
+
+@pytest.mark.parametrize("weight", ("none", "diagonal", "matrix"))
+@pytest.mark.parametrize("mode", MODES)
+def test_single_samples(backend, mode, weight):
+    weight = WEIGHTS[weight]
+    for chunk_size in (None, 2):
+        found = tfc.laplacian(network, mode=mode, weight=weight, chunk_size=chunk_size)(X[0])
+        assert_close(found, traces(X[:1], weight)[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_within_transforms(backend, mode):
+    weight = WEIGHTS["matrix"]
+    found = tfc.vmap(tfc.laplacian(network, mode=mode, weight=weight))(X)
+    assert_close(found, traces(X, weight))
+    found = tfc.vmap(tfc.batch_laplacian(network, mode=mode))(torch.stack([X, X.flip(0)]))
+    assert_close(found, torch.stack([traces(X, None), traces(X.flip(0), None)]))
+    gradient = tfc.grad(lambda x: tfc.batch_laplacian(lambda x: (x**4).sum(1), mode=mode)(x).sum())(X)
+    assert_close(gradient, 24 * X)
+    assert not gradient.requires_grad
+    twice = tfc.laplacian(tfc.laplacian(lambda x: (x**4).sum(), mode=mode), mode=mode)(X[0])
+    assert_close(twice, torch.tensor(72.0, dtype=DTYPE))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pytrees_aux_and_other_arguments(backend, mode):
+    def func(p, scale, power=3):
+        return {"u": scale * (p["a"] ** power).sum(1) * p["b"], "v": p["b"] ** 2}, (p["a"].sum(), scale)
+
+    a, b, scale = X, X[:, 0] + 2, torch.tensor(3.0, dtype=DTYPE)
+    transformed = tfc.batch_laplacian(func, has_aux=True, mode=mode, check=True)
+    found, aux = transformed({"a": a, "b": b}, scale, power=3)
+    assert_close(found, {"u": 18 * a.sum(1) * b, "v": torch.full_like(b, 2.0)})
+    assert_close(aux, (a.sum(), scale))
+    by_second = tfc.batch_laplacian(lambda s, x: (x**3).sum(0) * s, argnums=1, in_dims=(None, 1), mode=mode)(2.0, X.t())
+    assert_close(by_second, 12 * X.sum(1))
+    both = tfc.laplacian(lambda x, y: (x**3 * y**2).sum(), argnums=(0, 1), mode=mode)(X[0], X[1])
+    assert_close(both, (6 * X[0] * X[1] ** 2 + 2 * X[0] ** 3).sum())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_complex_outputs(backend, mode):
+    def wave(x):  # log psi of a plane wave in a Gaussian
+        return torch.view_as_complex(torch.stack([-(x**2).sum(1) / 2, (x**3).sum(1)], -1))
+
+    expected = torch.view_as_complex(torch.stack([torch.full((4,), -3.0, dtype=DTYPE), 6 * X.sum(1)], -1))
+    assert_close(tfc.batch_laplacian(wave, mode=mode)(X), expected)
+    assert_close(tfc.batch_laplacian(wave, mode=mode, weight=2 * torch.ones(3, dtype=DTYPE))(X), 2 * expected)
+    found, aux = tfc.batch_laplacian(lambda x: ((wave(x), x[:, 0] ** 2), x), mode=mode, has_aux=True)(X)
+    assert_close((found, aux), ((expected, torch.full((4,), 2.0, dtype=DTYPE)), X))
+    assert_close(tfc.laplacian(lambda x: wave(x[None])[0], mode=mode)(X[0]), expected[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_samples_that_depend_on_each_other(backend, mode):
+    with pytest.raises(RuntimeError, match="not independent"):
+        tfc.batch_laplacian(lambda x: (x - x.mean(0)) ** 3, mode=mode, check=True)(X)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_results_can_be_written_to(backend, mode):
+    found = tfc.batch_laplacian(lambda x: x * x, mode=mode)(X)
+    found[0, 0] += 1
+    expected = torch.full_like(X, 2.0)
+    expected[0, 0] = 3.0
+    assert_close(found, expected)
+
+
+def test_it_tells_which_it_was(backend):
+    forward = tfc.batch_laplacian(network)
+    forward(X)
+    assert "It took the forward Laplacian" in tfc.explain(forward)
+    rows = tfc.batch_laplacian(network, mode="rows", chunk_size=1)
+    rows(X)
+    assert "It took rows of the Hessian, since mode='rows' was asked for." in tfc.explain(rows)
+    refused = tfc.laplacian(lambda x: torch.cumprod(x, 0).sum(), mode="forward")
+    refused(X[0])
+    assert "It took rows of the Hessian, since there is no rule for cumprod." in tfc.explain(refused)
+    each = tfc.batch_laplacian(network, weight=WEIGHTS["each"])
+    each(X)
+    assert "each sample has weights of its own" in tfc.explain(each)
+
+
+def test_evaluations(backend):
+    """One by the forward pass; what is refused once is not tried again at arguments of these shapes."""
+    calls = []
+
+    def counted(x):
+        calls.append(type(x).__name__)
+        return torch.cumprod(x, 1) if refuse else x**2
+
+    refuse = False
+    transformed = tfc.batch_laplacian(counted)
+    transformed(X)
+    transformed(X)
+    assert calls == ["Carried"] * 2
+    refuse = True
+    transformed(X)
+    assert calls[2] == "Carried" and "Carried" not in calls[3:]
+    count = len(calls)
+    transformed(X)
+    assert "Carried" not in calls[count:]
+    transformed(X[:2])
+    assert "Carried" in calls[count:]
+
+
+def test_random_numbers_are_drawn_once(backend):
+    """Also where columns come in chunks, and where rows begin anew."""
+
+    def noisy(x):
+        return (x**3 * torch.rand(3, dtype=DTYPE)).sum()
+
+    torch.manual_seed(1)
+    expected = (6 * X[0] * torch.rand(3, dtype=DTYPE)).sum()
+    for func in (noisy, lambda x: noisy(x) + 0 * torch.cumprod(x, 0).sum()):
+        for chunk_size in (None, 1):
+            torch.manual_seed(1)
+            with tfc.use_backend("autograd"):
+                found = tfc.laplacian(func, mode="forward", chunk_size=chunk_size)(X[0])
+            assert_close(found, expected)
+
+
+@pytest.mark.parametrize("transform", (tfc.laplacian, tfc.batch_laplacian))
+def test_errors(backend, transform):
+    with pytest.raises(ValueError, match="unknown mode 'columns'"):
+        transform(network, mode="columns")
+    for mode in MODES:
+        with pytest.raises(ValueError, match="expected weight to be of shape"):
+            transform(network, mode=mode, weight=torch.ones(2, 2))(X)
+        with pytest.raises(ValueError, match="chunk_size"):
+            transform(network, mode=mode, chunk_size=0)
+        with pytest.raises(RuntimeError, match="real"):
+            transform(network, mode=mode)(X.to(torch.complex128))
+    with pytest.raises(ValueError, match="function of the whole batch"):
+        tfc.batch_laplacian(lambda x: x.sum())(X)
+    with pytest.raises(ZeroDivisionError):  # the function's own
+        transform(lambda x: x / (1 // 0))(X)
+
+
+def test_in_inference_mode(backend):
+    if not hasattr(torch, "inference_mode"):
+        pytest.skip("inference mode is of torch 1.9")
+    transformed = tfc.batch_laplacian(network)
+    with torch.inference_mode():
+        found = transformed(X)
+    assert_close(found.clone(), traces(X, None))
+    transformed(X)
+    assert "forward Laplacian" in tfc.explain(transformed)
+
+
+@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+@pytest.mark.parametrize("weight", ("none", "matrix", "each"))
+def test_compiled(weight):
+    from compiling import compiled
+
+    weight = WEIGHTS[weight]
+    found = compiled(lambda x: tfc.batch_laplacian(network, weight=weight)(x), fullgraph=True)(X)
+    assert_close(found, traces(X, weight))
+    outside = tfc.batch_laplacian(network, weight=weight)
+    assert_close(compiled(lambda x: outside(x), fullgraph=True)(X), traces(X, weight))
+
+
+@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+def test_compiled_training():
+    from compiling import compiled
+
+    w = W.clone().requires_grad_()
+    laplacian = tfc.batch_laplacian(lambda x: torch.tanh(x @ w.t()).sum(1))
+    loss = lambda x: (laplacian(x) ** 2).sum()
+    (expected,) = torch.autograd.grad(loss(X), w)
+    (found,) = torch.autograd.grad(compiled(loss, fullgraph=True)(X), w)
+    assert_close(found, expected)
