@@ -481,6 +481,11 @@ CAUSES: dict[str, list[Cause]] = {
             "a `Function` with a backward of its own, or `detach()` if zero is meant",
         ),
         Cause(
+            "… (_backends/autograd/constant_outputs.py)",
+            "an output changes with an input, but the numbers left torch on the way: `.item()`, or numpy before torch 2.0",
+            "as for the next one, or `detach()` if zero is meant",
+        ),
+        Cause(
             "Cannot access data pointer of a tensor that is differentiated",
             "an output is made of numbers that left torch, by `numpy()` for example; torch.func raises, too. "
             "Before torch 2.0 this is a warning",
@@ -703,8 +708,8 @@ CAUSES: dict[str, list[Cause]] = {
         Cause(
             "ConvergenceWarning: ",
             "a solution or a linear system was not found, and `on_failure='warn'` goes on with what there is",
-            "what the message says; the errors of the same words are `ConvergenceError` (not converged, or not finite), "
-            "`NotASolutionError` (a solver of yours returned what is none), `SingularError` and `IndefiniteError`",
+            "what the message says; the errors of these words are `ConvergenceError` (not converged, or not "
+            "finite), `NotASolutionError` (a solver of yours returned what is none), `SingularError` and `IndefiniteError`",
         ),
         Cause(
             "there must be one equation for each unknown",

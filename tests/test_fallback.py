@@ -125,7 +125,13 @@ PROVOKED = {
     "broadcast_by_vmap": (_vmap(refused.inplace_add), (1, 11), None),
     "sparse": (_mapped(tfc.jacrev(refused.sparse)), (2, 0), None),
     "saved_tensor_hooks": (_mapped(tfc.jacrev(refused.saved_tensor_hooks)), (1, 11), None),
-    "mistaken_rows": (_mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()), (1, 11), None),
+    "mistaken_rows": (
+        _mapped(tfc.jacrev(lambda x: torch.nn.functional.prelu(x, X[:1])), BATCH.repeat(1, 2))
+        if refused.TORCH >= (2, 0)
+        else _mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()),
+        (1, 11),
+        None,
+    ),
     "mistaken_nesting": (
         lambda: tfc.jacfwd(tfc.jacfwd(lambda x: x.cumprod(0)))(X),
         (1, 11),
@@ -147,7 +153,7 @@ PROVOKED = {
     ),
     "backward_leaves_torch": (_maps_a_pullback_through_numpy, (1, 11), (2, 0)),
     "foreign_tensor": (_vmap(_closes_over_a_batch), (2, 0), None),
-    "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), None),
+    "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), (2, 1)),
     "functorch_unique": (_vmap(refused.unique_size), (1, 11), (1, 13)),
     "functorch_complex": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
     "inplace_in_formula": (

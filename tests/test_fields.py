@@ -8,9 +8,9 @@ from tolerances import assert_close
 from torch.nn import functional as F
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts
 from torch_func_compat._fields import evaluate
 from torch_func_compat._fields.plan import Plan
+from torch_func_compat._torch import facts
 from torch_func_compat.autograd.fields import curl, divergence, partials
 
 Z = torch.tensor([[0.4, -0.7, 1.2], [0.1, 0.5, -0.3], [-1.1, 0.2, 0.6], [0.8, 0.9, -0.2]], dtype=torch.float64)
@@ -600,7 +600,7 @@ def test_errors(backend, make, message):
         make()
 
 
-@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
 def test_compiled():
     from compiling import compiled
 
@@ -609,7 +609,7 @@ def test_compiled():
     assert_close(compiled(lambda z: at(z), fullgraph=True)(Z), at(Z))
 
 
-@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
 def test_compiled_training():
     """The recipe of the documentation."""
     from compiling import compiled

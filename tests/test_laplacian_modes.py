@@ -5,7 +5,7 @@ import torch
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat import _facts
+from torch_func_compat._torch import facts
 
 DTYPE = torch.float64
 W = torch.tensor([[0.4, -0.7, 0.2], [0.9, 0.1, -0.5]], dtype=DTYPE)
@@ -196,7 +196,7 @@ def test_in_inference_mode(backend):
     assert "forward Laplacian" in tfc.explain(transformed)
 
 
-@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
 @pytest.mark.parametrize("weight", ("none", "matrix", "each"))
 def test_compiled(weight):
     from compiling import compiled
@@ -208,7 +208,7 @@ def test_compiled(weight):
     assert_close(compiled(lambda x: outside(x), fullgraph=True)(X), traces(X, weight))
 
 
-@pytest.mark.skipif(not _facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
 def test_compiled_training():
     from compiling import compiled
 

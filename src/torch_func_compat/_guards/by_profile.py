@@ -40,15 +40,17 @@ class GradModeSwitches:
     """The switches of grad mode within a function that is differentiated in forward mode."""
 
     def __init__(self) -> None:
+        self._off_outside = not torch.is_grad_enabled()
         self._switched_on = 0
 
     def switch(self, enabled: bool) -> None:
         """Raise where grad mode is switched off; to go back to off after an ``enable_grad()`` is no such switch."""
+        is_on = torch.is_grad_enabled()
         if enabled:
-            self._switched_on += not torch.is_grad_enabled()
-        elif self._switched_on:
+            self._switched_on += not is_on
+        elif is_on and self._switched_on:
             self._switched_on -= 1
-        else:
+        elif is_on or (self._off_outside and not self._switched_on):
             raise MistakenRule(MISTAKEN_GRAD_MODE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from typing import Any, Iterator
 
@@ -64,13 +65,13 @@ class _LinearFunction:
         stacked = [movedim(tensor, dim, 0) for tensor, dim in zip(call.tensors, call.dims)]
         return call.whole(self._structured(self._linear.batched(*stacked)))
 
+    @abc.abstractmethod
     def _require_mapped(self, spec: pytree.TreeSpec) -> bool:
         """Whether arguments of this structure can be mapped at once; raise where the function does not take them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _structured(self, results: list[Tensor]) -> Any:
         """The flat results in the user's structure."""
-        raise NotImplementedError
 
 
 class VjpFunction(_LinearFunction):

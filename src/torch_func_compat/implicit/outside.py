@@ -7,6 +7,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._torch.grad_mode import no_grad
 from ..autograd.function import Function
 from . import trees
 from .vectors import Layout
@@ -17,7 +18,7 @@ class Outside(Function):
 
     @staticmethod
     def forward(run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
+        with no_grad():
             return run(tensors)
 
     @staticmethod

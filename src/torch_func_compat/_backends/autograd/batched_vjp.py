@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import facts
+from ..._torch.grad_mode import no_grad
 from .elementwise_vjps import Factors
 from .graph import Graph
 
@@ -133,7 +134,7 @@ def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | 
     layer_norm, group_norm and as_strided_scatter, torch.func's for cdist up to the newest. One more
     application finds any of them, known or not.
     """
-    with torch.no_grad():
+    with no_grad():
         # any fixed weights that no structure of the rows is likely to cancel
         weights = torch.cos(torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64))
         expected = apply([_combine(weights, vector.detach()) for vector in vectors], False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from types import FrameType
 from typing import Any, ClassVar, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from ..._arguments.protocol import Differentiable
 from ..._guards.exits import MEMORY, NUMBERS
 from ..._torch import facts
 from ..._torch.callers import warn_user
+from ..._torch.grad_mode import no_grad
 from ..._torch.random_state import RandomState
 
 _PACKAGE = __name__.rsplit(".", 3)[0] + "."
@@ -38,8 +40,8 @@ class _Observed(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         name = getattr(func, "__name__", "")
-        if str(sys._getframe(1).f_globals.get("__name__", "")).startswith(_PACKAGE):
-            return result  # this library's own business
+        if _is_ours(sys._getframe(1)):
+            return result
         if name in MEMORY or name in NUMBERS:
             cls.left.add(name)
         elif name in _STOPS or func == _DATA or not torch.is_grad_enabled():
@@ -51,6 +53,15 @@ class _Observed(Tensor):
                 if lost and not made_new and any(isinstance(x, Tensor) and x.requires_grad for x in args):
                     cls.undifferentiable.add(name)
         return result
+
+
+def _is_ours(frame: FrameType | None) -> bool:
+    """Whether this library calls an operation, or a rule of a custom Function does, which has a guard of its own."""
+    ours = frame is not None and str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE)
+    while frame is not None and not ours:
+        ours = str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE + "_functions.")
+        frame = frame.f_back
+    return ours
 
 
 def _moved(x: Tensor) -> Tensor:
@@ -118,7 +129,7 @@ def _observe(call: Differentiable, primals: Sequence[Tensor], suspects: Sequence
         return [outputs[k] for k in suspects]
 
     try:
-        with torch.no_grad():
+        with no_grad():
             here, there = evaluated(primals), evaluated([_moved(x) for x in primals])
         if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(here, there)):
             return None

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..._arguments.protocol import Differentiable
 from ..._torch import facts
+from ..._torch.grad_mode import no_grad
 from ..._torch.tensors import version
 from .graph import OWNER, depends_on_outside, gradients
 
@@ -176,7 +177,7 @@ def run(
 
 def _write_back(primal: Tensor, argument: Tensor, copied: bool) -> None:
     if copied and not primal.requires_grad:
-        with torch.no_grad():
+        with no_grad():
             primal.copy_(argument)
         return
     # torch raises this itself in most cases; an alias of a differentiable tensor needs the check, for its

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import composing
+from ..._torch.grad_mode import no_grad
 from .batched_vjp import Rows
 from .constant_outputs import look_at_constants
 from .graph import Graph
@@ -158,7 +159,7 @@ class Pushforward:
 
     def _agrees(self, tangents: Sequence[Tensor], found: Sequence[Tensor | None], batch: tuple[int, ...]) -> bool:
         """<u, J t> = <J^T u, t> for each t of the batch."""
-        with torch.no_grad():
+        with no_grad():
             if self._probe is None:
                 u = [_wave(output) for output in self.outputs]
                 self._probe = u, self.level.gradients(self.outputs, self.inputs, u, False)

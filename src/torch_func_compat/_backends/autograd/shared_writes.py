@@ -15,6 +15,7 @@ from torch import Tensor
 from ..._arguments.mapped import BatchedCall
 from ..._guards.refusals import LoopError
 from ..._torch import facts
+from ..._torch.grad_mode import no_grad
 from ..._torch.random_state import RandomState
 from ..._torch.tensors import version
 
@@ -55,7 +56,7 @@ class Common:
 
     def rewind(self) -> None:
         """Let the next sample find what the first one found."""
-        with torch.no_grad():
+        with no_grad():
             for k in self._after:
                 self._tensors[k].copy_(self._before[k])
 
@@ -78,7 +79,7 @@ class Common:
 
     def _undo(self) -> None:
         """Put back what was written, and that it needs no gradient."""
-        with torch.no_grad():
+        with no_grad():
             for k, before in self._before.items():
                 tensor = self._tensors[k]
                 written = version(tensor) != self._versions[k] or _differ(tensor, before)
