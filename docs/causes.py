@@ -482,7 +482,7 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause(
             "… (_backends/autograd/constant_outputs.py)",
-            "an output changes with an input, but the numbers left torch on the way: `.item()`, or numpy before torch 2.0",
+            "an output changes with an input, but numbers left torch on the way: `.item()`, or numpy before torch 2.0",
             "as for the next one, or `detach()` if zero is meant",
         ),
         Cause(
@@ -709,7 +709,7 @@ CAUSES: dict[str, list[Cause]] = {
             "ConvergenceWarning: ",
             "a solution or a linear system was not found, and `on_failure='warn'` goes on with what there is",
             "what the message says; the errors of these words are `ConvergenceError` (not converged, or not "
-            "finite), `NotASolutionError` (a solver of yours returned what is none), `SingularError` and `IndefiniteError`",
+            "finite), `NotASolutionError` (your solver returned what is none), `SingularError` and `IndefiniteError`",
         ),
         Cause(
             "there must be one equation for each unknown",

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree
 import torch.utils.checkpoint
 from processes import run_python
 from tolerances import assert_close
@@ -236,3 +237,37 @@ def test_second_derivatives_of_distances(backend):
     centres = points.cos()
     by_hand = lambda x: (x[:, None] - centres).norm(dim=-1).sin().sum()
     assert_close(tfc.hessian(lambda x: torch.cdist(x, centres).sin().sum())(points), tfc.hessian(by_hand)(points))
+
+
+# --- results that nothing outside differentiates ------------------------------------------------------------------
+
+
+WITHOUT_GRAPH = {
+    "grad": lambda f, **o: tfc.grad(f, **o)(X),
+    "grad_and_value": lambda f, **o: tfc.grad_and_value(f, **o)(X),
+    "jacrev": lambda f, **o: tfc.jacrev(f, **o)(X),
+    "jacfwd": lambda f, **o: tfc.jacfwd(f, **o)(X),
+    "jacobian": lambda f, **o: tfc.jacobian(f, **o)(X),
+    "hessian": lambda f, **o: tfc.hessian(f, chunk_size=1, **o)(X),
+    "value_and_jacobian": lambda f, **o: tfc.value_and_jacobian(f, **o)(X),
+    "value_grad_and_hessian": lambda f, **o: tfc.value_grad_and_hessian(f, **o)(X),
+    "hessian_diagonal": lambda f, **o: tfc.hessian_diagonal(f, **o)(X),
+    "hvp": lambda f, **o: tfc.hvp(f, (X,), (X,), **o),
+    "vhp": lambda f, **o: tfc.vhp(f, (X,), (X,), **o),
+    "batch_jacobian": lambda f, **o: tfc.batch_jacobian(lambda b: b.sin() * f(X), **o)(B),
+    "batch_hessian": lambda f, **o: tfc.batch_hessian(lambda b: b.sin().sum(1) * f(X), **o)(B),
+    "batch_hvp": lambda f, **o: tfc.batch_hvp(lambda b: b.sin().sum(1) * f(X), (B,), (B,), **o),
+    "batch_hessian_diagonal": lambda f, **o: tfc.batch_hessian_diagonal(lambda b: b.sin().sum(1) * f(X), **o)(B),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRAPH)
+def test_results_without_a_graph(backend, name):
+    weight = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    func = lambda x: (weight * x.sin() * x).sum()
+    with_graph = torch.utils._pytree.tree_flatten(WITHOUT_GRAPH[name](func))[0]
+    without = torch.utils._pytree.tree_flatten(WITHOUT_GRAPH[name](func, create_graph=False))[0]
+    assert all(leaf.requires_grad for leaf in with_graph)
+    for leaf, like in zip(without, with_graph):
+        assert not leaf.requires_grad
+        assert_close(leaf, like.detach())

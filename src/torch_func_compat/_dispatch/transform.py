@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable
+
+import torch
 
 from .._arguments.protocol import Backend
 from .._torch import facts
@@ -54,8 +57,18 @@ def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Opti
     return TRANSFORMS[name](backend, func, options)  # type: ignore[no-any-return]
 
 
-def transform(name: str, func: Callable[..., Any], **asked: Any) -> Callable[..., Any]:
+def transform(
+    name: str, func: Callable[..., Any], *, create_graph: bool | None = None, **asked: Any
+) -> Callable[..., Any]:
     """A function that, when called, calls the transform of `func` by the backend of that moment."""
+    if create_graph is False:
+        made_without = transform(name, func, **asked)
+
+        def without_graph(*args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():  # outside of a transform, it changes nothing but the graph of the result
+                return made_without(*args, **kwargs)
+
+        return without_graph if is_compiling() else functools.update_wrapper(without_graph, made_without)
     if is_compiling():
 
         def traced(*args: Any, **kwargs: Any) -> Any:
@@ -87,8 +100,11 @@ def _eagerly(name: str, func: Callable[..., Any], asked: dict[str, Any], args: A
     return transform(name, func, **asked)(*args, **kwargs)
 
 
-def call(name: str, func: Callable[..., Any], *args: Any, **asked: Any) -> Any:
+def call(name: str, func: Callable[..., Any], *args: Any, create_graph: bool | None = None, **asked: Any) -> Any:
     """The same for products, which are evaluated at once."""
+    if create_graph is False:
+        with torch.no_grad():
+            return call(name, func, *args, **asked)
     product = PRODUCTS[name]
     if is_compiling():
         if _TRACED is None:

@@ -39,6 +39,7 @@ def batch_jacobian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Jacobian of each sample, of a function of the whole batch.
 
@@ -72,6 +73,9 @@ def batch_jacobian(
         passes.
     chunk_size, memory, progress
         Rows or columns at a time; see `jacobian`.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -116,7 +120,7 @@ def batch_jacobian(
         func = samples_first("batch_jacobian", func, out_dims, has_aux)
 
     def made(func: Callable[..., Any]) -> Callable[..., Any]:
-        return transform("batch_jacobian", func, **options, chunks=chunks)
+        return transform("batch_jacobian", func, **options, chunks=chunks, create_graph=create_graph)
 
     return made(func) if batch_index is None else ragged(batch_index, "batch_jacobian", made, func, argnums, has_aux, 1)
 
@@ -133,6 +137,7 @@ def batch_hessian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Hessian of each sample, of a function of the whole batch.
 
@@ -145,6 +150,9 @@ def batch_hessian(
     mode : {'auto', 'reverse-reverse', 'forward-reverse', 'reverse-forward', 'forward-forward'}
         Modes of the outer and the inner `batch_jacobian`; 'auto' chooses as `hessian` does, by the number of outputs
         of a sample.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -176,7 +184,7 @@ def batch_hessian(
     options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, mode=mode, check=check)
 
     def made(func: Callable[..., Any]) -> Callable[..., Any]:
-        return transform("batch_hessian", func, **options, chunks=chunks)
+        return transform("batch_hessian", func, **options, chunks=chunks, create_graph=create_graph)
 
     return made(func) if batch_index is None else ragged(batch_index, "batch_hessian", made, func, argnums, has_aux, 2)
 
@@ -189,6 +197,7 @@ def batch_hvp(
     in_dims: Any = 0,
     has_aux: bool = False,
     check: bool = False,
+    create_graph: bool | None = None,
 ) -> Any:
     """Values of a function of the whole batch, and each sample's Hessian times a vector of its own.
 
@@ -200,6 +209,9 @@ def batch_hvp(
         Where to evaluate.
     tangents : tuple of pytrees of tensors
         The vectors, in the structure and shapes of `primals`.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -226,7 +238,8 @@ def batch_hvp(
     (tensor([ 9., 91.]), (tensor([[ 6., 12.],
             [18., 24.]]),))
     """
-    return call("batch_hvp", func, primals, tangents, in_dims=in_dims, has_aux=has_aux, check=check)
+    options = dict(in_dims=in_dims, has_aux=has_aux, check=check)
+    return call("batch_hvp", func, primals, tangents, **options, create_graph=create_graph)
 
 
 def batch_hessian_diagonal(
@@ -239,6 +252,7 @@ def batch_hessian_diagonal(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Second derivatives of each sample's outputs by each element of its inputs: u_xx for a whole batch.
 
@@ -270,7 +284,14 @@ def batch_hessian_diagonal(
     """
     chunks = Chunks.checked("batch_hessian_diagonal", chunk_size, memory, progress)
     return transform(
-        "batch_hessian_diagonal", func, argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check, chunks=chunks
+        "batch_hessian_diagonal",
+        func,
+        argnums=argnums,
+        in_dims=in_dims,
+        has_aux=has_aux,
+        check=check,
+        chunks=chunks,
+        create_graph=create_graph,
     )
 
 
@@ -333,11 +354,11 @@ def batch_laplacian(
         return estimated.batch_trace(batch_hvp, func, argnums, in_dims, has_aux, check, samples, generator)
 
     def rows(func: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
-        options = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
+        options: dict[str, Any] = dict(argnums=argnums, in_dims=in_dims, has_aux=has_aux, check=check)
         return transform("batch_laplacian", func, **options, chunks=chunks)
 
     def whole(func: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Callable[..., Any]:
-        options = dict(argnums=argnums, in_dims=0, has_aux=has_aux, mode="auto", check=check)
+        options: dict[str, Any] = dict(argnums=argnums, in_dims=0, has_aux=has_aux, mode="auto", check=check)
         return transform("batch_hessian", func, **options, chunks=chunks)
 
     def made(func: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ def jacobian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Jacobian by the cheaper of reverse and forward mode.
 
@@ -55,6 +56,9 @@ def jacobian(
         Bytes that a chunk of ``chunk_size='auto'`` may need beside the result; see `vmap`.
     progress : bool
         Show how many rows or columns are done.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -86,7 +90,9 @@ def jacobian(
     """
     check_mode("jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("jacobian", chunk_size, memory, progress)
-    return transform("jacobian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
+    return transform(
+        "jacobian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks, create_graph=create_graph
+    )
 
 
 def value_and_jacobian(
@@ -98,6 +104,7 @@ def value_and_jacobian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """`jacobian` that also returns the function's value, from the same forward pass.
 
@@ -119,7 +126,15 @@ def value_and_jacobian(
     """
     check_mode("value_and_jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("value_and_jacobian", chunk_size, memory, progress)
-    return transform("value_and_jacobian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
+    return transform(
+        "value_and_jacobian",
+        func,
+        argnums=argnums,
+        has_aux=has_aux,
+        mode=mode,
+        chunks=chunks,
+        create_graph=create_graph,
+    )
 
 
 def value_grad_and_hessian(
@@ -131,6 +146,7 @@ def value_grad_and_hessian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """All that Newton's method asks for: `hessian` with the gradient and the value on the way to it.
 
@@ -155,10 +171,20 @@ def value_grad_and_hessian(
     """
     check_mode("value_grad_and_hessian", mode, HESSIAN_MODES)
     chunks = Chunks.checked("value_grad_and_hessian", chunk_size, memory, progress)
-    return transform("value_grad_and_hessian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
+    return transform(
+        "value_grad_and_hessian",
+        func,
+        argnums=argnums,
+        has_aux=has_aux,
+        mode=mode,
+        chunks=chunks,
+        create_graph=create_graph,
+    )
 
 
-def hvp(func: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = False) -> Any:
+def hvp(
+    func: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = False, create_graph: bool | None = None
+) -> Any:
     """Value of a function and the product of its Hessian with a vector.
 
     Parameters
@@ -171,6 +197,9 @@ def hvp(func: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool 
         The vector, in the structure and shapes of `primals`.
     has_aux : bool
         Whether `func` returns tensors beside its output that are not differentiated.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -195,10 +224,12 @@ def hvp(func: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool 
     >>> hvp(lambda x: x.pow(3).sum(), (torch.tensor([1.0, 2.0]),), (torch.tensor([1.0, 0.0]),))
     (tensor(9.), (tensor([6., 0.]),))
     """
-    return call("hvp", func, primals, tangents, has_aux=has_aux)
+    return call("hvp", func, primals, tangents, has_aux=has_aux, create_graph=create_graph)
 
 
-def vhp(func: Callable[..., Any], primals: Any, cotangents: Any, *, has_aux: bool = False) -> Any:
+def vhp(
+    func: Callable[..., Any], primals: Any, cotangents: Any, *, has_aux: bool = False, create_graph: bool | None = None
+) -> Any:
     """Value of a function and the product of a vector with its Hessian.
 
     The same as `hvp` wherever the Hessian is symmetric, in reverse over reverse mode.
@@ -209,6 +240,9 @@ def vhp(func: Callable[..., Any], primals: Any, cotangents: Any, *, has_aux: boo
         See `hvp`.
     cotangents : tuple of pytrees of tensors
         The vector, in the structure and shapes of `primals`.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -232,7 +266,7 @@ def vhp(func: Callable[..., Any], primals: Any, cotangents: Any, *, has_aux: boo
     >>> vhp(lambda x: x.pow(3).sum(), (torch.tensor([1.0, 2.0]),), (torch.tensor([1.0, 0.0]),))
     (tensor(9.), (tensor([6., 0.]),))
     """
-    return call("vhp", func, primals, cotangents, has_aux=has_aux)
+    return call("vhp", func, primals, cotangents, has_aux=has_aux, create_graph=create_graph)
 
 
 def hessian_diagonal(
@@ -246,6 +280,7 @@ def hessian_diagonal(
     estimator: str = "exact",
     samples: int = 100,
     generator: torch.Generator | None = None,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Second derivatives of each output by each element of the arguments: the diagonal of `hessian`.
 
@@ -260,6 +295,9 @@ def hessian_diagonal(
         How many products an estimate takes, at least two.
     generator : torch.Generator, optional
         Draws the signs; by default torch's own.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -293,7 +331,9 @@ def hessian_diagonal(
     if estimated.check_estimator("hessian_diagonal", estimator, samples):
         many = dict(chunk_size=chunk_size, memory=memory, progress=progress)
         return estimated.diagonal(func, argnums, has_aux, samples, generator, many)
-    return transform("hessian_diagonal", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
+    return transform(
+        "hessian_diagonal", func, argnums=argnums, has_aux=has_aux, chunks=chunks, create_graph=create_graph
+    )
 
 
 def laplacian(

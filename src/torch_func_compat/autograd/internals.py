@@ -191,7 +191,9 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
     return call("jvp", func, primals, tangents, strict=strict, has_aux=has_aux)
 
 
-def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, create_graph: bool | None = None
+) -> Callable[..., Any]:
     """Gradient of a function that returns one number.
 
     Parameters
@@ -202,6 +204,9 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
         Positional arguments to differentiate; negative counts from the end.
     has_aux : bool
         Whether `func` returns tensors beside its output that are not differentiated.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -224,10 +229,12 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
     >>> grad(grad(torch.sin))(torch.tensor(0.0))
     tensor(-0.)
     """
-    return transform("grad", func, argnums=argnums, has_aux=has_aux)
+    return transform("grad", func, argnums=argnums, has_aux=has_aux, create_graph=create_graph)
 
 
-def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad_and_value(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, create_graph: bool | None = None
+) -> Callable[..., Any]:
     """`grad` that also returns the function's value, from the same forward pass.
 
     Returns
@@ -246,7 +253,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
     >>> grad_and_value(torch.square)(torch.tensor(3.0))
     (tensor(6.), tensor(9.))
     """
-    return transform("grad_and_value", func, argnums=argnums, has_aux=has_aux)
+    return transform("grad_and_value", func, argnums=argnums, has_aux=has_aux, create_graph=create_graph)
 
 
 def jacrev(
@@ -258,6 +265,7 @@ def jacrev(
     _preallocate_and_copy: bool = False,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Jacobian by reverse mode, row by row of the outputs.
 
@@ -276,6 +284,9 @@ def jacrev(
         Accepted, as torch.func does, for calls that name it; the result does not depend on it.
     memory, progress
         See `vmap`.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -304,7 +315,7 @@ def jacrev(
             [0., 4.]])
     """
     chunks = Chunks.checked("jacrev", chunk_size, memory, progress)
-    return transform("jacrev", func, argnums=argnums, has_aux=has_aux, chunks=chunks)
+    return transform("jacrev", func, argnums=argnums, has_aux=has_aux, chunks=chunks, create_graph=create_graph)
 
 
 def jacfwd(
@@ -316,6 +327,7 @@ def jacfwd(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Jacobian by forward mode, column by column of the inputs.
 
@@ -327,6 +339,9 @@ def jacfwd(
         What random operations in `func` do; see `vmap`.
     chunk_size : int, 'auto' or None
         Columns at a time.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Raises
     ------
@@ -351,7 +366,15 @@ def jacfwd(
     """
     check_randomness(randomness)
     chunks = Chunks.checked("jacfwd", chunk_size, memory, progress)
-    return transform("jacfwd", func, argnums=argnums, has_aux=has_aux, randomness=randomness, chunks=chunks)
+    return transform(
+        "jacfwd",
+        func,
+        argnums=argnums,
+        has_aux=has_aux,
+        randomness=randomness,
+        chunks=chunks,
+        create_graph=create_graph,
+    )
 
 
 def hessian(
@@ -363,6 +386,7 @@ def hessian(
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
+    create_graph: bool | None = None,
 ) -> Callable[..., Any]:
     """Second derivatives: the Jacobian of the Jacobian.
 
@@ -374,6 +398,9 @@ def hessian(
         Modes of the outer and the inner Jacobian. 'auto' is 'reverse-reverse' for a function with one output,
         which is up to three times as fast there, and 'forward-reverse', as in torch.func, for one with more; on
         the autograd backend always the former. `explain` tells which it was.
+    create_graph : bool, optional
+        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
+        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -404,7 +431,9 @@ def hessian(
     """
     check_mode("hessian", mode, HESSIAN_MODES)
     chunks = Chunks.checked("hessian", chunk_size, memory, progress)
-    return transform("hessian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks)
+    return transform(
+        "hessian", func, argnums=argnums, has_aux=has_aux, mode=mode, chunks=chunks, create_graph=create_graph
+    )
 
 
 def linearize(func: Callable[..., Any], *primals: Any) -> Any:
