@@ -16,7 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 NATIVE = {
     f"torch_func_compat.{name}"
     for name in (
-        *("_backends.functorch", "_backends.torch_func", "_backends.levels", "_guards.by_operation"),
+        *(
+            "_backends.functorch",
+            "_backends.torch_func",
+            "_backends.levels",
+            "_backends.traced",
+            "_guards.by_operation",
+        ),
         *("_functions.interpreters", "_functions.forward_by_transpose", "_functions.generated_vmap"),
     )
 }

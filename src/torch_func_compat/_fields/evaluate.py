@@ -14,8 +14,9 @@ from typing import Any, Callable, Dict, List, Sequence
 import torch
 from torch import Tensor
 
+from .._backends.autograd.level import Level
 from ..autograd.internals import get_backend, use_backend, vjp
-from .nodes import LEVEL, Level, leaves_keep_attributes, look
+from .nodes import look
 from .plan import Index, Passes, Plan
 from .samples import factors, require_independent
 
@@ -162,13 +163,9 @@ class Evaluation:
     def _recorded(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
         """What is differentiated by, and the field's value."""
         # An alias: what else the field makes of the same points does not belong to the derivative.
-        own = points.view_as(points)
         level = Level()
-        if not own.requires_grad:
-            setattr(own.requires_grad_(), LEVEL, level)
-        given = own.view_as(own)
-        if own.is_leaf and not leaves_keep_attributes():
-            given.register_hook(lambda gradient, leaf=own: None)  # the graph holds the leaf, and so the mark
+        own, used = level.variable(points)
+        given = used.view_as(used)
         version = given._version
         level.running = True
         try:

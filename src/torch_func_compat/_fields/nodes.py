@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+from .._backends.autograd.graph import is_outside, owner_of
 
 # Operations whose derivatives of all orders torch gets right on every release, or refuses with an error (a test takes
 # each of them through its third derivative). Fields with others, like normalisations and custom Functions, go by
@@ -36,21 +36,6 @@ def _is_right(cls: type) -> bool:
     return right
 
 
-# The attribute by which the autograd backend's transforms, here as elsewhere, know whose a leaf is.
-LEVEL = "_autograd_transform_level"
-
-
-class Level:
-    """An evaluation. While it is running, its leaf counts as outside for the transforms within."""
-
-    running = False
-
-
-def _is_outside(leaf: Tensor) -> bool:
-    level = getattr(leaf, LEVEL, None)
-    return level is None or bool(level.running)
-
-
 def look(output: Tensor, own: Tensor) -> tuple[bool, bool]:
     """Whether all nodes below `output` are known to be right, and whether a leaf other than `own` is below it."""
     right, outside = True, output.grad_fn is None and output.requires_grad and output is not own
@@ -69,17 +54,6 @@ def look(output: Tensor, own: Tensor) -> tuple[bool, bool]:
         if not _is_right(cls):
             right = False
         if cls.__name__ == "AccumulateGrad":
-            outside = outside or (node.variable is not own and _is_outside(node.variable))
+            outside = outside or (node.variable is not own and is_outside(owner_of(node)))
         stack.extend([child for child, _ in node.next_functions])
     return right, outside
-
-
-@functools.lru_cache(maxsize=None)
-def leaves_keep_attributes() -> bool:
-    """Whether a leaf that only a graph holds keeps what Python has put on it (not on torch 1.8)."""
-    with torch.enable_grad():
-        leaf: Any = torch.ones(1, requires_grad=True)
-        leaf.mark = True
-        node: Any = (leaf * 1).grad_fn
-    del leaf
-    return hasattr(node.next_functions[0][0].variable, "mark")

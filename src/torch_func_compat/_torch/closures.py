@@ -39,11 +39,17 @@ def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]
     return found
 
 
+_DERIVATIVES = __name__.rsplit(".", 2)[0] + "._transforms."
 _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
 
 
 def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
-    """The tensors that `func` could reach when it was first asked about: to look each time would cost too much."""
+    """The tensors that `func` could reach when it was first asked about: to look each time would cost too much.
+
+    A derivative of this library calls the user's function, of which the same is asked then.
+    """
+    if (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
+        return []
     try:
         known = _seen.get(func)
         if known is None:

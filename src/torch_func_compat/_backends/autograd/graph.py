@@ -103,7 +103,7 @@ class Graph:
             if kind:
                 if kind & _LEAF:
                     if not self.user:
-                        self._meet(_owner_of(node))
+                        self._meet(owner_of(node))
                 else:
                     self.trusted = False
                     if kind & _NOTABLE:
@@ -148,14 +148,14 @@ class Graph:
         return None
 
 
-def _owner_of(node: Any) -> Any:
+def owner_of(node: Any) -> Any:
     """The level of a leaf, by the leaf's node; None for a leaf of the user."""
     if facts.has("leaves_keep_python_attributes"):
         return getattr(node.variable, OWNER, None)
     return node.metadata.get(OWNER)
 
 
-def _is_outside(level: Any) -> bool:
+def is_outside(level: Any) -> bool:
     return level is None or level.running
 
 
@@ -165,7 +165,7 @@ def depends_on_outside(tensor: Tensor, inside: set[Any]) -> bool:
     `inside` remembers nodes that are known to have none below; pass the same set for many tensors.
     """
     if tensor.grad_fn is None:
-        return tensor.requires_grad and _is_outside(getattr(tensor, OWNER, None))
+        return tensor.requires_grad and is_outside(getattr(tensor, OWNER, None))
     # a copy, since a positive answer leaves nodes unexplored
     seen = set(inside)
     if _leads_outside(tensor.grad_fn, seen):
@@ -177,7 +177,7 @@ def depends_on_outside(tensor: Tensor, inside: set[Any]) -> bool:
 def _leads_outside(start: Any, seen: set[Any] | None = None) -> bool:
     # AccumulateGrad is the node of a leaf; by name, since its type is not public
     found = (node for node in nodes([start], seen) if type(node).__name__ == "AccumulateGrad")
-    return any(_is_outside(_owner_of(node)) for node in found)
+    return any(is_outside(owner_of(node)) for node in found)
 
 
 def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:

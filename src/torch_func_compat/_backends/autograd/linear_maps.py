@@ -68,7 +68,8 @@ class Pullback:
     def _finish(self, found: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """What the caller gets; where it would be differentiated wrongly again, without an error, trying raises."""
         if not create_graph:
-            return [result.detach() if result.requires_grad else result for result in found]
+            # Also where torch's vmap has wrapped them, so that their graph is not to be seen from here.
+            return [result.detach() for result in found]
         results = self.level.release(found)
         if self.graph.outside:
             if not self._flaw:
