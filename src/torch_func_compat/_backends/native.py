@@ -58,7 +58,7 @@ class NativeMap:
 
 
 class NativePullback:
-    """The library's ``vjp_fn``.
+    """The library's ``vjp_fn``, within its running transforms.
 
     Parameters
     ----------
@@ -68,58 +68,37 @@ class NativePullback:
         On the level where they have their graph.
     found : Look
         What that graph has.
-    attached : bool
-        Whether somebody outside of all transforms can differentiate the gradients again.
-    is_active : callable
-        Whether a transform is running.
     private
         The library's private functions.
     """
 
     batches_itself = False
 
-    def __init__(
-        self,
-        at_once: AtOnce,
-        pull: Pull,
-        outputs: Sequence[Tensor],
-        found: Look,
-        attached: bool,
-        is_active: Callable[[], bool],
-        private: Any,
-    ) -> None:
+    def __init__(self, at_once: AtOnce, pull: Pull, outputs: Sequence[Tensor], found: Look, private: Any) -> None:
+        self.outputs = outputs
         self._at_once = at_once
         self._pull = pull
-        self.outputs = outputs
-        self._attached = attached
-        self._private = private
-        self._is_active = is_active
         self._found = found
+        self._private = private
 
-    def _check(self, rows: bool) -> None:
+    def _check(self) -> None:
+        """Raise where rows through the graph are batched wrongly: a transform around may batch them."""
         for error in self._found.rows:
             raise error
-        if rows and self._found.mapped and is_mapped(self.outputs, self._private):
+        if self._found.mapped and is_mapped(self.outputs, self._private):
             raise self._found.mapped[0]
 
-    def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
-        """Whether anybody can ask for the graph of what the pullback does: it holds all that a backward pass makes."""
-        if not torch.is_grad_enabled():
-            return False
-        return self._attached or self._is_active() or any(cotangent.requires_grad for cotangent in cotangents)
-
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
-        self._check(rows=True)
-        create = self._is_differentiable(cotangents)
+        self._check()
+        create = torch.is_grad_enabled()
         return NativeMap(self._at_once, lambda *rows: self._pull(rows, True, create), "error").batched(*cotangents)
 
     def __call__(self, *cotangents: Tensor) -> list[Tensor]:
         return self.pull(cotangents, True, None)
 
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
-        if self._is_active():
-            self._check(rows=True)
-        create = self._is_differentiable(cotangents) if create_graph is None else create_graph
+        self._check()
+        create = torch.is_grad_enabled() if create_graph is None else create_graph
         return list(self._pull(cotangents, retain_graph, create))
 
 
@@ -269,10 +248,7 @@ class NativeBackend:
             return tuple(recorded), aux
 
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
-        # without grad mode here, somebody may still have it when he calls the pullback
-        attached = not torch.is_grad_enabled() or any(output.requires_grad for output in outputs)
-        found, is_active, private = findings[0], self.is_active, self._private
-        return outputs, NativePullback(self.at_once, pull, recorded, found, attached, is_active, private), aux
+        return outputs, NativePullback(self.at_once, pull, recorded, findings[0], self._private), aux
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
