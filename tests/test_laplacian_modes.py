@@ -196,7 +196,7 @@ def test_in_inference_mode(backend):
     assert "forward Laplacian" in tfc.explain(transformed)
 
 
-@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 @pytest.mark.parametrize("weight", ("none", "matrix", "each"))
 def test_compiled(weight):
     from compiling import compiled
@@ -208,7 +208,7 @@ def test_compiled(weight):
     assert_close(compiled(lambda x: outside(x), fullgraph=True)(X), traces(X, weight))
 
 
-@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces torch.func from 2.4 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 def test_compiled_training():
     from compiling import compiled
 

@@ -26,11 +26,4 @@ XFAILS: tuple[XFail, ...] = (
         (RuntimeError,),
         lambda: (1, 11) <= TORCH < (1, 13),
     ),
-    XFail(
-        "test_function_compiled.py::test_compiled_transform[hessian]",
-        "torch.compile of 2.4 takes what it compiled outside of transforms for what is called within a vmap",
-        "https://github.com/pytorch/pytorch/pull/126878",
-        (RuntimeError,),
-        lambda: (2, 4) <= TORCH < (2, 5),
-    ),
 )

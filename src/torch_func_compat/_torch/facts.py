@@ -360,9 +360,9 @@ FACTS: dict[str, Fact] = {
         "https://github.com/pytorch/pytorch/blob/v1.13.0/torch/utils/_python_dispatch.py",
     ),
     "compiled_transforms": Fact(
-        "torch.compile traces torch.func's transforms by default; before, its graph breaks there",
-        _between((2, 4), None),
-        (2, 4),
+        "torch.compile traces torch.func's transforms by default, Jacobians, too; before, its graph breaks there",
+        _between((2, 5), None),
+        (2, 5),
         None,
         "https://pytorch.org/docs/2.1/torch.compiler_faq.html#limited-torch-func-support",
     ),
@@ -373,14 +373,6 @@ FACTS: dict[str, Fact] = {
         (2, 1),
         (2, 3),
         "measured: InternalTorchDynamoError: save_for_backward (2.1.2), needs_input_grad (2.2.2); no issue found",
-    ),
-    "compiled_pullbacks_leak": Fact(
-        "a compiled pullback under vmap returns wrapped tensors from the graph: Cannot access storage of TensorWrapper",
-        # not probed: that takes a compilation
-        _between((2, 4), (2, 5)),
-        (2, 4),
-        (2, 5),
-        "https://github.com/pytorch/pytorch/pull/126878",
     ),
     "watched_forward_mode_takes_no_numbers": Fact(
         "within a TorchDispatchMode, forward mode of a product with a number raises: alias() expected a tensor",
