@@ -17,7 +17,7 @@ else:
 
 pytestmark = pytest.mark.skipif(not hasattr(torch, "compile"), reason="there is no torch.compile")
 traced = pytest.mark.skipif(
-    not facts.has("compiled_transforms"), reason="torch.compile traces torch.func's Jacobians from 2.5 on"
+    not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on"
 )
 
 W = torch.linspace(-1.0, 1.0, 16, dtype=torch.float64).reshape(4, 4)
