@@ -1,7 +1,7 @@
 """What a backend must give: vmap, vjp and jvp of functions on flat lists of tensors.
 
-Everything else (grad, jacrev, jacfwd, hessian, ...) is derived from these in ``_transforms``, once
-for all backends; a backend may also name natives, whole transforms of its library that need no help.
+Everything else (grad, jacrev, jacfwd, hessian, ...) is derived from these in ``_transforms``, once for all backends.
+A backend may also have a vmap of its library's that needs no help.
 """
 
 from __future__ import annotations

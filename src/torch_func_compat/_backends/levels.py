@@ -1,7 +1,8 @@
 """torch.func's levels, entered without its trees: its vjp, jvp and vmap for tensors that are in flat lists already.
 
-Of what torch.func takes for the Jacobian of a small function, two thirds are spent on trees, checks and wrappers that
-have been gone through here before. What is computed, and on which level, is the same.
+For a small function, torch.func spends two thirds of a Jacobian's time on pytrees, argument checks and wrappers. This
+library has done all of that already, so it enters the levels directly. What is computed, and on which level, is the
+same.
 """
 
 from __future__ import annotations

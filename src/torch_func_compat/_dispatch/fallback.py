@@ -1,10 +1,9 @@
-"""Ask the native backend first; where it refuses, compute on the autograd backend.
+"""Ask a library for a batch or for forward mode; where it refuses, compute on the autograd backend.
 
-The outermost transform decides, and computes the whole of its call again; transforms within a native one that
-is running never come here. Where a derivative fell back, all within it is computed by the autograd backend: its
-levels are the only ones that count the derivatives around a function. Where a vmap did, there is a loop, in
-which nothing is differentiated, and each sample is a call of its own: transforms within ask the native backend
-again, so that only the batching is lost.
+Reverse mode outside of a library's transforms cannot be refused, and goes straight through. Within a running transform
+of a library nothing falls back: the outermost transform decides, and computes the whole of its call again. If a vmap
+falls back, it becomes a Python loop over samples. Transforms inside the mapped function still ask the library, so only
+batching is lost. If forward mode falls back, everything within it is computed by the autograd backend.
 """
 
 from __future__ import annotations
@@ -92,6 +91,8 @@ class Record(Report):
     ----------
     backend : str or None
         The backend that answered last.
+    is_plain : bool
+        Whether a backend with a library took a derivative by plain autograd.
     refused : Capability or None
         What its library refused once.
     trusted : Backend or None
@@ -101,6 +102,7 @@ class Record(Report):
     def __init__(self) -> None:
         super().__init__()
         self.backend: str | None = None
+        self.is_plain = False
         self.refused: Capability | None = None
         self.trusted: Backend | None = None
 
@@ -139,13 +141,17 @@ def explain(transformed: Callable[..., Any]) -> str:
     if record.backend is None:
         return "It was not called yet."
     last = f"The backend that answered last is {record.backend}."
+    if record.is_plain:
+        last += " Its reverse mode needs no library."
     if record.mode:
         last += f" It took {record.mode}."
     if record.chunk_size is not None:
         last += f" It took chunks of {record.chunk_size}."
     if record.refused is None:
         return last
-    return f"{last} The native backend refused, because {record.refused.meaning}. Instead, {record.refused.advice}."
+    return (
+        f"{last} The native backend refused, because {record.refused.meaning}. To stay native: {record.refused.advice}."
+    )
 
 
 def answer(
@@ -169,6 +175,7 @@ def answer(
         # Plain autograd is about to differentiate this. It cannot do so through every formula of forward mode.
         backend = _backends.load("autograd")
     record.backend = backend.name
+    record.is_plain = active is None and not backend.loops and name in REVERSE
     if active is not None or backend.loops or name in REVERSE:
         return on(backend)(*args, **kwargs)
     return _with_fallback(record, name, func, on, backend, args, kwargs)

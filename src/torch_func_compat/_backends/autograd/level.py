@@ -1,8 +1,8 @@
 """A level: one run of the user's function on variables of its own.
 
-Every differentiated input is aliased, and the alias is what the function sees and what is
-differentiated. Two transforms over the same tensor therefore never confuse their perturbations, and
-nothing of the caller's (requires_grad, .grad, the tensor itself) is touched.
+The function sees variables of its own in place of the inputs, and these are differentiated. Two transforms over the
+same tensor therefore never confuse their perturbations, and nothing of the caller's (requires_grad, .grad, the tensor
+itself) is touched.
 """
 
 from __future__ import annotations
