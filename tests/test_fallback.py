@@ -109,7 +109,13 @@ def _maps_a_pullback_through_numpy():
 
 
 PROVOKED = {
-    "mapped_indices": (lambda: tfc.vmap(lambda i: BATCH[i])(torch.tensor([1, 0])), (1, 11), (1, 12)),
+    "mapped_indices": (
+        lambda: tfc.vmap(lambda i, j: BATCH[i, j])(
+            torch.tensor([[[1], [2]], [[0], [1]]]), torch.tensor([[0, 1], [2, 3]])
+        ),
+        (1, 11),
+        (1, 12),
+    ),
     "legacy_function": (_mapped(tfc.jacrev(refused.old_function)), (2, 0), None),
     "function_under_functorch": (_mapped(tfc.jacrev(refused.old_function)), (1, 11), (2, 0)),
     "function_without_vmap": (lambda: tfc.vmap(refused.new_function)(BATCH), (2, 0), None),

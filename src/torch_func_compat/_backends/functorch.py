@@ -64,18 +64,22 @@ def is_active() -> bool:
     return True
 
 
-def _agree_with_samples(call: BatchedCall, tensors: Sequence[Tensor], stacked: Sequence[Tensor]) -> bool:
-    """Whether the first and the last of the mapped samples come out the same when they are evaluated alone."""
-    if not call.batch_size or call.batch_size != tensors[0].size(call.dims[0]):
-        return False
-    identity = call.identity
-    for i in sorted({0, call.batch_size - 1}):
-        alone = call(*[tensor.select(dim, i) for tensor, dim in zip(tensors, call.dims)])[0]
-        for one, many in zip(alone, stacked):
-            if one.shape != many.shape[1:] or not torch.allclose(one.detach(), many[i].detach(), equal_nan=True):
-                return False
-    call.identity = identity
-    return True
+def _samples(call: BatchedCall, tensors: Sequence[Tensor]) -> dict[int, list[Tensor]] | None:
+    """What the first and the last sample give alone, of copies that may be written to; None for no samples."""
+    size = tensors[0].size(call.dims[0])
+    if not size:
+        return None
+    return {
+        i: call(*[tensor.select(dim, i).clone() for tensor, dim in zip(tensors, call.dims)])[0] for i in {0, size - 1}
+    }
+
+
+def _is_sample(alone: Sequence[Tensor], i: int, stacked: Sequence[Tensor]) -> bool:
+    """Whether sample `i` of the stacked results is what it is alone."""
+    return all(
+        one.shape == many.shape[1:] and torch.allclose(one.detach(), many[i].detach(), equal_nan=True)
+        for one, many in zip(alone, stacked)
+    )
 
 
 class _Unwritten:
@@ -126,11 +130,16 @@ class FunctorchBackend(NativeBackend):
     def vmap(
         self, call: BatchedCall, tensors: Sequence[torch.Tensor], randomness: str
     ) -> tuple[list[torch.Tensor], list[Any]]:
-        results = super().vmap(call, tensors, randomness)
+        if not facts.has("mapped_indices_are_wrong") or not any(t.dtype in _INTEGERS for t in tensors):
+            return super().vmap(call, tensors, randomness)
         # There is no way to see what the function indexes by mapped integers, but samples tell whether it was right.
-        if facts.has("mapped_indices_are_wrong") and any(t.dtype in _INTEGERS for t in tensors):
-            if randomness != "error" or not _agree_with_samples(call, tensors, results[0]):
-                raise MistakenRule(MISTAKEN_INDEX.format("functorch"))
+        alone = _samples(call, tensors) if randomness == "error" else None
+        try:
+            results = super().vmap(call, tensors, randomness)
+        except IndexError as error:
+            raise MistakenRule(MISTAKEN_INDEX.format("functorch")) from error
+        if alone is None or not all(_is_sample(found, i, results[0]) for i, found in alone.items()):
+            raise MistakenRule(MISTAKEN_INDEX.format("functorch"))
         return results
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
