@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._torch import pytree
 from .._torch.closures import captured
+from .._torch.compiling import is_compiling
 from .._torch.tensors import layout_of, movedim
 from .call import name_of
 
@@ -45,9 +46,9 @@ class BatchedCall:
         self.func = func
         self.out_dims = out_dims
         self.kwargs = kwargs
-        self.name = name_of(func)
         self.identity = itertools.repeat(None)
-        head = f"vmap({self.name}, in_dims={in_dims}, ...)(<inputs>)"
+        # torch.compile traces the making of no name.
+        head = "" if is_compiling() else f"vmap({self.name}, in_dims={in_dims}, ...)(<inputs>)"
         if not isinstance(in_dims, (int, tuple)):
             raise ValueError(
                 f"{head}: expected `in_dims` to be int or a (potentially nested) tuple matching the structure "
@@ -81,6 +82,11 @@ class BatchedCall:
             )
         self.batch_size = sizes[0]
 
+    @property
+    def name(self) -> str:
+        """The user's function, for messages."""
+        return name_of(self.func)
+
     @staticmethod
     def _check_in_dim(head: str, leaf: Any, dim: Any) -> None:
         if dim is None:
@@ -107,8 +113,11 @@ class BatchedCall:
         for position, value in zip(self.where, slices):
             leaves[position] = value
         stacked, shared = self.split(self.func(*pytree.unflatten(leaves, self.spec), **self.kwargs))
-        positions = {id(value): k for k, value in enumerate(slices)}
-        self.identity = [positions.get(id(leaf)) for leaf in stacked]
+        if is_compiling():
+            self.identity = [None] * len(stacked)
+        else:
+            positions = {id(value): k for k, value in enumerate(slices)}
+            self.identity = [positions.get(id(leaf)) for leaf in stacked]
         return stacked, shared
 
     def split(self, output: Any) -> tuple[list[Tensor], list[Any]]:

@@ -84,8 +84,8 @@ class Backend(Protocol):
     def innermost(self) -> Any:
         """The innermost running transform of the library in this thread, or None."""
 
-    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
-        """The library's own vmap of `func`, to be used as it is, or None."""
+    def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
+        """The library's own transform of `func`, to be used as it is, or None."""
 
     def draws(self, call: BatchedCall | Differentiable | None) -> Draws:
         """The random state of all that the call may draw from."""

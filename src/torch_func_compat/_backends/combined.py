@@ -34,7 +34,7 @@ class CombinedBackend:
     def __init__(self, native: NativeBackend) -> None:
         self.name = native.name
         self.innermost = native.innermost
-        self.native_vmap = native.native_vmap
+        self.native = native.native
         self.draws: Callable[..., RandomState] = native.draws
         self._native = native
         self._plain = AutogradBackend()

@@ -157,8 +157,8 @@ class NativeBackend:
     def draws(self, call: BatchedCall | Differentiable | None) -> RandomState:
         return RandomState(() if call is None else call.generators())
 
-    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
-        """The library's own vmap of `func`, or None where it lacks something or gets it wrong."""
+    def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
+        """The library's own transform of `func`, or None where it lacks something or gets it wrong."""
         return None
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:

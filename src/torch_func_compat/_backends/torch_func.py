@@ -39,6 +39,13 @@ def is_plain(in_dims: Any, out_dims: Any) -> bool:
     return out_dims == 0 and (flat or isinstance(in_dims, int))
 
 
+def native_vmap(func: Callable[..., Any], options: Any) -> Any:
+    """torch.func's own vmap, or None where it does not get the dimensions right."""
+    if not is_plain(options.in_dims, options.out_dims):
+        return None
+    return LIBRARY.vmap(func, options.in_dims, options.out_dims, options.randomness)
+
+
 class TorchFuncBackend(NativeBackend):
     """`torch.func`, with a guard around each transform that would go wrong without an error."""
 
@@ -49,8 +56,8 @@ class TorchFuncBackend(NativeBackend):
         if facts.has("nested_tensors_draw_at_import"):
             importlib.import_module("torch.nested._internal.nested_tensor")
 
-    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
-        return LIBRARY.vmap(func, in_dims, out_dims, randomness) if is_plain(in_dims, out_dims) else None
+    def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
+        return native_vmap(func, options) if name == "vmap" else None
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         return watched(func, forward=forward)

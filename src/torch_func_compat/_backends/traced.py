@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
-from .torch_func import LIBRARY, is_plain
+from .torch_func import LIBRARY, native_vmap
 
 
 class _TracedMap:
@@ -66,8 +66,11 @@ class TracedBackend:
     def draws(self, call: Any) -> _NoDraws:
         return _NoDraws()
 
-    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
-        return LIBRARY.vmap(func, in_dims, out_dims, randomness) if is_plain(in_dims, out_dims) else None
+    def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
+        if name == "vmap":
+            return native_vmap(func, options)
+        # torch 2.6 loses the derivative of a custom Function in a vjp that it compiles, and not in its own gradient.
+        return (LIBRARY.grad if name == "grad" else LIBRARY.grad_and_value)(func, options.argnums, options.has_aux)
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         shared: list[Any] = []

@@ -50,10 +50,12 @@ class Transform:
 
 
 def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    if name == "vmap" and options.chunks.trivial and not isinstance(func, (JvpFunction, VjpFunction)):
-        native = backend.native_vmap(func, options.in_dims, options.out_dims, options.randomness)
-        if native is not None:
-            return native  # type: ignore[no-any-return]
+    if name in ("vmap", "grad", "grad_and_value") and options.chunks.trivial:
+        # The kind of a function is not traced.
+        if not (backend.remembers and isinstance(func, (JvpFunction, VjpFunction))):
+            native = backend.native(name, func, options)
+            if native is not None:
+                return native  # type: ignore[no-any-return]
     return TRANSFORMS[name](backend, func, options)  # type: ignore[no-any-return]
 
 

@@ -85,7 +85,7 @@ class VjpFunction(_LinearFunction):
         super().__init__(backend, call, pullback, library)
         self._pullback = pullback
         self._retains_graph = True  # unless the caller has freed it
-        self._versions = [version(primal) for primal in call.primals]
+        self._versions = [version(primal) for primal in call.primals] if backend.remembers else []
 
     def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
         flat = self._flatten(cotangents)

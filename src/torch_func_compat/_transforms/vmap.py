@@ -22,8 +22,9 @@ def vmap(backend: Backend, func: Function, options: Options) -> Function:
     def mapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, options.out_dims)
         call = BatchedCall(func, options.in_dims, options.out_dims, args, kwargs)
-        if isinstance(func, (JvpFunction, VjpFunction)) and func.batches_itself and backend.innermost() is None:
-            whole = func.mapped(call)
+        # The kind of a function is not traced.
+        if backend.remembers and isinstance(func, (JvpFunction, VjpFunction)):
+            whole = func.mapped(call) if func.batches_itself and backend.innermost() is None else None
             if whole is not None:
                 return whole
         # The chunks of a loop are its samples.

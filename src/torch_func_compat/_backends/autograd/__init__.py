@@ -35,7 +35,7 @@ class AutogradBackend:
     def draws(self, call: BatchedCall | Differentiable | None) -> RandomState:
         return RandomState(() if call is None else call.generators())
 
-    def native_vmap(self, func: Callable[..., Any], in_dims: Any, out_dims: Any, randomness: str) -> Any:
+    def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
         return None
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
