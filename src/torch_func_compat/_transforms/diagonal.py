@@ -64,8 +64,13 @@ def _by_rows(backend: Backend, func: Function, options: Options) -> Function:
             for part, like, size in zip(found, inputs, sizes):
                 front = movedim(part, like.dim + 1, 1) if isinstance(like, SampleSpace) else part
                 parts.append(front.reshape(rows, *lead, size))
-            index = own[start : start + rows].reshape(rows, *[1 for _ in lead], 1).expand(rows, *lead, 1)
-            return [torch.cat(parts, -1).gather(-1, index).squeeze(-1)]
+            whole = torch.cat(parts, -1)
+            index = own[start : start + rows].reshape(rows, *[1 for _ in lead], 1)
+            if not backend.remembers:
+                # torch.compile of 2.6 fails on the backward of gather().
+                chosen = index == torch.arange(whole.shape[-1], device=whole.device)
+                return [(whole * chosen.to(whole.dtype)).sum(-1)]
+            return [whole.gather(-1, index.expand(rows, *lead, 1)).squeeze(-1)]
 
         (flat,) = _chunked(backend, len(own), options, run, blocks)
         parts = pieces(movedim(flat, 0, -1), [like.numel() for like in space], -1)
