@@ -72,11 +72,13 @@ def transform(
 
         return without_graph if is_compiling() else functools.update_wrapper(without_graph, made_without)
     if is_compiling():
+        # Read here: torch 2.0 finds no globals from within a closure that it traces.
+        backend = _TRACED
+        if backend is None:
+            return graph_break(_made_eagerly)(name, func, asked)  # type: ignore[no-any-return]
 
         def traced(*args: Any, **kwargs: Any) -> Any:
-            if _TRACED is None:
-                return graph_break(_eagerly)(name, func, asked, args, kwargs)
-            return _derive(_TRACED, name, func, Options(name, func, **asked))(*args, **kwargs)
+            return _derive(backend, name, func, Options(name, func, **asked))(*args, **kwargs)
 
         return traced
     made = Transform(name, func, asked)
@@ -98,8 +100,8 @@ def transform(
     return wrapper
 
 
-def _eagerly(name: str, func: Callable[..., Any], asked: dict[str, Any], args: Any, kwargs: Any) -> Any:
-    return transform(name, func, **asked)(*args, **kwargs)
+def _made_eagerly(name: str, func: Callable[..., Any], asked: dict[str, Any]) -> Callable[..., Any]:
+    return transform(name, func, **asked)
 
 
 def call(name: str, func: Callable[..., Any], *args: Any, create_graph: bool | None = None, **asked: Any) -> Any:
