@@ -70,7 +70,7 @@ class TorchFuncBackend(NativeBackend):
         given = super().given(func)
 
         def wrapped(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            others = func.others() if hasattr(func, "others") else []  # calls made within this library have none
+            others = func.others()
             if not others:
                 return given(*primals)
             level = self._private.current_level()
