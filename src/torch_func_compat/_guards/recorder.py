@@ -1,0 +1,205 @@
+"""Which operations a function consists of, and under which levels of functorch each of them runs.
+
+A TorchFunctionMode sees the call of every public function of torch, of each method, operator and property of a
+tensor, and of ``torch.ops``. A function of torch that calls others is seen as one: ``multi_head_attention_forward``
+and not its matrix products. The call of a TorchScript function, method or module is seen, too, and what it consists
+of is not. This is not seen:
+
+* operations of C++ extensions that are called as Python functions, and not by ``torch.ops``;
+* the forward of a `torch.autograd.Function`, which counts as ``custom_function_call`` within a transform;
+* what runs in a backward pass, a hook, another thread or ``torch._C.DisableTorchFunction()``;
+* which arguments an operation has, but for ``inplace=True`` and ``out``;
+* the insides of ``torch.compile``: a compiled function raises within a transform, and is not seen outside;
+* whether plain autograd records what happens, which is no level of functorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from typing import Any, Callable, Iterator, Set, Tuple
+
+import torch
+
+from .._torch import facts
+
+# An operation's name, and the kinds of the levels that it ran under: "v" for vmap, "g" for grad and vjp, "j" for jvp,
+# the outermost first. Any number of vmaps that directly contain one another are one "v".
+Pairs = Set[Tuple[str, str]]
+
+# Names that begin so are no operation's: no table has them.
+UNKNOWN = "?"
+SCRIPT = UNKNOWN + "TorchScript"
+
+
+@functools.lru_cache(None)
+def _functorch() -> Any:
+    return torch._C._functorch
+
+
+@functools.lru_cache(None)
+def _letters() -> dict[Any, str]:
+    kinds = _functorch().TransformType
+    return {kinds.Vmap: "v", kinds.Grad: "g", kinds.Jvp: "j"}
+
+
+def _stack() -> list[Any]:
+    """The interpreters of functorch that are running, the outermost first."""
+    private = _functorch()
+    if hasattr(private, "get_interpreter_stack"):
+        return private.get_interpreter_stack() or []
+    # torch 2.0 shows the innermost one only, so each is taken off for a moment
+    stack, taken = [], []
+    try:
+        while private.peek_interpreter_stack() is not None:
+            stack.append(private.peek_interpreter_stack())
+            taken.append(private.pop_dynamic_layer_stack())
+    finally:
+        for layer in reversed(taken):
+            private.push_dynamic_layer_stack(layer)
+    return stack[::-1]
+
+
+def levels() -> str:
+    """The kinds of the levels of functorch around here."""
+    if _functorch().peek_interpreter_stack() is None:
+        return ""
+    found, letters = "", _letters()
+    for interpreter in _stack():
+        letter = letters.get(interpreter.key(), UNKNOWN)
+        if letter != "v" or not found.endswith("v"):
+            found += letter
+    return found
+
+
+@functools.lru_cache(None)
+def _higher_order() -> Any:
+    return getattr(torch._ops, "HigherOrderOperator", None) or torch._ops.PyOperator  # type: ignore[attr-defined]
+
+
+def _is_torchs(func: Any) -> bool:
+    module = getattr(func, "__module__", None) or ""
+    return module.split(".")[0] == "torch" and not module.startswith("torch._higher_order_ops")
+
+
+def _find_name(func: Any) -> str:
+    """The name of what a mode is given, which begins with `UNKNOWN` where torch has no such operation."""
+    name = getattr(func, "__name__", type(func).__name__)
+    unknown = f"{UNKNOWN}{name}"
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        packet: Any = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
+        namespace, _, name = packet._qualified_op_name.rpartition("::")
+        return name if namespace == "aten" else f"{namespace}::{name}"
+    if isinstance(func, _higher_order()):
+        name = str(getattr(func, "_name", name))
+        return name if name == "custom_function_call" else f"{UNKNOWN}{name}"
+    owner = getattr(func, "__self__", None)
+    if name in ("__get__", "__set__", "__delete__"):  # of a property of tensors
+        attribute = getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", None)
+        if attribute is None:
+            return unknown
+        return f"{attribute}=" if name == "__set__" else str(attribute)
+    if getattr(func, "__objclass__", None) in torch.Tensor.__mro__:
+        return str(name)
+    return str(name) if _is_torchs(func) and name.isidentifier() and name != "fn" else unknown
+
+
+_names: dict[Any, str] = {}
+
+
+def name_of(func: Any) -> str:
+    """The short name of an operation: 'roll' for torch.roll, Tensor.roll and torch.ops.aten.roll."""
+    try:
+        return _names[func]
+    except (KeyError, TypeError):
+        name = _find_name(func)
+    if not name.startswith(UNKNOWN):  # others may be made anew for each call
+        _names[func] = name
+    return name
+
+
+_here = threading.local()
+
+
+class _Scripts:
+    """Notes calls of TorchScript, which no mode sees, while one is entered in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entered = 0
+        self._calls: dict[Any, Any] = {}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._entered += 1
+            if self._entered == 1:
+                for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod):
+                    self._calls[kind] = kind.__call__
+                    kind.__call__ = _noted(kind.__call__)  # type: ignore[method-assign,assignment,unused-ignore]
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lock:
+            self._entered -= 1
+            if not self._entered:
+                for kind, call in self._calls.items():
+                    kind.__call__ = call
+                self._calls.clear()
+
+
+def _noted(call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        for pairs in getattr(_here, "recorders", ()):
+            pairs.add((SCRIPT, levels()))
+        return call(*args, **kwargs)
+
+    return noted
+
+
+_scripts = _Scripts()
+
+
+@functools.lru_cache(None)
+def _mode() -> Callable[[Pairs], Any]:
+    from torch.overrides import TorchFunctionMode
+
+    class Recorder(TorchFunctionMode):
+        def __init__(self, pairs: Pairs) -> None:
+            super().__init__()
+            self._pairs = pairs
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = name_of(func)
+            if not kwargs:
+                self._pairs.add((name, levels()))
+                return func(*args)
+            if kwargs.get("inplace") is True:
+                name += "_"
+            if kwargs.get("out") is not None:
+                name += ".out"
+            self._pairs.add((name, levels()))
+            return func(*args, **kwargs)
+
+    return Recorder
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Pairs]:
+    """Note each operation that runs within, on torch >= 2.0.
+
+    Yields
+    ------
+    set of (str, str)
+        The operation and the levels that it ran under; see `Pairs`. It is empty before torch 2.0.
+    """
+    pairs: Pairs = set()
+    if not facts.has("torch_function_modes"):
+        yield pairs
+        return
+    recorders = _here.__dict__.setdefault("recorders", [])
+    recorders.append(pairs)
+    try:
+        with _scripts, _mode()(pairs):
+            yield pairs
+    finally:
+        recorders.pop()
