@@ -148,6 +148,7 @@ CAUSES: dict[str, list[Cause]] = {
             "install the release that the message names",
         ),
         Cause("… (_backends/__init__.py)", "any of the three above", "see there"),
+        Cause("unknown checks", "no such choice of when to test", "'first-call', 'always' or 'off'"),
         Cause("unknown fallback", "no such mode of falling back", "'warn', 'silent' or 'error'"),
         Cause(
             "expected a function transformed by this library",
@@ -511,6 +512,11 @@ CAUSES: dict[str, list[Cause]] = {
             "only with `set_fallback('error')`: saved-tensor hooks or a checkpoint, or on torch 1.11 and 1.12 a "
             "profiler in C (cProfile), which leaves no way to notice them",
             "allow falling back, or leave the hooks out",
+        ),
+        Cause(
+            "… (_guards/trial.py)",
+            "only with `set_fallback('error')`: a test of the first call found torch's batch or its forward mode wrong",
+            "allow falling back, or write the function in other operations",
         ),
         Cause(
             "wrongly in forward mode",

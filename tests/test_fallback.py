@@ -143,6 +143,12 @@ PROVOKED = {
         (1, 11),
         None,
     ),
+    "mistaken_batch": (lambda: tfc.vmap(lambda x: x.roll(1))(X), (1, 11), None),
+    "mistaken_tangents": (
+        _jacfwd(lambda x: torch.triangular_solve(x[:, None], torch.outer(x, x))[0]),
+        (1, 11),
+        None,
+    ),
     "mistaken_tangent": (lambda: tfc.jvp(refused.library_operator, (X,), (X,)), (2, 4), None),
     "mistaken_formula": (lambda: tfc.jacfwd(torch.cholesky_inverse)(BATCH[:2, :2].tril()), (1, 12), None),
     "functorch_0_1_forward": (

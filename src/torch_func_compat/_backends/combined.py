@@ -13,9 +13,14 @@ from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
+from .._guards.trial import Trial
+from .._guards.verdicts import shapes
+from .._torch import pytree
 from .._torch.random_state import RandomState
 from .autograd import AutogradBackend
+from .autograd.level import recordings
 from .native import NativeBackend
+from .tried import TriedPush, tried_jvp, tried_vmap
 
 
 class CombinedBackend:
@@ -34,14 +39,41 @@ class CombinedBackend:
     def __init__(self, native: NativeBackend) -> None:
         self.name = native.name
         self.innermost = native.innermost
-        self.native = native.native
         self.draws: Callable[..., RandomState] = native.draws
         self._native = native
         self._plain = AutogradBackend()
 
+    def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
+        made = self._native.native(name, func, options)
+        if made is None or name != "vmap":
+            return made
+        is_active, in_dims = self._native.is_active, options.in_dims
+
+        def mapped(*args: Any, **kwargs: Any) -> Any:
+            if is_active():
+                return made(*args, **kwargs)
+            trial = Trial(func, ("vmap", shapes(args), in_dims, options.randomness))
+            if trial.is_settled():
+                return made(*args, **kwargs)
+
+            def compute() -> tuple[list[Tensor], Any]:
+                result = made(*args, **kwargs)
+                return pytree.flatten(result)[0], result
+
+            return tried_vmap(trial, compute, BatchedCall(func, in_dims, 0, args, kwargs))
+
+        return mapped
+
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
-        with self._native.around():
-            return self._native.vmap(call, tensors, randomness)
+        def compute() -> tuple[list[Tensor], tuple[list[Tensor], list[Any]]]:
+            with self._native.around():
+                results = self._native.vmap(call, tensors, randomness)
+            return results[0], results
+
+        if self._native.is_active():
+            return compute()[1]
+        trial = Trial(call.func, ("chunk", shapes(tensors), tuple(call.dims), randomness))
+        return compute()[1] if trial.is_settled() else tried_vmap(trial, compute, call, tensors)
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         return (self._native if self._native.is_active() else self._plain).vjp(func, primals)
@@ -49,14 +81,32 @@ class CombinedBackend:
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        with self._native.around():
-            return self._native.jvp(func, primals, tangents, strict)
+        def compute() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+            with self._native.around():
+                return self._native.jvp(func, primals, tangents, strict)
+
+        if self._native.is_active():
+            return compute()
+        if recordings():
+            return self._plain.jvp(func, primals, tangents, strict)
+        trial = Trial(func.func, ("jvp", shapes(primals)))
+        if trial.is_settled():
+            return compute()
+        return tried_jvp(trial, compute, lambda results: results[1], func, primals, tangents, self._plain)
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
+        if recordings() and not self._native.is_active():
+            return self._plain.pushforward(func, primals, randomness)
         push, aux = self._native.pushforward(func, primals, randomness)
-        return _Around(push, self._native.around), aux
+        around = _Around(push, self._native.around)
+        if self._native.is_active():
+            return around, aux
+        trial = Trial(func.func, ("pushforward", shapes(primals), randomness))
+        if trial.is_settled():
+            return around, aux
+        return TriedPush(trial, around, func, primals, self._plain), aux
 
     def linearize(
         self, func: Differentiable, primals: Sequence[Tensor]

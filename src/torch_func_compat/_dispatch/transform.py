@@ -37,7 +37,7 @@ class Transform:
         self.name = name
         self.func = func
         self.record = Record()
-        self._asked = asked
+        self.asked = asked
         self._options = Options(name, func, report=self.record, **asked)
         self._made: dict[Backend, Callable[..., Any]] = {}
 

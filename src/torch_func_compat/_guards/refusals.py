@@ -35,6 +35,8 @@ class Capability(NamedTuple):
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
 MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
 MISTAKEN_FORMULA = "torch differentiates {} wrongly in forward mode"
+MISTAKEN_TANGENTS = "torch's forward mode is wrong: reverse mode and finite differences give another derivative of {}"
+MISTAKEN_BATCH = "torch batches this wrongly: the last sample of the batch is not what that sample gives alone, of {}"
 # Which those are, by the names of torch's functions and methods; of scatter_reduce only products.
 WRONG_FORMULAS = ("cholesky_inverse", "scatter_reduce", "scatter_reduce_")
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
@@ -309,6 +311,20 @@ CAPABILITIES: tuple[Capability, ...] = (
         "scatter_reduce)",
         "use reverse mode (jacrev, vjp) for this function",
         cost=TRANSPOSED,
+    ),
+    Capability(
+        "mistaken_tangents",
+        MISTAKEN_TANGENTS.format(".*"),
+        "forward mode of torch gives another derivative than reverse mode and finite differences",
+        "use reverse mode (jacrev, vjp) for this function",
+        cost=TRANSPOSED,
+    ),
+    Capability(
+        "mistaken_batch",
+        MISTAKEN_BATCH.format(".*"),
+        "torch's batch gives another value for a sample than that sample alone",
+        "write the operation in terms of others, or loop over it",
+        cost=LOOPED,
     ),
     Capability(
         "random_operation",

@@ -16,6 +16,7 @@ from .._dispatch import choice as _policy
 from .._dispatch.choice import available_backends, get_backend, set_backend, unavailable_backends, use_backend
 from .._dispatch.fallback import explain, get_fallback, set_fallback, use_fallback
 from .._dispatch.transform import call, transform
+from .._guards.checks import get_checks, set_checks, use_checks
 from .._transforms.mode import HESSIAN_MODES, check_mode
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "fjacrev",  # noqa: F822 - by __getattr__
     "fvmap",  # noqa: F822
     "get_backend",
+    "get_checks",
     "get_fallback",
     "grad",
     "grad_and_value",
@@ -33,9 +35,11 @@ __all__ = [
     "jvp",
     "linearize",
     "set_backend",
+    "set_checks",
     "set_fallback",
     "unavailable_backends",
     "use_backend",
+    "use_checks",
     "use_fallback",
     "vjp",
     "vmap",

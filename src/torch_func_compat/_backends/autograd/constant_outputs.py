@@ -29,6 +29,10 @@ class UndifferentiatedWarning(UserWarning):
     """An output changes with an input, and no derivative passes from one to the other."""
 
 
+class UndifferentiatedError(RuntimeError):
+    """The same, where torch has no derivative, or raises by itself in transforms of its own."""
+
+
 class _Observed(Tensor):
     """A tensor that notes what stops derivatives."""
 
@@ -57,7 +61,9 @@ class _Observed(Tensor):
 
 def _is_ours(frame: FrameType | None) -> bool:
     """Whether this library calls an operation, or a rule of a custom Function does, which has a guard of its own."""
-    ours = frame is not None and str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE)
+    name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
+    # The user's function may itself be an operation, which the calls there call.
+    ours = name.startswith(_PACKAGE) and not name.startswith(_PACKAGE + "_arguments.")
     while frame is not None and not ours:
         ours = str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE + "_functions.")
         frame = frame.f_back
@@ -95,7 +101,7 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
         return
     if found.undifferentiable:
         names = ", ".join(sorted(found.undifferentiable))
-        raise RuntimeError(
+        raise UndifferentiatedError(
             f"an output changes with an input, but torch has no derivative of {names}: the derivative would be zero. "
             f"Give the operation a backward of its own with torch_func_compat.Function, or detach() its input if zero "
             f"is meant"
@@ -107,7 +113,7 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
         f"before if zero is meant"
     )
     if found.left & MEMORY and facts.has("torch_func"):  # as torch.func does, by another name
-        raise RuntimeError(f"Cannot access data pointer of a tensor that is differentiated: {reason}")
+        raise UndifferentiatedError(f"Cannot access data pointer of a tensor that is differentiated: {reason}")
     warn_user(reason, UndifferentiatedWarning)
 
 

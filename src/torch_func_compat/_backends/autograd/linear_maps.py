@@ -320,10 +320,7 @@ def fill_rows(found: Sequence[Tensor | None], vectors: Sequence[Tensor], like: S
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
     level, inputs, outputs, aux = run(func, primals)
-    for output in outputs:
-        if not output.requires_grad:
-            look_at_constants(func, primals, outputs)
-            break
+    _require_dependence(func, primals, outputs)
     pullback = Pullback(level, inputs, outputs)
     if torch.is_grad_enabled():
         graph = pullback.graph
@@ -339,9 +336,17 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     return released, pullback, level.release(aux)
 
 
+def _require_dependence(func: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    for output in outputs:
+        if not output.requires_grad:
+            look_at_constants(func, primals, outputs)
+            break
+
+
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
     level, inputs, outputs, aux = run(func, primals, copy=True)
+    _require_dependence(func, primals, outputs)
     graph = Graph(outputs)
     # The transpose of the pullback is one derivative more.
     order = 1 + _highest_order(graph)

@@ -1,0 +1,103 @@
+"""Results of a library, tested on the spot: a batch against one of its samples, tangents against reverse mode.
+
+Lists of what torch gets wrong end where knowledge ends. So what is not proven to be right on this torch is tested when
+a function is first called with some shapes; where the test fails, `MistakenRule` sends the call to the autograd
+backend.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from .._torch import facts
+from .._torch.grad_mode import no_grad
+from .checks import get_checks
+from .proven import unproven
+from .recorder import recorded
+from .refusals import MistakenRule
+from .verdicts import RIGHT, Verdict, Verdicts
+
+# What the evaluation of a function for a test may raise. The call itself has succeeded, so the error is no answer.
+ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+_verdicts = Verdicts()
+
+
+class Trial:
+    """One call of a function by a library, and what is known of it.
+
+    Parameters
+    ----------
+    func : callable
+        The user's function.
+    call : hashable
+        The kind of the transform, and the shapes that it is called with.
+    """
+
+    def __init__(self, func: Callable[..., Any], call: Hashable) -> None:
+        self._func = func
+        self._call = call
+        self.operations = ""
+
+    def is_settled(self) -> bool:
+        """Whether nothing is to be tested; raises where the library was wrong before."""
+        when = get_checks()
+        if when == "off":
+            return True
+        verdict = _verdicts.get(self._func, self._call)
+        if verdict:
+            raise MistakenRule(verdict)
+        return verdict == RIGHT and when != "always"
+
+    def settle(self, verdict: Verdict = RIGHT) -> None:
+        """Remember the outcome; raises where the library is wrong."""
+        _verdicts.set(self._func, self._call, verdict)
+        if verdict:
+            raise MistakenRule(verdict)
+
+    def run(self, compute: Callable[[], Any]) -> tuple[Any, bool]:
+        """The library's result, and whether it has to be tested."""
+        with recorded() as pairs:
+            result = compute()
+        if not facts.has("torch_function_modes"):  # nothing was recorded
+            return result, True
+        names = unproven(pairs)
+        self.operations = ", ".join(sorted(names))
+        if names or get_checks() == "always":
+            return result, True
+        self.settle()
+        return result, False
+
+
+def same(batched: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
+    """Whether the results of one sample within a batch are those that it gives alone."""
+    return len(batched) == len(alone) and all(_same(one, other) for one, other in zip(batched, alone))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.layout != torch.strided or other.layout != torch.strided or one.is_quantized:
+        return True  # left to the operations that read it
+    one, other = one.detach(), other.detach()
+    if not (one.is_floating_point() or one.is_complex()):
+        return bool((one == other).all())
+    with no_grad():
+        if one.is_complex():
+            one, other = torch.view_as_real(one.resolve_conj()), torch.view_as_real(other.resolve_conj())
+        return not bool(_differ(one, other).any())
+
+
+def _differ(found: Tensor, expected: Tensor) -> Tensor:
+    """Where numbers differ by more than rounding, relative to the largest; or one is not finite and the other is."""
+    if found.numel() == 0:
+        return torch.zeros((), dtype=torch.bool)
+    finite = found.isfinite() & expected.isfinite()
+    zeros = torch.zeros_like(expected)
+    scale = torch.where(finite, found.abs() + expected.abs(), zeros).max()
+    tolerance = torch.finfo(found.dtype).eps ** 0.5 * scale
+    far = finite & ((found - expected).abs() > tolerance)
+    return far | (found.isfinite() != expected.isfinite())

@@ -1,0 +1,152 @@
+"""The memory of tests: for which functions and shapes a library's result was right, and for which it was wrong.
+
+A verdict belongs to a function and to the shapes and dtypes that it was called with. A function that is made anew for
+each call, as a lambda in a loop, is known by its code and by the functions and objects that it closes over. Two
+closures of one code that hold different functions have verdicts of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import types
+import weakref
+from collections import OrderedDict
+from typing import Any, Callable, Hashable, Iterable
+
+import torch
+from torch import Tensor
+
+_PACKAGE = __name__.rsplit(".", 2)[0] + "."
+# Deeper closures than this are told apart by their objects.
+_DEPTH = 6
+_LONG = 32
+_MOST = 4096
+
+# What a test said: nothing (right), or what is wrong.
+Verdict = str
+RIGHT = ""
+
+
+class Verdicts:
+    """Verdicts by function and call."""
+
+    def __init__(self) -> None:
+        self._of_functions: weakref.WeakKeyDictionary[Any, dict[Hashable, Verdict]] = weakref.WeakKeyDictionary()
+        self._of_codes: OrderedDict[Hashable, Verdict] = OrderedDict()
+
+    def get(self, func: Callable[..., Any], call: Hashable) -> Verdict | None:
+        """The verdict on a function in such a call, or None if there is none."""
+        try:
+            found = self._of_functions.get(func)
+        except TypeError:  # neither hashed nor referred to weakly
+            return self._of_codes.get((identity(func), call))
+        if found is not None and call in found:
+            return found[call]
+        verdict = self._of_codes.get((identity(func), call))
+        if verdict is not None:
+            self._of_functions.setdefault(func, {})[call] = verdict
+        return verdict
+
+    def set(self, func: Callable[..., Any], call: Hashable, verdict: Verdict) -> None:
+        """Remember a verdict."""
+        try:
+            self._of_functions.setdefault(func, {})[call] = verdict
+        except TypeError:
+            pass
+        self._of_codes[identity(func), call] = verdict
+        while len(self._of_codes) > _MOST:
+            self._of_codes.popitem(last=False)
+
+
+def shapes(values: Iterable[Any]) -> Hashable:
+    """Shapes and dtypes of the tensors among arguments; built-in containers are entered."""
+    found: list[Hashable] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            try:
+                found.append((value.shape, value.dtype))
+            except RuntimeError:  # a nested tensor has no shape
+                found.append(value.dtype)
+        elif isinstance(value, (list, tuple)):
+            found.append(shapes(value))
+        elif isinstance(value, dict):
+            found.append((tuple(value), shapes(value.values())))
+        else:
+            found.append(None)
+    return tuple(found)
+
+
+_counter = itertools.count()
+_tokens: dict[int, tuple[Any, int]] = {}
+
+
+def _token(value: Any) -> Hashable:
+    """A number for an object, which no other one gets."""
+    key = id(value)
+    known = _tokens.get(key)
+    if known is None or known[0]() is not value:
+        try:
+            reference = weakref.ref(value, lambda _: _tokens.pop(key, None))
+        except TypeError:
+            return type(value).__qualname__, key
+        known = _tokens[key] = reference, next(_counter)
+    return known[1]
+
+
+def identity(value: Any, depth: int = 0) -> Hashable:
+    """What distinguishes a function, or an object that a function closes over, from others.
+
+    Numbers and tensors are told apart by their types and shapes alone, since they change from step to step in a loop.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    cls = type(value)
+    if isinstance(value, (int, float, complex)):
+        return cls
+    if isinstance(value, Tensor):
+        return cls, value.shape, value.dtype
+    if depth > _DEPTH or isinstance(value, type):
+        return _token(value)
+    inner = functools.partial(_identities, depth=depth + 1)
+    if cls is types.FunctionType:
+        made = getattr(value, "__transform__", None)
+        if made is not None:
+            return inner((made,))
+        return value.__code__, inner(_around(value))
+    if cls is types.MethodType:
+        return inner((value.__func__, value.__self__))
+    if isinstance(value, functools.partial):
+        return inner((value.func, value.args, value.keywords))
+    if isinstance(value, (list, tuple)) and len(value) <= _LONG:
+        return cls, inner(value)
+    if isinstance(value, dict) and len(value) <= _LONG:
+        return cls, tuple(map(str, value)), inner(value.values())
+    if isinstance(value, torch.nn.Module):
+        return _token(value), value.training
+    if (cls.__module__ or "").startswith(_PACKAGE):
+        # Options, calls and the like are made anew for each transform: what they hold counts.
+        held = vars(value) if hasattr(value, "__dict__") else {}
+        if "func" not in held:
+            return cls
+        public = [x for name, x in held.items() if not name.startswith("_")]
+        return cls, inner([x for x in public if callable(x) or isinstance(x, (str, int, tuple, dict))])
+    return _token(value)
+
+
+def _identities(values: Iterable[Any], depth: int) -> Hashable:
+    return tuple([identity(value, depth) for value in values])
+
+
+def _around(function: Any) -> Iterable[Any]:
+    yield from function.__defaults__ or ()
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            yield None
+    names = function.__globals__
+    for name in function.__code__.co_names:
+        value = names.get(name)
+        if isinstance(value, types.FunctionType):
+            yield _token(value)

@@ -1,0 +1,322 @@
+"""Tests on the spot: the first call notices what torch gets wrong without an error, and later calls pay nothing."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+from torch_func_compat._guards import trial
+from torch_func_compat._torch import facts
+from torch_func_compat.autograd import checks
+
+X = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
+BATCH = torch.stack([X, 2 * X, X.cos(), X.exp()])
+NATIVE = tfc.available_backends()[0]
+needs_native = pytest.mark.skipif(NATIVE == "autograd", reason="there is no library to be tested")
+
+
+@pytest.fixture
+def unproven(monkeypatch):
+    """Nothing is proven on this torch."""
+    monkeypatch.setattr(trial, "unproven", lambda pairs: {"sin"})
+
+
+def differences(func, x, step=1e-5):
+    """The Jacobian by central differences of fourth order."""
+    columns = []
+    for k in range(x.numel()):
+
+        def at(distance, k=k):
+            moved = x.clone()
+            moved.view(-1)[k] += distance
+            return func(moved)
+
+        near, far = at(step) - at(-step), at(2 * step) - at(-2 * step)
+        columns.append((8 * near - far) / (12 * step))
+    return torch.stack(columns, -1).reshape(*columns[0].shape, *x.shape)
+
+
+# --- a batch ---------------------------------------------------------------------------------------------------------
+
+
+def wrong_in_a_batch(x):
+    return x.sin() * (2 if checks.is_batched(x) else 1)
+
+
+@needs_native
+def test_a_wrong_batch_is_computed_sample_by_sample(unproven):
+    with pytest.warns(tfc.FallbackWarning, match="than that sample alone"):
+        assert_close(tfc.vmap(lambda x: wrong_in_a_batch(x))(BATCH), BATCH.sin())
+    with pytest.warns(tfc.FallbackWarning, match="than that sample alone"):
+        found = tfc.vmap(tfc.grad(lambda x: wrong_in_a_batch(x).sum()), chunk_size=2)(BATCH)
+    assert_close(found, BATCH.cos())
+
+
+@needs_native
+def test_a_wrong_batch_raises_where_nothing_may_fall_back(unproven):
+    with tfc.use_fallback("error"):
+        with pytest.raises(RuntimeError, match="not what that sample gives alone"):
+            tfc.vmap(lambda x: wrong_in_a_batch(x))(BATCH)
+        with tfc.use_checks("off"):
+            assert_close(tfc.vmap(lambda x: wrong_in_a_batch(x))(BATCH), 2 * BATCH.sin())
+
+
+IN_A_BATCH = {
+    "roll": lambda x: x.roll(1),
+    "roll of a number": lambda x: torch.stack([x.sum().roll(1), x.prod().roll(2)]),
+    "roll of a matrix": lambda x: torch.outer(x, x).roll(2),
+    "roll, twice": lambda x: tfc.vmap(lambda y: (x * y).roll(1))(x),
+    "jacfwd(solve)": tfc.jacfwd(lambda x: torch.linalg.solve(torch.diag(x) + torch.outer(x, x), x.exp())),
+    "jacrev(roll)": tfc.jacrev(lambda x: (x * x.sum()).roll(1)),
+    "jacfwd(roll)": tfc.jacfwd(lambda x: (x * x.sum()).roll(1)),
+    "hessian(logdet)": tfc.hessian(lambda x: torch.logdet(torch.diag(x.exp()) + 0.1 * torch.outer(x, x))),
+}
+
+
+@pytest.mark.parametrize("name", IN_A_BATCH)
+def test_each_sample_of_a_batch_is_what_it_is_alone(backend, name):
+    if "solve" in name and not hasattr(torch.linalg, "solve"):
+        pytest.skip("torch has no such operation here")
+    func = IN_A_BATCH[name]
+    with tfc.use_fallback("silent"):
+        found = tfc.vmap(func)(BATCH)
+    with tfc.use_backend("autograd"):
+        expected = torch.stack([func(x) for x in BATCH])
+    assert_close(found, expected)
+
+
+# --- tangents --------------------------------------------------------------------------------------------------------
+
+
+def triangle(x):
+    return torch.outer(x, x).tril() + 3 * torch.eye(3, dtype=x.dtype)
+
+
+def triangular(x):
+    return torch.triangular_solve(x[:, None], triangle(x), upper=False)[0][:, 0]
+
+
+TANGENTS = {
+    "cholesky_solve": lambda x: torch.cholesky_solve(x[:, None], triangle(x))[:, 0],
+    "cholesky_solve, upper": lambda x: torch.cholesky_solve(x[:, None], triangle(x).t(), True)[:, 0],
+    "triangular_solve": triangular,
+    "a real number to a complex power": lambda x: torch.view_as_real(torch.pow(x.exp(), 1 + 1j)),
+    "a complex number to a real power": lambda x: torch.view_as_real(
+        torch.pow(torch.tensor(1 + 1j, dtype=torch.complex128), x)
+    ),
+    "cholesky_inverse": lambda x: torch.cholesky_inverse(triangle(x)),
+}
+
+
+@pytest.mark.parametrize("name", TANGENTS)
+def test_tangents_are_differences(backend, name):
+    func = TANGENTS[name]
+    if "complex" in name and facts.TORCH < (1, 9):
+        pytest.skip("powers of real and complex numbers are not differentiable")
+    expected = differences(func, X)
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.jacfwd(func)(X), expected, rtol=1e-6, atol=1e-6)
+        assert_close(tfc.jvp(func, (X,), (X,))[1], expected @ X, rtol=1e-6, atol=1e-6)
+        assert_close(tfc.vmap(tfc.jacfwd(func))(BATCH)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward"])
+@pytest.mark.parametrize("name", TANGENTS)
+def test_second_derivatives_are_differences(backend, name, mode):
+    if "complex" in name and facts.TORCH < (1, 9):
+        pytest.skip("powers of real and complex numbers are not differentiable")
+    func = lambda x: (TANGENTS[name](x) ** 2).sum()
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.hessian(func, mode=mode)(X), differences(tfc.grad(func), X), rtol=1e-5, atol=1e-5)
+
+
+class Doubled(tfc.Function):
+    """A sine whose rule for forward mode is wrong, and whose backward is right."""
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2 * tangent * ctx.saved_tensors[0].cos()
+
+
+class StraightThrough(Doubled):
+    """A sine whose backward is another function's on purpose."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.skipif(not facts.has("torch_func"), reason="forward mode takes no rules of Functions")
+def test_differences_decide_where_both_modes_differ():
+    with pytest.warns(tfc.FallbackWarning, match="finite differences"):
+        assert_close(tfc.jacfwd(Doubled.apply)(X), torch.diag(X.cos()))
+    assert_close(tfc.jacfwd(StraightThrough.apply)(X), torch.diag(X.cos()))
+    assert_close(tfc.jacrev(StraightThrough.apply)(X), torch.eye(3, dtype=X.dtype))
+
+
+def test_what_torch_does_not_differentiate_raises_in_every_transform(backend):
+    polynomial = getattr(getattr(torch, "special", None), "chebyshev_polynomial_t", None)
+    if polynomial is None:
+        pytest.skip("torch has no such operation here")
+    func = lambda x: polynomial(x, 3).sum()
+    for derivative in (tfc.jacfwd(func), tfc.vmap(tfc.grad(func)), tfc.vmap(tfc.jacfwd(func))):
+        with pytest.raises(RuntimeError, match="no derivative of"):
+            derivative(BATCH)
+
+
+# --- the price -------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A function that counts its evaluations."""
+
+    def __init__(self, func=torch.sin):
+        self.count = 0
+        self.func = func
+
+    def __call__(self, x):
+        self.count += 1
+        return self.func(x)
+
+    def since(self):
+        count, self.count = self.count, 0
+        return count
+
+
+PRICES = {
+    "vmap": (lambda f: tfc.vmap(f)(BATCH), 2),
+    "vmap in chunks": (lambda f: tfc.vmap(f, chunk_size=2)(BATCH), 3),
+    "vmap(grad)": (lambda f: tfc.vmap(tfc.grad(lambda x: f(x).sum()))(BATCH), 2),
+    "jvp": (lambda f: tfc.jvp(f, (X,), (X,)), 2),
+    "jacfwd": (lambda f: tfc.jacfwd(f)(X), 2),
+    "jacfwd in chunks": (lambda f: tfc.jacfwd(f, chunk_size=2)(X), 3),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", PRICES)
+def test_the_first_call_evaluates_once_more(unproven, name):
+    call, evaluations = PRICES[name]
+    func = Counted()
+    call(func)
+    assert func.since() == evaluations
+    call(func)
+    assert func.since() == evaluations - 1
+    with tfc.use_checks("always"):
+        call(func)
+        assert func.since() >= evaluations
+    with tfc.use_checks("off"):
+        call(Counted())
+        call(func)
+    assert func.since() == evaluations - 1
+
+
+@needs_native
+def test_what_is_proven_is_evaluated_once(monkeypatch):
+    if not facts.has("torch_function_modes"):
+        pytest.skip("no operations are recorded")
+    monkeypatch.setattr(trial, "unproven", lambda pairs: set())
+    for call, evaluations in PRICES.values():
+        func = Counted()
+        call(func)
+        assert func.count == evaluations - 1
+
+
+@needs_native
+def test_other_shapes_are_tested_anew(unproven):
+    func = Counted()
+    mapped = tfc.vmap(func)
+    counts = []
+    for batch in (BATCH, BATCH[:2], BATCH, BATCH.float(), BATCH[:, :2], BATCH):
+        mapped(batch)
+        counts.append(func.since())
+    assert counts == [2, 2, 1, 2, 2, 1]
+
+
+@needs_native
+def test_a_function_made_anew_is_known_by_its_code(unproven):
+    counted = Counted()
+    counts = []
+    for scale in (1.0, 2.0, 3.0):
+        tfc.vmap(lambda x: scale * counted(x))(BATCH)  # noqa: B023
+        counts.append(counted.since())
+    assert counts == [2, 1, 1]
+    for _ in range(2):
+        tfc.vmap(functools.partial(lambda scale, x: scale * counted(x), 2.0))(BATCH)
+        counts.append(counted.since())
+    assert counts[3:] == [2, 1]
+
+
+@needs_native
+def test_closures_over_other_functions_are_other_functions(unproven):
+    def composed(inner):
+        return lambda x: inner(x)
+
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(composed(torch.sin))(BATCH), BATCH.sin())
+        assert_close(tfc.vmap(composed(wrong_in_a_batch))(BATCH), BATCH.sin())
+        assert_close(tfc.vmap(composed(tfc.grad(lambda x: x.sin().sum())))(BATCH), BATCH.cos())
+        assert_close(tfc.vmap(composed(tfc.grad(lambda x: wrong_in_a_batch(x).sum())))(BATCH), BATCH.cos())
+
+
+@needs_native
+def test_effects_do_not_happen_twice(unproven):
+    total = torch.zeros(3, dtype=torch.float64)
+    count = []
+
+    def adds(x):
+        count.append(0)
+        total.add_(1)
+        return x.sin()
+
+    assert_close(tfc.vmap(adds)(BATCH), BATCH.sin())
+    assert len(count) == 1 and total[0] == 1
+
+    def draws(x):
+        count.append(0)
+        return x + torch.rand((), dtype=x.dtype)
+
+    tfc.vmap(draws, randomness="different")(BATCH)
+    assert len(count) == 2
+    written = BATCH.clone()
+    assert_close(tfc.vmap(lambda x: x.mul_(2))(written), 2 * BATCH)
+    assert_close(written, 2 * BATCH)
+
+
+@needs_native
+def test_an_error_of_the_test_is_none_of_the_call(unproven):
+    def only_in_a_batch(x):
+        if not checks.is_batched(x):
+            raise ValueError("alone")
+        return x.sin()
+
+    assert_close(tfc.vmap(only_in_a_batch)(BATCH), BATCH.sin())
+
+
+def test_the_setting():
+    assert tfc.get_checks() == "first-call"
+    with tfc.use_checks("off"):
+        assert tfc.get_checks() == "off"
+    with pytest.raises(ValueError, match="unknown checks 'never'"):
+        tfc.set_checks("never")
