@@ -15,7 +15,8 @@ from functions import NumpyBackward
 from tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat._guards.refusals import CAPABILITIES, refusal
+from torch_func_compat._guards.recognition import refusal
+from torch_func_compat._guards.refusals import CAPABILITIES
 
 X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
 BATCH = torch.stack([X, 2 * X, X - 0.05])
