@@ -8,6 +8,7 @@ batching is lost. If forward mode falls back, everything within it is computed b
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Callable
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from .. import _backends
 from .._arguments.protocol import Backend
 from .._backends.autograd.level import recordings
-from .._guards.recognition import LoopError, refusal
-from .._guards.refusals import Capability
+from .._guards.recognition import LoopError, is_doubtful, refusal
+from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
 from .._torch.random_state import RandomState
 from .._torch.tensors import version
@@ -73,7 +74,7 @@ def _with_fallback(
     call = on(backend)
     if get_fallback() == "error":
         return call(*args, **kwargs)
-    text = ""
+    text, doubtful = "", None
     refused = record.refused or refused_in_this_loop(name, func)
     if refused is None:
         # What was answered without a refusal is trusted: no random state and no versions are kept for it, which
@@ -81,48 +82,66 @@ def _with_fallback(
         # cannot have been modified this time.
         trusted = record.trusted is backend
         before, state = (None, None) if trusted else (_versions(args), RandomState())
+        around = sys.exc_info()[1]
         try:
             result = call(*args, **kwargs)
             # what draws random numbers keeps the random state in view
             if state is not None and not state.moved():
                 record.trusted = backend
             return result
-        except REFUSALS as error:
-            refused, text = _refusal(error, [0] * len(_versions(args)) if before is None else before, args)
+        except Exception as error:
+            if _versions(args) != ([0] * len(_versions(args)) if before is None else before):
+                raise  # what changed its arguments would change them once more
+            refused, error = _refusal(error, around)
+            if refused is UNKNOWN:
+                doubtful = error
+            text = str(error)
         if state is not None:
             state.restore()
     # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
-    if record.refused is None:
-        record.refused, record.trusted = refused, None
-        remember(name, func, refused)
-        tell(name, func, refused, text)
+    if doubtful is None and record.refused is None:
+        _note(record, name, func, refused, text)
     record.backend = "autograd"
     with remembering() if name == "vmap" else use_backend("autograd"):
         try:
-            return on(_backends.load("autograd"))(*args, **kwargs)
+            result = on(_backends.load("autograd"))(*args, **kwargs)
         except LoopError as error:
             if not text:
                 raise
-            again = LoopError(f"{error} (torch had refused with: {text})")
+            again: Exception = doubtful or LoopError(f"{error} (torch had refused with: {text})")
+        except Exception:
+            if doubtful is None:
+                raise
+            again = doubtful  # a sample alone raises one, too: the user should see the first
+        else:
+            if doubtful is not None:
+                _note(record, name, func, refused, text)
+            return result
+    record.backend = backend.name
     raise again
+
+
+def _note(record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
+    """Remember a refusal, and tell the user."""
+    record.refused, record.trusted = refused, None
+    remember(name, func, refused)
+    tell(name, func, refused, text)
 
 
 _in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabled", bool)
 
-# What a refusal can come as; see _guards/refusals.py.
-REFUSALS = (RuntimeError, AssertionError, IndexError, SystemError)
 
-
-def _refusal(error: Exception, before: list[int], args: tuple[Any, ...]) -> tuple[Capability, str]:
-    """What was refused, and torch's words; any other error is raised again."""
+def _refusal(error: Exception, around: BaseException | None) -> tuple[Capability, Exception]:
+    """What was refused, and torch's error; the user's own is raised again."""
     if isinstance(error, SystemError) and isinstance(error.__cause__, Exception):
         # Python's, where C++ warns on the way out of the error that counts (seen on torch 2.14 with Python 3.10)
         error = error.__cause__
-    refused = refusal(error)
-    # A function that changed its arguments before it was refused would change them once more.
-    if refused is None or _versions(args) != before:
-        raise error
-    return refused, str(error)
+    refused = refusal(error, around)
+    if refused is None:
+        if not is_doubtful(error):
+            raise error
+        refused = UNKNOWN
+    return refused, error
 
 
 def _versions(values: Any) -> list[int]:

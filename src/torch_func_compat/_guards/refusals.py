@@ -1,8 +1,10 @@
 """What torch.func and functorch refuse although a loop over plain autograd can compute it: ONE table.
 
-A row says by which exception a refusal is known, what it means and what the user can do to stay fast.
-Only these rows let a transform be computed again on the autograd backend. Everything else passes
-through untouched: the user's own errors, shape errors, randomness='error', memory and interrupts.
+A row says by which words of torch's a refusal is known, what it means and what the user can do to stay fast. Torch has
+more words than there are rows: ``recognition.py`` knows the others by where they come from, and by what a loop does.
+The user's own errors, randomness='error', memory and interrupts pass through untouched.
+
+The file is longer than others because it is one table.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ BY_ROWS = "one backward pass for each row of the Jacobian"
 
 
 class Capability(NamedTuple):
-    """A refusal: an exception of type RuntimeError (or NotImplementedError, its subclass) and its text."""
+    """A refusal, known by the text of an exception."""
 
     name: str
     pattern: str
@@ -165,8 +167,9 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "sparse",
-        r"is unsupported for Sparse tensors|sparse tensors do not have strides|SparseTensorImpl do not have strides"
-        r"|addmm_sparse_dense: expected either 'mat1' to have sparse layout",
+        r"is unsupported for Sparse\w* tensors|[Ss]parse (CS[RC] |BS[RC] )?tensors do not have strides"
+        r"|Sparse\w*TensorImpl do not have strides|addmm_sparse_dense: expected either 'mat1' to have sparse layout"
+        r"|from the 'Sparse\w+' backend",
         "it uses sparse tensors",
         "use dense ones within transforms",
     ),
@@ -207,8 +210,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "inplace_into_unbatched",
-        r"vmap: inplace arithmetic\(self, \*extra_args\) is not possible"
-        r"|vmap: aten::\w+\(self, \*extra_args\) is not possible",
+        # "inplace arithmetic", or the name of an operation, with its namespace or without
+        r"vmap: [\w: ]+\(self, \*extra_args\) is not possible",
         "it writes mapped values in place into a tensor that is not mapped",
         "make the tensor from a mapped one, as with x.new_zeros()",
         cost=LOOPED,
@@ -311,4 +314,54 @@ CAPABILITIES: tuple[Capability, ...] = (
         "draw outside and pass the numbers in",
         cost=LOOPED,
     ),
+    Capability(
+        "memory_format",
+        r"NYI: .*memory_format|required rank [45] tensor to use channels_last",
+        "it asks for a memory format, as channels_last, of which torch knows nothing under vmap",
+        "leave the memory format to what is outside of the transform",
+        cost=LOOPED,
+    ),
+    Capability(
+        "size_by_values",
+        r"When vmap-ing torch\.nn\.functional\.one_hot|vmapping over the `repeats` tensor requires",
+        "it uses an operation whose output shape depends on mapped values: one_hot, repeat_interleave",
+        "give the size: num_classes=..., output_size=...",
+        cost=LOOPED,
+    ),
+    Capability(
+        "inference_mode",
+        r"Cannot set version_counter for inference tensor|Inference tensors cannot be saved for backward",
+        "it uses inference_mode(), in which the tensors of torch's transforms cannot be made",
+        "use no_grad() and detach()",
+    ),
+    Capability(
+        "internal_error",
+        r"INTERNAL ASSERT FAILED|\bNYI\b|[Pp]lease (file|report) a (bug|github issue)"
+        r"|[Ff]eel free to file a github issue|not (yet )?implemented(?! for ')",
+        "torch fails on it in code of its own",
+        "report it to PyTorch, or write that part in another way",
+    ),
+)
+
+# Not by a text but by where they were raised: torch's assertions may have none, and tracers have exceptions of all
+# types.
+INTERNAL = Capability(
+    "internal_assertion",
+    "",
+    "torch's own transforms fail an assertion of theirs on it",
+    "report it to PyTorch",
+)
+HIGHER_ORDER = Capability(
+    "higher_order_operator",
+    "",
+    "it uses an operator that takes functions (cond, while_loop, scan, map) and traces them, which fails on tensors of "
+    "a transform",
+    "write the control flow in Python, or with torch.where()",
+)
+# Known by nothing but that a loop answered.
+UNKNOWN = Capability(
+    "unknown",
+    "",
+    "torch raised an error on it that no sample raises by itself",
+    "write that part in another way, or report the error to PyTorch",
 )
