@@ -159,9 +159,8 @@ def c_function(x):
 
 
 def address(tensor):
-    if not tensor.data_ptr():  # what torch < 2.1 says of a batched tensor
-        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
-    return tensor.data_ptr()
+    # torch < 2.1 gives no address of a batched tensor, and no error
+    return tensor.data_ptr() or _numpy(tensor).ctypes.data
 
 
 def data(x):
@@ -223,6 +222,20 @@ def allclose(x):
 def saved_tensor_hooks(x):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 1, lambda t: t):
         return x.sin()
+
+
+def channels_last(x):
+    return x.reshape(1, 1, 2, 2).clone(memory_format=torch.channels_last).sin()
+
+
+def scatter_strided(x):
+    return torch.as_strided_scatter(torch.zeros(4, dtype=x.dtype), x[:2] * x[2:], (2,), (2,), 0)
+
+
+def inference_mode(x):
+    with getattr(torch, "inference_mode", torch.no_grad)():
+        x.detach().clone()
+    return (x * x).sum()
 
 
 def rrelu(x):

@@ -256,7 +256,8 @@ def test_error_within_a_transform_of_the_library_ends_it(library):
 def test_evaluations(backend, name):
     """The function runs once, but for the loop that the autograd backend's vmap is."""
     seen = []
-    getattr(tfc, name)(spy(seen))(torch.ones(4, 2) if name == "vmap" else torch.ones(4))
+    with tfc.use_checks("off"):
+        getattr(tfc, name)(spy(seen))(torch.ones(4, 2) if name == "vmap" else torch.ones(4))
     assert len(seen) == (4 if (name, backend) == ("vmap", "autograd") else 1)
 
 

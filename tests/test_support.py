@@ -14,7 +14,7 @@ import torch
 
 import torch_func_compat as tfc
 from torch_func_compat import _selfcheck, functional
-from torch_func_compat._guards.refusals import refusal
+from torch_func_compat._guards.recognition import refusal
 from torch_func_compat._torch import facts
 
 ENERGY, FIELD = _selfcheck.energy, _selfcheck.field

@@ -21,7 +21,7 @@ from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
 from .._guards.by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside, nodes_of
 from .._guards.by_profile import refused_calls, refused_tangents
-from .._guards.refusals import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
+from .._guards.wrong_answers import MISTAKEN_INDEX, MISTAKEN_NESTING, MistakenRule
 from .._torch import facts
 from .._torch.tensors import version
 from .native import NativeBackend

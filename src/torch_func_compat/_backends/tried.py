@@ -17,8 +17,8 @@ from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap
 from .._guards.adjoint_test import agree, wave
 from .._guards.checks import testing
-from .._guards.refusals import MISTAKEN_BATCH, MISTAKEN_TANGENTS, MistakenRule
 from .._guards.trial import ERRORS, Trial, same
+from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_TANGENTS, MistakenRule
 from .._torch.grad_mode import no_grad
 from .._torch.random_state import RandomState
 from .._torch.tensors import version

@@ -14,7 +14,8 @@ from .._transforms import PRODUCTS, TRANSFORMS
 from .._transforms.linear_functions import JvpFunction, VjpFunction
 from .._transforms.options import Options
 from . import choice
-from .fallback import Record, answer
+from .fallback import answer
+from .record import Record
 
 # found before anything is traced
 _TRACED: Backend | None = choice.traced() if facts.has("compiled_transforms") else None

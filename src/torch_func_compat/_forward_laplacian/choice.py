@@ -12,7 +12,7 @@ from .._arguments.batch import batch_dims
 from .._arguments.call import positions
 from .._arguments.chunks import Chunks
 from .._dispatch.choice import active_native
-from .._dispatch.fallback import Record
+from .._dispatch.record import Record
 from .._torch import pytree
 from .._torch.compiling import is_compiling
 from .._torch.random_state import RandomState

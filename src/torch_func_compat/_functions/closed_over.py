@@ -12,7 +12,7 @@ from typing import Any, ContextManager
 import torch
 from torch import Tensor
 
-from .._guards.refusals import FOREIGN, MistakenRule
+from .._guards.wrong_answers import FOREIGN, MistakenRule
 from .._torch import facts, pytree
 
 if facts.has("torch_func"):

@@ -13,7 +13,7 @@ import torch.func
 from torch import Tensor
 
 from .._guards.adjoint_test import agree, wave
-from .._guards.refusals import NOT_TRANSPOSED, MistakenRule
+from .._guards.wrong_answers import NOT_TRANSPOSED, MistakenRule
 from .context import is_differentiable
 from .rules import backward_of, is_once_differentiable
 

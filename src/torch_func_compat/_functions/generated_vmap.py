@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._guards.refusals import FOREIGN, MistakenRule
+from .._guards.wrong_answers import FOREIGN, MistakenRule
 from .._torch import pytree
 from .closed_over import depth, is_foreign
 from .context import Context, attributes

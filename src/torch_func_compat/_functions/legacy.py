@@ -7,7 +7,7 @@ from typing import Any, Sequence
 
 from torch import Tensor
 
-from .._guards.refusals import LEGACY_IN_PLACE, MistakenRule
+from .._guards.wrong_answers import LEGACY_IN_PLACE, MistakenRule
 from .._torch import pytree
 from .context import Context, attributes
 from .rules import has

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._guards.exits import MEMORY, NUMBERS
-from .._guards.refusals import LEFT_BY_ROWS, MistakenRule
+from .._guards.wrong_answers import LEFT_BY_ROWS, MistakenRule
 from .._torch import pytree
 from .._torch.grad_mode import no_grad
 from .._torch.random_state import RandomState

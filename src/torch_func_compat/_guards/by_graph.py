@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from .._torch import facts, pytree
-from .refusals import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
+from .wrong_answers import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
 
 # The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
 # nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15 (fact "cdist_rows_are_wrong").

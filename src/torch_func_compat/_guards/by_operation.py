@@ -20,13 +20,7 @@ from .._torch import facts
 from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
 from .by_profile import GradModeSwitches, refused_grad_mode
 from .compositions import composed
-from .refusals import (
-    MISTAKEN_FORMULA,
-    MISTAKEN_NESTING,
-    MISTAKEN_TANGENT,
-    WRONG_FORMULAS,
-    MistakenRule,
-)
+from .wrong_answers import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
 _NORMALISATIONS = (

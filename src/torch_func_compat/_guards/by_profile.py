@@ -13,7 +13,7 @@ from typing import Any, Callable, ContextManager, Iterator
 import torch
 
 from .._torch import facts
-from .refusals import (
+from .wrong_answers import (
     MISTAKEN_COMPLEX,
     MISTAKEN_EAGER,
     MISTAKEN_FORMULA,

@@ -1,17 +1,34 @@
 """What torch.func and functorch refuse although a loop over plain autograd can compute it: ONE table.
 
-A row says by which exception a refusal is known, what it means and what the user can do to stay fast.
-Only these rows let a transform be computed again on the autograd backend. Everything else passes
-through untouched: the user's own errors, shape errors, randomness='error', memory and interrupts.
+A row says by which words of torch's a refusal is known, what it means and what the user can do to stay fast. Torch has
+more words than there are rows: ``recognition.py`` knows the others by where they come from, and by what a loop does.
+The user's own errors, randomness='error', memory and interrupts pass through untouched.
+
+The file is longer than others because it is one table.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .._torch import facts
+from .wrong_answers import (
+    FOREIGN,
+    LEFT_BY_ROWS,
+    LEGACY_IN_PLACE,
+    MISTAKEN_BATCH,
+    MISTAKEN_COMPLEX,
+    MISTAKEN_EAGER,
+    MISTAKEN_FORMULA,
+    MISTAKEN_GRAD_MODE,
+    MISTAKEN_INDEX,
+    MISTAKEN_NESTING,
+    MISTAKEN_ROWS,
+    MISTAKEN_SCRIPT,
+    MISTAKEN_TANGENT,
+    MISTAKEN_TANGENTS,
+    NOT_TRANSPOSED,
+)
 
 # What it costs to compute on the autograd backend what torch refused
 LOOPED = "one evaluation for each sample; derivatives within it stay native"
@@ -21,7 +38,7 @@ BY_ROWS = "one backward pass for each row of the Jacobian"
 
 
 class Capability(NamedTuple):
-    """A refusal: an exception of type RuntimeError (or NotImplementedError, its subclass) and its text."""
+    """A refusal, known by the text of an exception."""
 
     name: str
     pattern: str
@@ -30,30 +47,6 @@ class Capability(NamedTuple):
     until: tuple[int, int] | None = None  # the first release on which the text means something else
     cost: str = RECORDED
 
-
-# What a MistakenRule says of an operation whose backward torch batches wrongly.
-MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
-MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
-MISTAKEN_FORMULA = "torch differentiates {} wrongly in forward mode"
-MISTAKEN_TANGENTS = "torch's forward mode is wrong: reverse mode and finite differences give another derivative of {}"
-MISTAKEN_BATCH = "torch batches this wrongly: the last sample of the batch is not what that sample gives alone, of {}"
-# Which those are, by the names of torch's functions and methods; of scatter_reduce only products.
-WRONG_FORMULAS = ("cholesky_inverse", "scatter_reduce", "scatter_reduce_")
-MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
-MISTAKEN_GRAD_MODE = "torch differentiates what no_grad() is around in forward mode"
-MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
-MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
-MISTAKEN_COMPLEX = "functorch differentiates complex numbers wrongly"
-MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of it"
-MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
-# What it says of a Function without a jvp rule whose backward cannot be transposed.
-NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
-# And of one in the old style that modifies its input.
-LEGACY_IN_PLACE = "the forward of {} modifies its input in place, and would have to run again"
-# And of one that uses more than its arguments.
-FOREIGN = "{} uses a tensor of a transform around it that is not among its arguments"
-# And of the second derivative of a backward with numpy in it.
-LEFT_BY_ROWS = "the rows of a backward that takes numbers out of torch cannot be batched"
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability(
@@ -176,8 +169,9 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "sparse",
-        r"is unsupported for Sparse tensors|sparse tensors do not have strides|SparseTensorImpl do not have strides"
-        r"|addmm_sparse_dense: expected either 'mat1' to have sparse layout",
+        r"is unsupported for Sparse\w* tensors|[Ss]parse (CS[RC] |BS[RC] )?tensors do not have strides"
+        r"|Sparse\w*TensorImpl do not have strides|addmm_sparse_dense: expected either 'mat1' to have sparse layout"
+        r"|from the 'Sparse\w+' backend",
         "it uses sparse tensors",
         "use dense ones within transforms",
     ),
@@ -218,8 +212,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "inplace_into_unbatched",
-        r"vmap: inplace arithmetic\(self, \*extra_args\) is not possible"
-        r"|vmap: aten::\w+\(self, \*extra_args\) is not possible",
+        # "inplace arithmetic", or the name of an operation, with its namespace or without
+        r"vmap: [\w: ]+\(self, \*extra_args\) is not possible",
         "it writes mapped values in place into a tensor that is not mapped",
         "make the tensor from a mapped one, as with x.new_zeros()",
         cost=LOOPED,
@@ -336,81 +330,54 @@ CAPABILITIES: tuple[Capability, ...] = (
         "draw outside and pass the numbers in",
         cost=LOOPED,
     ),
+    Capability(
+        "memory_format",
+        r"NYI: .*memory_format|required rank [45] tensor to use channels_last",
+        "it asks for a memory format, as channels_last, of which torch knows nothing under vmap",
+        "leave the memory format to what is outside of the transform",
+        cost=LOOPED,
+    ),
+    Capability(
+        "size_by_values",
+        r"When vmap-ing torch\.nn\.functional\.one_hot|vmapping over the `repeats` tensor requires",
+        "it uses an operation whose output shape depends on mapped values: one_hot, repeat_interleave",
+        "give the size: num_classes=..., output_size=...",
+        cost=LOOPED,
+    ),
+    Capability(
+        "inference_mode",
+        r"Cannot set version_counter for inference tensor|Inference tensors cannot be saved for backward",
+        "it uses inference_mode(), in which the tensors of torch's transforms cannot be made",
+        "use no_grad() and detach()",
+    ),
+    Capability(
+        "internal_error",
+        r"INTERNAL ASSERT FAILED|\bNYI\b|[Pp]lease (file|report) a (bug|github issue)"
+        r"|[Ff]eel free to file a github issue|not (yet )?implemented(?! for ')",
+        "torch fails on it in code of its own",
+        "report it to PyTorch, or write that part in another way",
+    ),
 )
 
-
-class Twice(NamedTuple):
-    """A backward that torch differentiates wrongly once more, without an error."""
-
-    fact: str
-    pairs: tuple[tuple[int, int], ...]  # by which input first, and by which then
-    reason: str
-
-
-# By the name of the node in torch's graphs.
-TWICE = {
-    "WeightNormInterfaceBackward": Twice(
-        "weight_norm_twice",
-        ((0, 0), (1, 0)),
-        "torch's second derivatives of weight_norm are wrong: write the weight as v * g / v.norm(dim=..., "
-        "keepdim=True) to differentiate it that often",
-    ),
-    "KlDivBackward": Twice(
-        "kl_div_twice",
-        ((0, 1), (1, 0)),
-        "mixed derivatives of kl_div by its input and target are wrong on torch < 1.13: write it as target * "
-        "(target.log() - input) to differentiate it that often",
-    ),
-}
-
-
-def wrong_twice(node: Any) -> Twice | None:
-    """The row of a node of the graph, on a torch that it is true of."""
-    row = TWICE.get(type(node).__name__.rstrip("0123456789"))
-    return row if row is not None and facts.has(row.fact) else None
-
-
-@functools.lru_cache(maxsize=None)
-def _patterns() -> list[tuple[re.Pattern[str], Capability]]:
-    """The rows of this torch. Not made at import, of which it would be an eighth."""
-    rows = [row for row in CAPABILITIES if row.until is None or facts.TORCH < row.until]
-    return [(re.compile(row.pattern, re.DOTALL), row) for row in rows]
-
-
-class MistakenRule(RuntimeError):
-    """Raised by this library where torch would go on and return a wrong derivative."""
-
-
-class LoopError(RuntimeError):
-    """Raised by the autograd backend for what not even its loop can answer."""
-
-
-# Not by a text but by where it was raised: some of torch's assertions have none.
+# Not by a text but by where they were raised: torch's assertions may have none, and tracers have exceptions of all
+# types.
 INTERNAL = Capability(
     "internal_assertion",
     "",
     "torch's own transforms fail an assertion of theirs on it",
     "report it to PyTorch",
 )
-
-
-def _is_internal(error: AssertionError) -> bool:
-    """Whether an assertion failed in the library's code, and not in the user's."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    name = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
-    return name.startswith(("torch._functorch.", "functorch._src."))
-
-
-def refusal(error: BaseException) -> Capability | None:
-    """The row that `error` belongs to, or None where it is no refusal but an error."""
-    if isinstance(error, AssertionError):
-        return INTERNAL if _is_internal(error) else None
-    if not isinstance(error, (RuntimeError, IndexError)):
-        return None
-    text = str(error)
-    for pattern, row in _patterns():
-        if pattern.search(text):
-            return row
-    return None
+HIGHER_ORDER = Capability(
+    "higher_order_operator",
+    "",
+    "it uses an operator that takes functions (cond, while_loop, scan, map) and traces them, which fails on tensors of "
+    "a transform",
+    "write the control flow in Python, or with torch.where()",
+)
+# Known by nothing but that a loop answered.
+UNKNOWN = Capability(
+    "unknown",
+    "",
+    "torch raised an error on it that no sample raises by itself",
+    "write that part in another way, or report the error to PyTorch",
+)

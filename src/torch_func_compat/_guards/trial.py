@@ -17,8 +17,8 @@ from .._torch.grad_mode import no_grad
 from .checks import get_checks
 from .proven import unproven
 from .recorder import recorded
-from .refusals import MistakenRule
 from .verdicts import RIGHT, Verdict, Verdicts
+from .wrong_answers import MistakenRule
 
 # What the evaluation of a function for a test may raise. The call itself has succeeded, so the error is no answer.
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._dispatch.fallback import FallbackWarning
+from .._dispatch.refused import FallbackWarning
 from . import functional
 from .batched import batch_hessian, batch_hessian_diagonal, batch_hvp, batch_jacobian, batch_laplacian, bjacrev
 from .custom_rules import custom_jvp, custom_vjp

@@ -14,7 +14,8 @@ from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._arguments.mapped import check_randomness
 from .._dispatch import choice as _policy
 from .._dispatch.choice import available_backends, get_backend, set_backend, unavailable_backends, use_backend
-from .._dispatch.fallback import explain, get_fallback, set_fallback, use_fallback
+from .._dispatch.fallback_mode import get_fallback, set_fallback, use_fallback
+from .._dispatch.record import explain
 from .._dispatch.transform import call, transform
 from .._guards.checks import get_checks, set_checks, use_checks
 from .._transforms.mode import HESSIAN_MODES, check_mode

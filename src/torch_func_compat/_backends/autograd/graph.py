@@ -10,7 +10,7 @@ from torch.autograd.function import BackwardCFunction
 
 from ..._guards.by_graph import nodes
 from ..._guards.compositions import order_of
-from ..._guards.refusals import TWICE, wrong_twice
+from ..._guards.wrong_answers import TWICE, wrong_twice
 from ..._torch import engine, facts
 
 # The attribute of a leaf that belongs to a transform. It is not named after this package, so that two vendored copies

@@ -12,7 +12,7 @@ from typing import Any, Iterable, Iterator, Sequence
 from torch import Tensor
 
 from ..._arguments.mapped import BatchedCall
-from ..._guards.refusals import LoopError
+from ..._guards.recognition import LoopError
 from ..._torch.random_state import RandomState
 from ..._torch.tensors import slices, version
 from .output_stack import Pile, columns, require_structure

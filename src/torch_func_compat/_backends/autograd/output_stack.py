@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._arguments.mapped import BatchedCall
-from ..._guards.refusals import LoopError
+from ..._guards.recognition import LoopError
 from ..._torch import pytree
 from .level import is_dual
 from .strided_views import as_view, is_view

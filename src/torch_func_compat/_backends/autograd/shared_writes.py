@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._arguments.mapped import BatchedCall
-from ..._guards.refusals import LoopError
+from ..._guards.recognition import LoopError
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
 from ..._torch.random_state import RandomState

@@ -1,0 +1,53 @@
+"""What the user wants where a library refuses: to be warned, silence, or the library's error."""
+
+from __future__ import annotations
+
+from typing import ContextManager
+
+from .._torch.setting import Setting
+
+MODES = ("warn", "silent", "error")
+
+
+def _check(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"unknown fallback {mode!r}: expected one of {', '.join(map(repr, MODES))}")
+
+
+_setting = Setting("fallback", _check)
+
+
+def get_fallback() -> str:
+    """What happens here and now where the native backend refuses: 'warn', 'silent' or 'error'."""
+    return _setting.get() or "warn"
+
+
+def set_fallback(mode: str | None) -> None:
+    """Choose for the whole process what happens where the native backend refuses a function.
+
+    Parameters
+    ----------
+    mode : {'warn', 'silent', 'error'} or None
+        Compute on the autograd backend with one `FallbackWarning` per function, do so without a word, or let
+        torch's error pass. None goes back to the environment variable ``TORCH_FUNC_COMPAT_FALLBACK``, else to
+        'warn'.
+
+    Raises
+    ------
+    ValueError
+        There is no such mode.
+    """
+    _setting.set(mode)
+
+
+def use_fallback(mode: str) -> ContextManager[None]:
+    """`set_fallback` within a ``with`` block, for this thread (or asyncio task) only.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> with tfc.use_fallback("error"):
+    ...     tfc.get_fallback()
+    'error'
+    """
+    return _setting.use(mode)

@@ -1,0 +1,106 @@
+"""Whether an error is a refusal of torch's, and which.
+
+Three kinds of errors are told apart by the innermost frame of their traceback. A ``raise`` statement in the user's code
+(or in another library's) is the user's own error, never a refusal; the error that it answers may be one. An error of
+torch's that has a row in the table, by its words or by the module that raised it, is a refusal. Any other error that
+torch raised is doubtful: only a loop can tell whether the function is to blame.
+"""
+
+from __future__ import annotations
+
+import functools
+import opcode
+import re
+from typing import Iterator
+
+from .._torch import facts
+from .refusals import CAPABILITIES, HIGHER_ORDER, INTERNAL, Capability
+
+_RAISE = opcode.opmap["RAISE_VARARGS"]
+_OWN = f"{__name__.partition('._guards')[0]}."
+# Their Python code raises refusals.
+_LIBRARIES = ("torch.", "functorch.")
+# Tracers and operators that take functions fail on tensors of the transforms with exceptions of any type.
+_TRACERS = ("torch._higher_order_ops.", "torch._dynamo.", "torch._subclasses.", "torch.fx.", "torch._ops.")
+# Torch's own transforms.
+_TRANSFORMS = ("torch._functorch.", "functorch._src.")
+
+# What no loop would change: the memory is full, random numbers were drawn where that is forbidden, or a product does
+# not fit, which the user should learn without a second evaluation.
+_CERTAIN = re.compile(
+    r"out of memory|can't allocate memory|randomness error mode"
+    r"|mat1 and mat2 shapes cannot be multiplied|size mismatch, got"
+)
+
+
+class LoopError(RuntimeError):
+    """Raised by the autograd backend for what not even its loop can answer."""
+
+
+@functools.lru_cache(maxsize=None)
+def _patterns() -> list[tuple[re.Pattern[str], Capability]]:
+    """The rows of this torch. Not made at import, of which it would be an eighth."""
+    rows = [row for row in CAPABILITIES if row.until is None or facts.TORCH < row.until]
+    return [(re.compile(row.pattern, re.DOTALL), row) for row in rows]
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose ``raise`` statement raised `error`, with a dot at its end; "" where compiled code did."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame
+    if frame.f_code.co_code[traceback.tb_lasti] != _RAISE:
+        return ""
+    return f"{frame.f_globals.get('__name__', '')}."
+
+
+def _is_torchs(module: str) -> bool:
+    return not module or module.startswith((*_LIBRARIES, _OWN))
+
+
+def _answered(error: BaseException, around: BaseException | None) -> Iterator[BaseException]:
+    """`error`, and the errors that led to it, without those that were being handled before."""
+    stack, seen = [error], set()
+    while stack:
+        one = stack.pop()
+        if one is around or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        stack += [other for other in (one.__context__, one.__cause__) if other is not None]
+
+
+def refusal(error: BaseException, around: BaseException | None = None) -> Capability | None:
+    """The row that `error` belongs to, or None where it is no refusal but an error.
+
+    Parameters
+    ----------
+    error : BaseException
+        It may answer a refusal: a function may catch torch's error and raise its own.
+    around : BaseException, optional
+        What was being handled when the function was called, and is no part of its errors.
+    """
+    for one in _answered(error, around):
+        module = _raised_in(one)
+        if not _is_torchs(module):
+            continue
+        text = str(one)
+        for pattern, row in _patterns():
+            if pattern.search(text):
+                return row
+        if module.startswith(_TRACERS):
+            return HIGHER_ORDER
+        if module.startswith(_TRANSFORMS) and isinstance(one, AssertionError):
+            return INTERNAL
+    return None
+
+
+def is_doubtful(error: BaseException) -> bool:
+    """Whether a loop has to tell if `error`, which is no refusal that is known, is one."""
+    module = _raised_in(error)
+    if not isinstance(error, Exception) or isinstance(error, MemoryError) or module.startswith(_OWN):
+        return False
+    return _is_torchs(module) and not _CERTAIN.search(str(error))

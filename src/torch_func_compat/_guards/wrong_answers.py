@@ -1,0 +1,67 @@
+"""What torch gets wrong without an error, and this library raises instead: the texts and the error that carry it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .._torch import facts
+
+
+class MistakenRule(RuntimeError):
+    """Raised by this library where torch would go on and return a wrong derivative."""
+
+
+# What a MistakenRule says of an operation whose backward torch batches wrongly.
+MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
+MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
+MISTAKEN_FORMULA = "torch differentiates {} wrongly in forward mode"
+# Which those are, by the names of torch's functions and methods; of scatter_reduce only products.
+WRONG_FORMULAS = ("cholesky_inverse", "scatter_reduce", "scatter_reduce_")
+MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
+MISTAKEN_GRAD_MODE = "torch differentiates what no_grad() is around in forward mode"
+MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
+MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
+MISTAKEN_COMPLEX = "functorch differentiates complex numbers wrongly"
+MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of it"
+MISTAKEN_TANGENTS = "torch's forward mode is wrong: reverse mode and finite differences give another derivative of {}"
+MISTAKEN_BATCH = "torch batches this wrongly: the last sample of the batch is not what that sample gives alone, of {}"
+MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
+# What it says of a Function without a jvp rule whose backward cannot be transposed.
+NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
+# And of one in the old style that modifies its input.
+LEGACY_IN_PLACE = "the forward of {} modifies its input in place, and would have to run again"
+# And of one that uses more than its arguments.
+FOREIGN = "{} uses a tensor of a transform around it that is not among its arguments"
+# And of the second derivative of a backward with numpy in it.
+LEFT_BY_ROWS = "the rows of a backward that takes numbers out of torch cannot be batched"
+
+
+class Twice(NamedTuple):
+    """A backward that torch differentiates wrongly once more, without an error."""
+
+    fact: str
+    pairs: tuple[tuple[int, int], ...]  # by which input first, and by which then
+    reason: str
+
+
+# By the name of the node in torch's graphs.
+TWICE = {
+    "WeightNormInterfaceBackward": Twice(
+        "weight_norm_twice",
+        ((0, 0), (1, 0)),
+        "torch's second derivatives of weight_norm are wrong: write the weight as v * g / v.norm(dim=..., "
+        "keepdim=True) to differentiate it that often",
+    ),
+    "KlDivBackward": Twice(
+        "kl_div_twice",
+        ((0, 1), (1, 0)),
+        "mixed derivatives of kl_div by its input and target are wrong on torch < 1.13: write it as target * "
+        "(target.log() - input) to differentiate it that often",
+    ),
+}
+
+
+def wrong_twice(node: Any) -> Twice | None:
+    """The row of a node of the graph, on a torch that it is true of."""
+    row = TWICE.get(type(node).__name__.rstrip("0123456789"))
+    return row if row is not None and facts.has(row.fact) else None

@@ -1,0 +1,347 @@
+"""Refusals of torch are known by the rows of a table, by where they come from, and by what a loop does."""
+
+from __future__ import annotations
+
+import pytest
+import refused
+import torch
+from functions import NumpyBackward
+from tolerances import assert_close
+
+import torch_func_compat as tfc
+from torch_func_compat._guards.recognition import refusal
+from torch_func_compat._guards.refusals import CAPABILITIES
+
+X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
+BATCH = torch.stack([X, 2 * X, X - 0.05])
+NATIVE = tfc.available_backends()[0] != "autograd"
+needs_native = pytest.mark.skipif(
+    "not NATIVE", reason="there is nothing to fall back from: torch 1.8-1.10 has autograd only"
+)
+
+
+# Every refusal, what provokes it, and the releases on which it does.
+def _vmap(func, **options):
+    return lambda: tfc.vmap(func, **options)(BATCH)
+
+
+def _jacfwd(func):
+    return lambda: tfc.jacfwd(func)(X)
+
+
+def _mapped(transformed, *args):
+    """Within a vmap, derivatives are those of the library."""
+    return lambda: tfc.vmap(transformed)(*(arg[None] for arg in args or (X,)))
+
+
+def _closes_over_a_batch(a):
+    @tfc.custom_vjp
+    def scaled(x):
+        return a * x.sin()
+
+    scaled.defvjp(lambda x: (scaled(x), x), lambda x, g: (g * a * x.cos(),))
+    return scaled(X)
+
+
+def _gradient_of(make):
+    def gradients():
+        func = make()
+        return tfc.vmap(tfc.grad(lambda x: func(x).sum()))(BATCH)
+
+    return gradients
+
+
+def _maps_a_pullback_through_numpy():
+    with tfc.use_fallback("silent"):
+        pull = tfc.vjp(NumpyBackward.apply, X.clone().requires_grad_())[1]
+    tfc.vmap(lambda v: pull(v))(torch.stack([X, X]))
+
+
+PROVOKED = {
+    "mapped_indices": (
+        lambda: tfc.vmap(lambda i, j: BATCH[i, j])(
+            torch.tensor([[[1], [2]], [[0], [1]]]), torch.tensor([[0, 1], [2, 3]])
+        ),
+        (1, 11),
+        (1, 12),
+    ),
+    "legacy_function": (_mapped(tfc.jacrev(refused.old_function)), (2, 0), None),
+    "function_under_functorch": (_mapped(tfc.jacrev(refused.old_function)), (1, 11), (2, 0)),
+    "function_without_vmap": (lambda: tfc.vmap(refused.new_function)(BATCH), (2, 0), None),
+    "function_without_jvp": (lambda: tfc.jacfwd(refused.ruled_function)(X), (2, 0), None),
+    "function_without_transpose": (lambda: tfc.jvp(refused.Once.apply, (X,), (X,)), (2, 0), None),
+    "legacy_function_in_place": (_mapped(tfc.jacrev(lambda x: refused.OldExponential.apply(x * 1))), (2, 0), None),
+    "no_forward_formula": (_jacfwd(refused.sparse), (1, 13), None),
+    "grad_mode": (_jacfwd(lambda x: x * torch.no_grad()(torch.sin)(x)), (1, 11), None),
+    "item": (_vmap(refused.branch), (1, 11), None),
+    "dynamic_shape": (_vmap(refused.mask), (1, 11), None),
+    "data_pointer": (_vmap(refused.numpy), (1, 11), None),
+    "no_batching_rule": (_vmap(refused.allclose), (1, 11), None),
+    "broadcast_by_vmap": (_vmap(refused.inplace_add), (1, 11), None),
+    "sparse": (_mapped(tfc.jacrev(refused.sparse)), (2, 0), None),
+    "saved_tensor_hooks": (_mapped(tfc.jacrev(refused.saved_tensor_hooks)), (1, 11), None),
+    "mistaken_rows": (
+        _mapped(tfc.jacrev(lambda x: torch.nn.functional.prelu(x, X[:1])), BATCH.repeat(1, 2))
+        if refused.TORCH >= (2, 0)
+        else _mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()),
+        (1, 11),
+        None,
+    ),
+    "mistaken_nesting": (
+        lambda: tfc.jacfwd(tfc.jacfwd(lambda x: x.cumprod(0)))(X),
+        (1, 11),
+        None,
+    ),
+    "mistaken_batch": (lambda: tfc.vmap(lambda x: x.roll(1))(X), (2, 0), None),
+    "mistaken_tangents": (_jacfwd(lambda x: torch.view_as_real(torch.pow(x, 1 + 1j * X[0]))), (2, 0), None),
+    "mistaken_tangent": (lambda: tfc.jvp(refused.library_operator, (X,), (X,)), (2, 4), None),
+    "mistaken_formula": (lambda: tfc.jacfwd(torch.cholesky_inverse)(BATCH[:2, :2].tril()), (1, 12), None),
+    "functorch_0_1_forward": (
+        lambda: tfc.jacfwd(tfc.jacrev(lambda x: torch.conv1d(x[None, None], X[None, None, :2]).pow(2).sum()))(X),
+        (1, 11),
+        (1, 12),
+    ),
+    "forward_formula": (_mapped(tfc.jacrev(tfc.jacfwd(torch.nn.functional.glu))), (2, 0), None),
+    "overlapping_memory": (lambda: tfc.jvp(torch.sin, (X[:1].expand(4),), (X,)), (1, 11), None),
+    "functorch_sizes": (
+        lambda: tfc.vmap(tfc.grad(lambda x: (x * x * x).sum()))(X[:1]),
+        (1, 11),
+        (2, 0),
+    ),
+    "backward_leaves_torch": (_maps_a_pullback_through_numpy, (1, 11), (2, 0)),
+    "foreign_tensor": (_vmap(_closes_over_a_batch), (2, 0), None),
+    "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), (2, 1)),
+    "functorch_unique": (_vmap(refused.unique_size), (1, 11), (1, 13)),
+    "functorch_complex": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
+    "inplace_in_formula": (
+        _mapped(tfc.grad(lambda x: tfc.jvp(tfc.grad(lambda x: x.norm()), (x,), (X,))[1].sum())),
+        (2, 0),
+        None,
+    ),
+    "data_attribute": (_vmap(refused.data), (1, 11), None),
+    "autograd_inside": (_vmap(refused.autograd_inside), (1, 12), None),
+    "autograd_inside_functorch_0_1": (_vmap(refused.autograd_inside), (1, 11), (1, 12)),
+    "captured_mutation": (_mapped(tfc.jacrev(refused.batch_norm)), (1, 11), None),
+    "inplace_into_unbatched": (_vmap(refused.inplace), (1, 11), None),
+    "memory_format": (_vmap(refused.channels_last), (1, 11), None),
+    "size_by_values": (lambda: tfc.vmap(torch.nn.functional.one_hot)(torch.tensor([[0, 2], [2, 1]])), (1, 11), None),
+    "inference_mode": (_mapped(tfc.grad(refused.inference_mode)), (1, 11), None),
+    "internal_error": (_vmap(refused.scatter_strided), (2, 6), None),
+    "random_operation": (lambda: tfc.vmap(torch.bernoulli, randomness="same")(BATCH / 2), (1, 11), None),
+}
+
+
+def test_every_row_of_the_table_is_provoked():
+    assert set(PROVOKED) == {row.name for row in CAPABILITIES}
+
+
+def _provoked_here():
+    return [
+        pytest.param(name, call, id=name)
+        for name, (call, since, until) in PROVOKED.items()
+        if since <= refused.TORCH and (until is None or refused.TORCH < until)
+    ]
+
+
+@needs_native
+@pytest.mark.parametrize(("name", "call"), _provoked_here())
+def test_a_refusal_is_known_by_its_row(name, call):
+    with tfc.use_fallback("error"), pytest.raises((RuntimeError, IndexError)) as caught:
+        call()
+    row = refusal(caught.value)
+    assert row is not None and row.name == name
+    with tfc.use_fallback("silent"):
+        call()
+
+
+# --- the other ways by which an error is known ---------------------------------------------------------------------
+
+
+class NotPositive(Exception):
+    """An error of the user's."""
+
+
+def _raise(error):
+    raise error
+
+
+def _answers(func, catch=RuntimeError):
+    """`func`, which answers torch's error with one of its own."""
+
+    def wrapper(x):
+        try:
+            return func(x)
+        except catch:
+            raise NotPositive("not positive") from None
+
+    return wrapper
+
+
+@needs_native
+@pytest.mark.parametrize("func", [refused.branch, refused.item, refused.numpy], ids=lambda f: f.__name__)
+def test_a_refusal_that_the_function_answered_with_its_own_error(func):
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(_answers(func))(BATCH), torch.stack([func(x) for x in BATCH]))
+
+
+def test_a_refusal_that_was_handled_around_the_call_is_not_of_the_call():
+    calls = []
+
+    def fails(x):
+        calls.append(None)
+        raise NotPositive("not positive")
+
+    def refusal_of_torch():
+        with tfc.use_fallback("error"):
+            tfc.vmap(refused.branch)(BATCH)
+
+    try:
+        refusal_of_torch() if NATIVE else _raise(RuntimeError("data-dependent control flow"))
+    except RuntimeError:
+        with pytest.raises(NotPositive):
+            tfc.vmap(fails)(BATCH)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["vmap: NYI", "this is not implemented", "x INTERNAL ASSERT FAILED, please report a bug", "calling .item()"]
+)
+def test_the_words_of_torch_in_the_users_mouth_are_the_users(text):
+    calls = []
+
+    def func(x):
+        calls.append(None)
+        raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match="^" + text.replace(".", "[.]").replace("()", "[(][)]")):
+        tfc.vmap(func)(BATCH)
+    assert len(calls) == 1
+
+
+def _fails_when_mapped(kind):
+    """A function on which compiled code raises an error of any type under vmap, and none for a sample."""
+
+    def func(x):
+        if type(x.detach()) is torch.Tensor and repr(x).startswith("BatchedTensor"):
+            {IndexError: lambda: [][0], TypeError: lambda: len(None), KeyError: lambda: {}[0]}[kind]()
+        return x * 2
+
+    return func
+
+
+@needs_native
+@pytest.mark.parametrize("kind", [IndexError, TypeError, KeyError])
+def test_what_no_sample_raises_is_a_refusal(kind):
+    mapped = tfc.vmap(_fails_when_mapped(kind))
+    if refused.TORCH < (2, 0):
+        pytest.skip("tensors do not tell that they are batched")
+    with tfc.use_fallback("silent"):
+        assert_close(mapped(BATCH), 2 * BATCH)
+    assert "no sample raises by itself" in tfc.explain(mapped)
+
+
+def test_what_a_sample_raises_too_is_raised_as_it_was():
+    def func(x):
+        return x.reshape(3, 3)
+
+    for transformed in (tfc.vmap(func), tfc.vmap(tfc.jacrev(func)), tfc.jacfwd(func)):
+        with pytest.raises(RuntimeError, match=r"invalid for input of size \d+") as caught:
+            transformed(BATCH)
+        assert caught.value.__context__ is None
+
+
+MATRICES = BATCH[:, :3, None] * BATCH[:, None, :3] + 3 * torch.eye(3, dtype=X.dtype)
+SIDES = BATCH[:, :3].t().contiguous()
+
+
+def _symmetric(x):
+    """A matrix by its six numbers, two of which belong to each entry beside the diagonal."""
+    matrix = torch.zeros(3, 3, dtype=x.dtype)
+    rows, columns = torch.tensor([[0, 0, 1], [1, 2, 2]])
+    matrix[rows, columns] = x[:3]
+    return (matrix + matrix.t()) @ x[1:]
+
+
+KINDS = {
+    # writes into what was made inside
+    "index_put": (_symmetric, BATCH),
+    "index_add": (lambda x: torch.zeros(3, dtype=x.dtype).index_add_(0, torch.tensor([0, 2, 0, 1]), x) ** 3, BATCH),
+    "index_copy": (lambda x: torch.zeros(5, dtype=x.dtype).index_copy_(0, torch.tensor([4, 2, 0, 1]), x) ** 3, BATCH),
+    "scatter_add": (
+        lambda x: torch.zeros(3, dtype=x.dtype).scatter_add_(0, torch.tensor([0, 2, 0, 1]), x) ** 3,
+        BATCH,
+    ),
+    "masked_scatter": (
+        lambda x: torch.zeros(5, dtype=x.dtype).masked_scatter_(torch.tensor([1, 0, 1, 1, 1]).bool(), x) ** 3,
+        BATCH,
+    ),
+    "addcmul": (lambda x: torch.ones(4, dtype=x.dtype).addcmul_(x, x), BATCH),
+    "baddbmm": (
+        lambda x: torch.ones(2, 2, 2, dtype=x.dtype).baddbmm_(
+            x.reshape(1, 2, 2).expand(2, 2, 2), torch.ones(2, 2, 2).to(x)
+        ),
+        BATCH,
+    ),
+    "copy of a part": (lambda x: torch.zeros(2, 4, dtype=x.dtype).select(0, 1).copy_(x) ** 2, BATCH),
+    # memory formats
+    "channels_last": (refused.channels_last, BATCH),
+    "to channels_last": (lambda x: x.reshape(1, 1, 2, 2).to(memory_format=torch.channels_last).sin(), BATCH),
+    "is_contiguous": (
+        lambda x: x.sin() if x.reshape(1, 1, 2, 2).is_contiguous(memory_format=torch.channels_last) else x.cos(),
+        BATCH,
+    ),
+    # sizes by values
+    "repeat_interleave": (lambda x: x.repeat_interleave((2 * x).round().detach().long()).sum(), BATCH),
+    # others
+    "inference_mode": (refused.inference_mode, BATCH),
+    "new_tensor": (lambda x: x * x.new_tensor([1.0, 2.0, 3.0, 4.0]), BATCH),
+    "index_select": (lambda x: x.reshape(2, 2).index_select(-1, torch.tensor([0, 0, 1])) ** 2, BATCH),
+    "searchsorted": (lambda x: torch.searchsorted(x.sort()[0], x.detach().mean()) * x, BATCH),
+    "cholesky_solve": (lambda a: torch.cholesky_solve(SIDES, a.tril()), MATRICES),
+    "real into complex": (lambda x: _into_complex(x).abs(), BATCH),
+}
+if refused.TORCH >= (1, 13):
+    KINDS["scatter_strided"] = (refused.scatter_strided, BATCH)
+if refused.TORCH >= (1, 11):
+    KINDS["householder_product"] = (lambda a: torch.linalg.householder_product(a.tril(), SIDES[0]), MATRICES)
+if refused.TORCH >= (1, 10):
+    CSR = torch.diag(X).to_sparse_csr()
+    KINDS["sparse CSR"] = (lambda x: (CSR @ x[:, None])[:, 0] ** 2, BATCH)
+if refused.TORCH >= (2, 0):
+    CSC = torch.diag(X).to_sparse_csc()
+    KINDS["sparse CSC"] = (lambda x: (CSC @ x[:, None])[:, 0] ** 2, BATCH)
+if refused.TORCH >= (2, 15):
+    KINDS["singular"] = (lambda a: torch.det(a * torch.tensor([1.0, 1.0, 0.0], dtype=a.dtype)) + a.sum(), MATRICES)
+if refused.TORCH >= (2, 6):
+    KINDS["cond"] = (lambda x: torch.cond(x.sum() > 3, lambda y: y.sin(), lambda y: y.cos(), (x,)), BATCH)
+
+
+def _into_complex(x):
+    z = torch.ones(4, dtype=torch.complex128)
+    z[1:3] = x[1:3]
+    return z * (1 + 2j)
+
+
+def _rows(func, x):
+    """The Jacobian by differences of the fourth order."""
+
+    def at(k, step):
+        moved = x.clone().reshape(-1)
+        moved[k] += step
+        return func(moved.reshape(x.shape)).detach().reshape(-1)
+
+    columns = [(8 * (at(k, 1e-4) - at(k, -1e-4)) - at(k, 2e-4) + at(k, -2e-4)) / 12e-4 for k in range(x.numel())]
+    return torch.stack(columns, -1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_refusals(backend, name):
+    func, batch = KINDS[name]
+    values = torch.stack([func(x) for x in batch])
+    slopes = torch.stack([_rows(func, x) for x in batch])
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(func)(batch), values)
+        for derivative in (tfc.jacrev, tfc.jacfwd):
+            found = [derivative(func)(x) for x in batch]
+            for rows in (torch.stack(found), tfc.vmap(derivative(func))(batch)):
+                assert torch.allclose(rows.reshape(slopes.shape), slopes, rtol=1e-6, atol=1e-8), derivative
