@@ -146,7 +146,7 @@ def _by_differences(
             errors = [(q - t.detach()).abs().sum() for q, t in zip(quotients, pushed)]
             sizes = [q.abs().sum() + t.detach().abs().sum() for q, t in zip(quotients, pushed)]
             # written so that it also fails where something is not finite
-            return bool((sum(errors) <= eps ** (1 / 3) * sum(sizes)).all())  # type: ignore[union-attr]
+            return bool((sum(errors) <= eps ** (1 / 3) * sum(sizes)).all())
     except ANSWERS:
         raise
     except ERRORS:

@@ -7,7 +7,7 @@ backend.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Hashable, Sequence
+from typing import Any, Callable, Hashable, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from .wrong_answers import MistakenRule
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 _verdicts = Verdicts()
+Result = TypeVar("Result")
 
 
 class Trial:
@@ -42,23 +43,31 @@ class Trial:
         self._call = call
         self.operations = ""
 
-    def is_settled(self) -> bool:
-        """Whether nothing is to be tested; raises where the library was wrong before."""
+    def verdict(self) -> Verdict | None:
+        """What a test has said, or would not be asked; None where there is to be one."""
         when = get_checks()
         if when == "off":
-            return True
-        verdict = _verdicts.get(self._func, self._call)
+            return RIGHT
+        return None if when == "always" else _verdicts.get(self._func, self._call)
+
+    def note(self, verdict: Verdict) -> None:
+        """Remember what a test said."""
+        _verdicts.set(self._func, self._call, verdict)
+
+    def is_settled(self) -> bool:
+        """Whether nothing is to be tested; raises where the library was wrong before."""
+        verdict = self.verdict()
         if verdict:
             raise MistakenRule(verdict)
-        return verdict == RIGHT and when != "always"
+        return verdict == RIGHT
 
     def settle(self, verdict: Verdict = RIGHT) -> None:
-        """Remember the outcome; raises where the library is wrong."""
-        _verdicts.set(self._func, self._call, verdict)
+        """Remember what a test said; raises where the library is wrong."""
+        self.note(verdict)
         if verdict:
             raise MistakenRule(verdict)
 
-    def run(self, compute: Callable[[], Any]) -> tuple[Any, bool]:
+    def run(self, compute: Callable[[], Result]) -> tuple[Result, bool]:
         """The library's result, and whether it has to be tested."""
         with recorded() as pairs:
             result = compute()
@@ -100,4 +109,5 @@ def _differ(found: Tensor, expected: Tensor) -> Tensor:
     scale = torch.where(finite, found.abs() + expected.abs(), zeros).max()
     tolerance = torch.finfo(found.dtype).eps ** 0.5 * scale
     far = finite & ((found - expected).abs() > tolerance)
-    return far | (found.isfinite() != expected.isfinite())
+    differ: Tensor = far | (found.isfinite() != expected.isfinite())
+    return differ

@@ -103,7 +103,7 @@ def identity(value: Any, depth: int = 0) -> Hashable:
         return value
     cls = type(value)
     if isinstance(value, (int, float, complex)):
-        return cls
+        return cls.__name__
     if isinstance(value, Tensor):
         return cls, value.shape, value.dtype
     if depth > _DEPTH or isinstance(value, type):
@@ -128,7 +128,7 @@ def identity(value: Any, depth: int = 0) -> Hashable:
         # Options, calls and the like are made anew for each transform: what they hold counts.
         held = vars(value) if hasattr(value, "__dict__") else {}
         if "func" not in held:
-            return cls
+            return cls.__qualname__
         public = [x for name, x in held.items() if not name.startswith("_")]
         return cls, inner([x for x in public if callable(x) or isinstance(x, (str, int, tuple, dict))])
     return _token(value)

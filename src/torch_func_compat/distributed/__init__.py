@@ -26,7 +26,7 @@ from .._arguments.call import Argnums, name_of, positions
 from .._arguments.chunks import Chunks, ChunkSize, Memory
 from .._arguments.mapped import check_randomness
 from .._arguments.partition import PartialResult, Partition, bounds
-from .._backends.autograd.linear_maps import seal
+from .._backends.autograd.sealed import seal
 from .._dispatch.choice import active_native, chosen
 from .._dispatch.transform import transform
 from .._torch import facts, pytree

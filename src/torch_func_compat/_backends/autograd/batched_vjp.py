@@ -8,10 +8,13 @@ from typing import Any, Callable, List, Optional, Sequence
 import torch
 from torch import Tensor
 
+from ..._guards.trial import Trial
+from ..._guards.verdicts import RIGHT, shapes
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
 from .elementwise_vjps import Factors
 from .graph import Graph
+from .level import Level
 
 # Vectors -> results; None where a result does not depend on them. The flag is create_graph.
 Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
@@ -31,14 +34,22 @@ def _vmap() -> Callable[..., Sequence[Tensor]]:
 class Rows:
     """How vectors are taken from `roots` to `ends`, many at once; it remembers where torch refused to batch.
 
-    With `hooked`, the user's hooks are on nodes between them, and see what passes there.
+    Parameters
+    ----------
+    roots, ends : sequence of Tensor
+    level : Level
+        The run that recorded the graph between them.
+    kind : str
+        What the rows are of, by which a test of them is remembered.
     """
 
-    def __init__(self, roots: Sequence[Tensor | None], ends: Sequence[Tensor], hooked: bool) -> None:
+    def __init__(self, roots: Sequence[Tensor | None], ends: Sequence[Tensor], level: Level, kind: str) -> None:
         self.vectorised: bool | None = None  # what happened last; None before the first batch
         self._roots = roots
         self._ends = ends
-        self._hooked = hooked
+        self._hooked = level.hooked
+        self._level = level
+        self._kind = kind
         self._trusted = False
         self._factors: Factors | None = None
 
@@ -52,7 +63,7 @@ class Rows:
         if size > 1 and self.vectorised is not False:
             try:
                 results = self._by_factors(apply, vectors, create_graph) or _at_once(apply, vectors, create_graph)
-                self.vectorised = self._trusted or _agrees(apply, vectors, results)
+                self.vectorised = self._trusted or self._is_right(apply, vectors, results)
                 if self.vectorised:
                     return results
             except (RuntimeError, TypeError, ValueError) as error:
@@ -63,6 +74,18 @@ class Rows:
                 self.vectorised = False
         rows = [apply([v.select(0, i) for v in vectors], create_graph) for i in range(size)]
         return [stack([row[k] for row in rows]) for k in range(len(rows[0]))]
+
+    def _is_right(self, apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | None]) -> bool:
+        """Whether batched rows are right: tested in the first call of a function, and remembered."""
+        level = self._level
+        if level.func is None:
+            return _agrees(apply, vectors, results)
+        trial = Trial(level.func.func, (self._kind, shapes(level.primals), shapes(vectors)))
+        verdict = trial.verdict()
+        if verdict is None:
+            verdict = RIGHT if _agrees(apply, vectors, results) else "rows"
+            trial.note(verdict)
+        return verdict == RIGHT
 
     def _look(self, graph: Graph) -> None:
         """What the graph tells of how to batch."""
@@ -164,3 +187,12 @@ def stack(parts: Sequence[Tensor | None]) -> Tensor | None:
     if not present:
         return None
     return torch.stack([torch.zeros_like(present[0]) if part is None else part for part in parts])
+
+
+def fill_rows(found: Sequence[Tensor | None], vectors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros of the right shape for results that do not depend on the vectors."""
+    size = vectors[0].shape[0]
+    return [
+        x.new_zeros((size, *x.shape)) if k >= len(found) or found[k] is None else found[k]  # type: ignore[misc]
+        for k, x in enumerate(like)
+    ]

@@ -135,6 +135,19 @@ class Graph:
         """Whether it has nodes of autograd.Functions that are not torch's own: their backward can be anything."""
         return any(isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction" for node in self.notable)
 
+    def may_lack_terms(self) -> bool:
+        """Whether the backward of such a node may compute with numbers that its forward did not get or return.
+
+        Plain autograd takes an intermediate result of a forward for a constant. What a backward detaches is constant on
+        purpose.
+        """
+        return any(
+            type(node).__name__ == "CppFunction"
+            or _module(node).startswith("torch._higher_order_ops.")
+            or (isinstance(node, BackwardCFunction) and _saves_constants(node))
+            for node in self.notable
+        )
+
     def second_order_flaw(self, inputs: Sequence[Tensor]) -> str | None:
         """Why torch gets derivatives by what is outside wrong, of nodes between `inputs` and the tensors."""
         for node in self.notable:
@@ -146,6 +159,20 @@ class Graph:
                 if _leads_to(below[first], inputs) and _leads_outside(below[then]):
                     return row.reason
         return None
+
+
+def _module(node: Any) -> str:
+    """Where the Function of a node was written."""
+    return getattr(getattr(type(node), "_forward_cls", None), "__module__", None) or ""
+
+
+def _saves_constants(node: Any) -> bool:
+    try:
+        saved = list(node.saved_tensors or ())
+    except RuntimeError:  # the graph was freed
+        return False
+    saved += [value for value in vars(node).values() if isinstance(value, Tensor)]
+    return any(isinstance(x, Tensor) and x.is_floating_point() and not x.requires_grad for x in saved)
 
 
 def owner_of(node: Any) -> Any:

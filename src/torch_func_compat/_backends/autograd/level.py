@@ -36,11 +36,19 @@ def recordings() -> int:
 
 
 class Level:
-    """Variables of one run. While `running`, they count as outside for the levels within."""
+    """Variables of one run. While `running`, they count as outside for the levels within.
 
-    __slots__ = ("hooked", "running", "__weakref__")
+    Parameters
+    ----------
+    func, primals : optional
+        What ran and where, to be evaluated again by tests.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("func", "hooked", "primals", "running", "__weakref__")
+
+    def __init__(self, func: Differentiable | None = None, primals: Sequence[Tensor] = ()) -> None:
+        self.func = func
+        self.primals = primals
         self.running = False
         self.hooked = False  # whether hooks were registered, by the function or by another thread, meanwhile
 
@@ -135,7 +143,7 @@ def run(
     With `copy`, as forward mode has it, the function may change its inputs in place; the caller's tensors
     change with them.
     """
-    level, dual = Level(), is_dual()
+    level, dual = Level(func, primals), is_dual()
     others = func.others()
     captured = [tensor for tensor in func.captured() if not tensor.requires_grad]
     if dual:  # where there are no stand-ins for these either
