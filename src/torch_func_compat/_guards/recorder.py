@@ -10,7 +10,8 @@ of is not. This is not seen:
 * what runs in a backward pass, a hook, another thread or ``torch._C.DisableTorchFunction()``;
 * which arguments an operation has, but for ``inplace=True`` and ``out``;
 * the insides of ``torch.compile``: a compiled function raises within a transform, and is not seen outside;
-* whether plain autograd records what happens, which is no level of functorch.
+* whether plain autograd records what happens, which is no level of functorch;
+* on torch 2.0, ``x[i]`` and ``x[i] = v`` where `i` is one number, slice or tensor, or where `v` is a tensor.
 """
 
 from __future__ import annotations
