@@ -64,6 +64,8 @@ CALLS = {
     "requires_grad=": lambda x: _sets(x.clone()),
     "prims::sin": lambda x: torch.ops.prims.sin(x),
     "zeros": lambda x: torch.zeros(3),
+    "pow:complex": lambda x: x ** (1 + 2j),
+    "cat:complex": lambda x: torch.cat([x, torch.complex(x, x)]),
 }
 
 
@@ -176,6 +178,7 @@ def test_unproven(monkeypatch):
     monkeypatch.setattr(proven, "table", lambda major, minor: parse("# title\n[v vg]\nsin cos\n[v]\nroll_\n"))
     pairs = {("sin", "v"), ("sin", "vg"), ("cos", "j"), ("roll_", "vg"), ("roll_", "v"), ("exp", "v")}
     assert unproven(pairs) == {"cos", "roll_", "exp"}
+    assert unproven({("sin:complex", "v"), ("dtype:complex", "v")}) == {"sin:complex"}
     # nothing is transformed, or nothing is computed
     assert unproven({("exp", ""), ("shape", "vjj"), *(("dim", at) for at in ("v", "j"))}) == set()
 

@@ -11,7 +11,7 @@ from typing import Any, Iterator
 import torch
 
 from torch_func_compat._guards.proven import METADATA
-from torch_func_compat._guards.recorder import UNKNOWN
+from torch_func_compat._guards.recorder import COMPLEX, UNKNOWN
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parents[2] / "src" / "torch_func_compat" / "_guards" / "proven"
@@ -73,7 +73,7 @@ class Verdict:
         for result in self.results:
             for key, entry in result["found"].items():
                 levels, outcome, main, every = json.loads(key)
-                pairs = ({tuple(p) for p in some if p[0] not in METADATA} for some in (main, every))
+                pairs = ({tuple(p) for p in some if p[0].replace(COMPLEX, "") not in METADATA} for some in (main, every))
                 first, second = pairs
                 yield {
                     **entry,
@@ -89,12 +89,12 @@ class Verdict:
         main = entry["main"]
         names = {part.rstrip("_") for part in re.split(r"\W+", entry["name"])}
         names |= {"_".join(re.split(r"\W+", entry["name"])[:2])}
-        named = set() if " " in entry["name"] else {pair for pair in main if pair[0].rstrip("_") in names}
+        named = set() if " " in entry["name"] else {pair for pair in main if pair[0].replace(COMPLEX, "").rstrip("_") in names}
         return named or (main - alone) or main
 
     def _is_proven(self, pair: tuple[str, str]) -> bool:
         name, levels = pair
-        if name.startswith(UNKNOWN) or name in NEVER or name in METADATA:
+        if name.startswith(UNKNOWN) or name.replace(COMPLEX, "") in NEVER:
             return False
         return not any(name == other and _contains(levels, part) for other, part in self.disproved)
 

@@ -12,13 +12,16 @@ import pkgutil
 from typing import AbstractSet, Iterable
 
 from .._torch import facts
+from .recorder import COMPLEX
 
 # These read what a tensor is, make one without values, or switch a setting, and compute nothing.
 METADATA = frozenset(
-    "empty empty_like empty_strided new_empty new_empty_strided __len__ _is_view _set_grad_enabled _version device dim dtype element_size grad_fn is_complex is_conj is_cpu "
-    "is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_neg is_nested is_quantized is_signed "
-    "is_sparse is_sparse_csr is_tensor itemsize layout names ndim ndimension nelement numel output_nr requires_grad "
-    "retains_grad shape size".split()
+    (
+        "__len__ _is_view _set_grad_enabled _version device dim dtype element_size empty empty_like empty_strided "
+        "grad_fn is_complex is_conj is_cpu is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_neg "
+        "is_nested is_quantized is_signed is_sparse is_sparse_csr is_tensor itemsize layout names ndim ndimension "
+        "nelement new_empty new_empty_strided numel output_nr requires_grad retains_grad shape size"
+    ).split()
 )
 
 
@@ -59,6 +62,5 @@ def unproven(pairs: Iterable[tuple[str, str]]) -> AbstractSet[str]:
         Their names.
     """
     known = table(*facts.TORCH[:2])
-    return {
-        name for name, levels in pairs if levels and name not in METADATA and levels not in known.get(name, frozenset())
-    }
+    found = {name for name, levels in pairs if levels and levels not in known.get(name, ())}
+    return {name for name in found if name.replace(COMPLEX, "") not in METADATA}
