@@ -172,6 +172,15 @@ def matrix(session, environment):
     run_pytest(session, "-n", "0", "tests/test_support.py", "--support", str(ROOT / "docs" / "support"))
 
 
+@nox.session
+@over_the_table()
+@disposable
+def sweep(session, environment):
+    """Every operation of torch's own database through every kind of derivative: which are proven on this torch."""
+    install_project(session, *requirements(environment, "test"), "expecttest", "pyyaml")
+    session.run("python", "-W", "ignore", "tests/sweep/sweep.py", *session.posargs)
+
+
 @nox.session(python=NEWEST["python"])
 @disposable
 def nightly(session):

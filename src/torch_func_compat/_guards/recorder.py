@@ -8,9 +8,10 @@ of is not. This is not seen:
 * operations of C++ extensions that are called as Python functions, and not by ``torch.ops``;
 * the forward of a `torch.autograd.Function`, which counts as ``custom_function_call`` within a transform;
 * what runs in a backward pass, a hook, another thread or ``torch._C.DisableTorchFunction()``;
-* which arguments an operation has, but for ``inplace=True`` and ``out``;
+* which arguments an operation has, but for ``inplace=True``, ``out`` and complex numbers;
 * the insides of ``torch.compile``: a compiled function raises within a transform, and is not seen outside;
-* whether plain autograd records what happens, which is no level of functorch.
+* whether plain autograd records what happens, which is no level of functorch;
+* on torch 2.0, ``x[i]`` and ``x[i] = v`` where `i` is one number, slice or tensor, or where `v` is a tensor.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ Pairs = Set[Tuple[str, str]]
 # Names that begin so are no operation's: no table has them.
 UNKNOWN = "?"
 SCRIPT = UNKNOWN + "TorchScript"
+# Names of operations that complex numbers go into end so: formulas for them are wrong where real ones are right.
+COMPLEX = ":complex"
 
 
 @functools.lru_cache(None)
@@ -105,6 +108,21 @@ def _find_name(func: Any) -> str:
     return str(name) if _is_torchs(func) and name.isidentifier() and name != "fn" else unknown
 
 
+def _has_complex(values: Any) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind is torch.Tensor:
+            if value.is_complex():
+                return True
+        elif kind is complex or (kind in (list, tuple) and _has_complex(value)):
+            return True
+        elif isinstance(value, torch.Tensor):
+            with torch._C.DisableTorchFunction():  # a subclass does not see that it is asked
+                if value.is_complex():
+                    return True
+    return False
+
+
 _names: dict[Any, str] = {}
 
 
@@ -159,26 +177,45 @@ def _noted(call: Callable[..., Any]) -> Callable[..., Any]:
 _scripts = _Scripts()
 
 
+# Each transform but vmap calls one of these when it has entered its level, or before it leaves it.
+_SWITCHES = {"_make_dual", "_unpack_dual", "_set_grad_enabled", "requires_grad_", "grad"}
+
+
 @functools.lru_cache(None)
 def _mode() -> Callable[[Pairs], Any]:
     from torch.overrides import TorchFunctionMode
 
+    private = _functorch()
+
+    def current() -> Any:  # torch 2.0 has only a function that raises where there are no levels
+        return 0 if private.peek_interpreter_stack() is None else private.current_level()
+
+    depth: Callable[[], Any] = getattr(private, "maybe_current_level", current)
+
     class Recorder(TorchFunctionMode):
         def __init__(self, pairs: Pairs) -> None:
             super().__init__()
-            self._pairs = pairs
+            self._add = pairs.add
+            # To ask for the levels takes longer than all else here: it is done again where their number changed,
+            # and where a transform began or ended.
+            self._depth: Any = -1
+            self._levels = ""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = name_of(func)
-            if not kwargs:
-                self._pairs.add((name, levels()))
-                return func(*args)
-            if kwargs.get("inplace") is True:
-                name += "_"
-            if kwargs.get("out") is not None:
-                name += ".out"
-            self._pairs.add((name, levels()))
-            return func(*args, **kwargs)
+            now = depth()
+            if now != self._depth or name in _SWITCHES:
+                self._levels = levels()
+                self._depth = -1 if name in _SWITCHES else now
+            if kwargs:
+                if kwargs.get("inplace") is True:
+                    name += "_"
+                if kwargs.get("out") is not None:
+                    name += ".out"
+            if _has_complex(args) or (kwargs and _has_complex(kwargs.values())):
+                name += COMPLEX
+            self._add((name, self._levels))
+            return func(*args, **(kwargs or {}))
 
     return Recorder
 

@@ -1,0 +1,66 @@
+"""Which operations are proven: right in every case of a sweep through torch's own database of operations.
+
+There is one table for each minor release, ``proven/2.15.txt`` for torch 2.15, which ``nox -s "sweep(torch-2.15.0)"``
+writes. A release without a table proves nothing. In a table, each paragraph begins with strings of levels in brackets
+(see `torch_func_compat._guards.recorder`), and names the operations that are proven under each of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+from typing import AbstractSet, Iterable
+
+from .._torch import facts
+from .recorder import COMPLEX
+
+# These read what a tensor is, make one without values, or switch a setting, and compute nothing.
+METADATA = frozenset(
+    (
+        "__len__ _is_view _set_grad_enabled _version device dim dtype element_size empty empty_like empty_strided "
+        "grad_fn is_complex is_conj is_cpu is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_neg "
+        "is_nested is_quantized is_signed is_sparse is_sparse_csr is_tensor itemsize layout names ndim ndimension "
+        "nelement new_empty new_empty_strided numel output_nr requires_grad retains_grad shape size"
+    ).split()
+)
+
+
+def parse(text: str) -> dict[str, frozenset[str]]:
+    """The levels under which each operation of a table is proven."""
+    table: dict[str, frozenset[str]] = {}
+    levels: frozenset[str] = frozenset()
+    for line in text.splitlines():
+        if line.startswith("["):
+            levels = frozenset(line.strip("[]").split())
+        elif not line.startswith("#"):
+            table.update(dict.fromkeys(line.split(), levels))
+    return table
+
+
+@functools.lru_cache(None)
+def table(major: int, minor: int) -> dict[str, frozenset[str]]:
+    """The table of a release of torch; an empty one where there is none."""
+    try:
+        data = pkgutil.get_data(__package__, f"proven/{major}.{minor}.txt")
+    except OSError:
+        return {}
+    return parse((data or b"").decode())
+
+
+def unproven(pairs: Iterable[tuple[str, str]]) -> AbstractSet[str]:
+    """The operations among `pairs` that are not proven on this torch under the levels that they ran under.
+
+    Parameters
+    ----------
+    pairs : iterable of (str, str)
+        From `torch_func_compat._guards.recorder.recorded`. To levels may be put an "a" in front, where plain autograd
+        records what happens and may differentiate it once more. Without levels there is nothing to prove.
+
+    Returns
+    -------
+    set of str
+        Their names.
+    """
+    known = table(*facts.TORCH[:2])
+    found = {name for name, levels in pairs if levels and levels not in known.get(name, ())}
+    return {name for name in found if name.replace(COMPLEX, "") not in METADATA}
