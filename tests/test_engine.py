@@ -271,3 +271,32 @@ def test_results_without_a_graph(backend, name):
     for leaf, like in zip(without, with_graph):
         assert not leaf.requires_grad
         assert_close(leaf, like.detach())
+
+
+def test_second_derivatives_of_distances(backend):
+    """Also of a point to itself, whose derivatives are zero in torch's kernel."""
+    a, b = B, torch.stack([X.cos(), X.exp(), X])
+    by_hand = lambda a: ((a[:, None] - b + 0 * a.sum()).norm(dim=-1) ** 3).sum()
+    for mode in ("reverse-reverse", "forward-forward"):
+        with tfc.use_fallback("silent"):
+            found = tfc.hessian(lambda a: (torch.cdist(a, b + 1) ** 3).sum(), mode=mode)(a)
+        assert_close(found, tfc.hessian(lambda a: by_hand(a - 1))(a))
+    assert_close(tfc.hessian(lambda a: torch.cdist(a, a).sum())(a)[0, :, 0].sum(), -_distance_curvature(*a))
+
+
+def _distance_curvature(a, b):
+    """The sum over the mixed second derivatives of twice the distance by the elements of one point and another."""
+    apart = a - b
+    length = apart.norm()
+    return -2 * ((torch.eye(3, dtype=a.dtype) - torch.outer(apart, apart) / length**2) / length).sum()
+
+
+def test_third_derivatives_of_normalisations(backend):
+    def by_hand(x):
+        centred = x - x.mean()
+        return centred / ((centred**2).mean() + 1e-5).sqrt()
+
+    norm = torch.nn.functional.layer_norm
+    func, expected = (lambda x, f=f: (f(x) ** 3).sum() for f in (lambda x: norm(x, (3,)), by_hand))
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.jacrev(tfc.hessian(func))(X), tfc.jacrev(tfc.hessian(expected))(X))

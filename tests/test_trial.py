@@ -320,3 +320,63 @@ def test_the_setting():
         assert tfc.get_checks() == "off"
     with pytest.raises(ValueError, match="unknown checks 'never'"):
         tfc.set_checks("never")
+
+
+# --- gradients through a batch, or through forward mode -----------------------------------------------------------
+
+
+def test_gradients_through_a_batch_are_those_of_its_samples(backend):
+    if not hasattr(torch, "select_scatter"):
+        pytest.skip("torch has no such operation here")
+    base, values = torch.zeros(4, 2, 3, dtype=torch.float64), BATCH.clone().requires_grad_()
+    with tfc.use_fallback("silent"):
+        output = tfc.vmap(lambda a, b: torch.select_scatter(a, b, 0, 1))(base, values)
+    output.pow(2).sum().backward()
+    assert_close(values.grad, 2 * values.detach())
+
+
+def test_gradients_through_tangents_are_second_derivatives(backend):
+    a, t = BATCH[:, :2].clone().requires_grad_(), BATCH[:, 1:]
+    with tfc.use_fallback("silent"):
+        tangent = tfc.jvp(lambda a: torch.cdist(a, a), (a,), (t,))[1]
+    found = torch.autograd.grad((tangent**2).sum(), a)[0]
+
+    def by_hand(a):
+        apart = a[:, None] - a + torch.eye(4, dtype=a.dtype)[..., None]
+        off = 1 - torch.eye(4, dtype=a.dtype)
+        return off * (apart * (t[:, None] - t)).sum(-1) / apart.norm(dim=-1)
+
+    assert_close(found, torch.autograd.grad((by_hand(a) ** 2).sum(), a)[0])
+
+
+def test_data_is_constant_in_nested_forward_mode(backend):
+    u, x = torch.tensor(2.0), torch.tensor(3.0)
+    with tfc.use_fallback("silent"):
+        found = tfc.jvp(lambda x: tfc.jvp(lambda y: y.data * y, (x,), (u,))[1], (x,), (u,))
+    assert_close(found, (x * u, torch.zeros(())))
+
+
+class SavesAnIntermediate(torch.autograd.Function):
+    """A softplus of squares whose backward uses an intermediate result of its forward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        squares = x * x
+        ctx.save_for_backward(x, squares)
+        return torch.nn.functional.softplus(squares)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, squares = ctx.saved_tensors
+        return grad * torch.sigmoid(squares) * 2 * x
+
+
+def test_a_second_derivative_that_lacks_terms_raises(backend):
+    func = lambda x: SavesAnIntermediate.apply(x).sum()
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.grad(func)(X), torch.sigmoid(X * X) * 2 * X)
+        for derivative in (tfc.hessian(func), tfc.jacrev(tfc.grad(func)), tfc.jacfwd(tfc.grad(func))):
+            with pytest.raises(RuntimeError, match="finite differences"):
+                derivative(X)
+        with pytest.raises(RuntimeError, match="finite differences"):
+            tfc.vmap(tfc.hessian(func))(BATCH)

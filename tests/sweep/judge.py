@@ -73,7 +73,9 @@ class Verdict:
         for result in self.results:
             for key, entry in result["found"].items():
                 levels, outcome, main, every = json.loads(key)
-                pairs = ({tuple(p) for p in some if p[0].replace(COMPLEX, "") not in METADATA} for some in (main, every))
+                pairs = (
+                    {tuple(p) for p in some if p[0].replace(COMPLEX, "") not in METADATA} for some in (main, every)
+                )
                 first, second = pairs
                 yield {
                     **entry,
@@ -89,7 +91,11 @@ class Verdict:
         main = entry["main"]
         names = {part.rstrip("_") for part in re.split(r"\W+", entry["name"])}
         names |= {"_".join(re.split(r"\W+", entry["name"])[:2])}
-        named = set() if " " in entry["name"] else {pair for pair in main if pair[0].replace(COMPLEX, "").rstrip("_") in names}
+        named = (
+            set()
+            if " " in entry["name"]
+            else {pair for pair in main if pair[0].replace(COMPLEX, "").rstrip("_") in names}
+        )
         return named or (main - alone) or main
 
     def _is_proven(self, pair: tuple[str, str]) -> bool:

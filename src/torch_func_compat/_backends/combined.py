@@ -20,7 +20,8 @@ from .._torch.random_state import RandomState
 from .autograd import AutogradBackend
 from .autograd.level import recordings
 from .native import NativeBackend
-from .tried import TriedPush, tried_jvp, tried_vmap
+from .tried_jvp import TriedPush, tried_jvp
+from .tried_vmap import tried_vmap
 
 
 class CombinedBackend:

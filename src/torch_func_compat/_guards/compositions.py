@@ -1,14 +1,17 @@
 """Fused operations that are evaluated in elementary ones, where torch lacks a derivative of them or has it wrong.
 
-One table, for every torch that can intercept operations (fact "torch_function_modes"). An operation is composed only
-where the derivative in question may be taken: the fused one is faster, and its other derivatives are right.
+One table, for every torch: a TorchFunctionMode intercepts operations on torch >= 2.0, and a Tensor subclass in place of
+the variables on older ones. An operation is composed only where the derivative in question may be taken: the fused one
+is faster, and its other derivatives are right.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import math
-from typing import Any, Callable, ContextManager, NamedTuple
+from typing import Any, Callable, ClassVar, ContextManager, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -82,8 +85,11 @@ def _multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | N
 
 
 def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
-    distances: Tensor = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).norm(p, -1)
-    return distances
+    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    # As in torch's kernel, the derivatives of the distance of a point to itself are zero.
+    together = (apart == 0).all(-1)
+    distances: Tensor = torch.where(together.unsqueeze(-1), torch.ones_like(apart), apart).norm(p, -1)
+    return torch.where(together, torch.zeros_like(distances), distances)
 
 
 def _layer_norm(
@@ -202,13 +208,13 @@ def composed(order: int) -> dict[Any, Callable[..., Any]]:
 
 def order_of(node: str) -> int:
     """The first derivative of a node that torch lacks or gets wrong, by the node's name; 0 for none."""
-    if not facts.has("torch_function_modes"):
-        return 0
     return next((row.order for row in COMPOSITIONS if node.startswith(row.node)), 0)
 
 
 def composing(order: int) -> ContextManager[Any]:
-    """Evaluate the fused operations within in elementary ones."""
+    """Evaluate the fused operations within in elementary ones; only `given` arguments are seen before torch 2.0."""
+    if not facts.has("torch_function_modes"):
+        return contextlib.nullcontext()
     from torch.overrides import TorchFunctionMode
 
     functions = composed(order)
@@ -218,3 +224,35 @@ def composing(order: int) -> ContextManager[Any]:
             return functions.get(func, func)(*args, **(kwargs or {}))
 
     return Composing()  # type: ignore[no-any-return,unused-ignore]
+
+
+class _Composed(Tensor):
+    """A tensor whose fused operations are evaluated in elementary ones, where there are no modes to see them."""
+
+    functions: ClassVar[dict[Any, Callable[..., Any]]] = {}
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        compose = cls.functions.get(func)
+        if compose is not None:
+            return compose(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+@functools.lru_cache(None)
+def _composed_to(order: int) -> type[_Composed]:
+    return type("Composed", (_Composed,), {"functions": composed(order)})
+
+
+def given(arguments: Sequence[Tensor], order: int) -> list[Tensor]:
+    """Arguments by which `composing` reaches a function; `plain` are its results."""
+    if facts.has("torch_function_modes"):
+        return list(arguments)
+    cls = _composed_to(order)
+    # A subclass of the user's own stays what it is.
+    return [x.as_subclass(cls) if type(x) in (Tensor, torch.nn.Parameter) else x for x in arguments]
+
+
+def plain(results: Sequence[Any]) -> list[Any]:
+    """Results of a function of `given` arguments, as plain tensors."""
+    return [x.as_subclass(Tensor) if isinstance(x, _Composed) else x for x in results]

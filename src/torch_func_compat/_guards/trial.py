@@ -23,6 +23,9 @@ from .wrong_answers import MistakenRule
 # What the evaluation of a function for a test may raise. The call itself has succeeded, so the error is no answer.
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
+# By these, the user says that no derivative is wanted, of which differences of values take no notice.
+_DETACHES = frozenset(("data", "detach", "detach_", "_set_grad_enabled"))
+
 _verdicts = Verdicts()
 Result = TypeVar("Result")
 
@@ -42,6 +45,7 @@ class Trial:
         self._func = func
         self._call = call
         self.operations = ""
+        self.detaches = False
 
     def verdict(self) -> Verdict | None:
         """What a test has said, or would not be asked; None where there is to be one."""
@@ -67,13 +71,19 @@ class Trial:
         if verdict:
             raise MistakenRule(verdict)
 
-    def run(self, compute: Callable[[], Result]) -> tuple[Result, bool]:
-        """The library's result, and whether it has to be tested."""
+    def run(self, compute: Callable[[], Result], is_recorded: Callable[[Result], bool]) -> tuple[Result, bool]:
+        """The library's result, and whether it has to be tested.
+
+        ``is_recorded(result)`` tells whether plain autograd records it, and so may differentiate it once more.
+        """
         with recorded() as pairs:
             result = compute()
         if not facts.has("torch_function_modes"):  # nothing was recorded
             return result, True
-        names = unproven(pairs)
+        self.detaches = not _DETACHES.isdisjoint(name for name, _ in pairs)
+        names = set(unproven(pairs))
+        if is_recorded(result):
+            names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
         self.operations = ", ".join(sorted(names))
         if names or get_checks() == "always":
             return result, True

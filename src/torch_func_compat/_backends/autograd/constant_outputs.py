@@ -54,7 +54,12 @@ class _Observed(Tensor):
             with torch._C.DisableTorchFunction():  # type: ignore[attr-defined,unused-ignore]
                 lost = result.is_floating_point() and not result.requires_grad
                 made_new = name.startswith("new_") or name.endswith("_like")
-                if lost and not made_new and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+                if (
+                    lost
+                    and not made_new
+                    and not name.startswith("_")
+                    and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+                ):
                     cls.undifferentiable.add(name)
         return result
 

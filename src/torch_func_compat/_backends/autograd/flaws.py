@@ -27,8 +27,8 @@ _NOT_DIFFERENTIABLE = (
 )
 _LACKS_TERMS = (
     "the second derivative through a custom autograd.Function, a higher-order operator or TorchScript in it is not "
-    "what finite differences of the first one are. A Function that saves an intermediate result of its forward loses that "
-    "one's derivatives: compute it in backward, return it as an output, or adapt the class with "
+    "what finite differences of the first one are. A Function that saves an intermediate result of its forward loses "
+    "the derivatives of that one: compute it in backward, return it as an output, or adapt the class with "
     "torch_func_compat.Function.from_legacy"
 )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..._arguments.protocol import Differentiable
+from ..._guards.compositions import composing, given, plain
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
 from ..._torch.tensors import version
@@ -136,12 +137,13 @@ def recording() -> ContextManager[Any]:
 
 
 def run(
-    func: Differentiable, primals: Sequence[Tensor], *, copy: bool = False
+    func: Differentiable, primals: Sequence[Tensor], *, copy: bool = False, order: int = 0
 ) -> tuple[Level, list[Tensor], list[Tensor], list[Tensor]]:
     """Evaluate `func` on variables of a new level: (level, variables, outputs, aux).
 
     With `copy`, as forward mode has it, the function may change its inputs in place; the caller's tensors
-    change with them.
+    change with them. With `order`, fused operations are evaluated in elementary ones as far as derivatives up to that
+    order need it.
     """
     level, dual = Level(func, primals), is_dual()
     others = func.others()
@@ -161,7 +163,7 @@ def run(
         _thread.recordings += 1
         hooks = RemovableHandle.next_id
         try:
-            outputs, aux = func(*arguments)
+            outputs, aux = _composed(func, arguments, order) if order else func(*arguments)
         finally:
             _thread.recordings -= 1
             level.running = False
@@ -181,6 +183,12 @@ def run(
             "values that depend on a differentiated input. Return what is to be changed as aux instead."
         )
     return level, variables, outputs, aux
+
+
+def _composed(func: Differentiable, arguments: Sequence[Tensor], order: int) -> tuple[list[Tensor], list[Tensor]]:
+    with composing(order):
+        outputs, aux = func(*given(arguments, order))
+    return plain(outputs), plain(aux)
 
 
 def _write_back(primal: Tensor, argument: Tensor, copied: bool) -> None:

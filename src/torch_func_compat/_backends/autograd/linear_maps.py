@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
-from ..._guards.compositions import composing
 from .constant_outputs import look_at_constants
 from .graph import Graph
 from .level import recordings, run
@@ -24,8 +23,7 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     if torch.is_grad_enabled():
         graph = pullback.graph
         if graph.fused and graph.outside and graph.fused <= _highest_order(graph):
-            with composing(_highest_order(graph)):
-                level, inputs, outputs, aux = run(func, primals)
+            level, inputs, outputs, aux = run(func, primals, order=_highest_order(graph))
             pullback = Pullback(level, inputs, outputs)
     pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside
     if pullback.is_shared:
@@ -50,8 +48,7 @@ def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Ten
     # The transpose of the pullback is one derivative more.
     order = 1 + _highest_order(graph)
     if graph.fused and graph.fused <= order:
-        with composing(order):
-            level, inputs, outputs, aux = run(func, primals, copy=True)
+        level, inputs, outputs, aux = run(func, primals, copy=True, order=order)
         graph = Graph(outputs)
     return level.release(outputs), Pushforward(level, inputs, outputs, graph), level.release(aux)
 

@@ -1,84 +1,27 @@
-"""A library's vmap and forward mode with a test of their results.
+"""A library's forward mode, compared with reverse mode and with finite differences.
 
-A batch is compared with its last sample, computed alone. Tangents are compared with a reverse-mode derivative of plain
-autograd by the adjoint test, <u, J t> = <J^T u, t>. Where they differ, finite differences of the function decide, since
-a backward may be replaced on purpose (hooks, straight-through estimators).
+Tangents are compared with a reverse-mode derivative of plain autograd by the adjoint test, <u, J t> = <J^T u, t>. Where
+they differ, finite differences of the function decide, since a backward may be another function's on purpose (hooks,
+straight-through estimators).
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Callable, Sequence, TypeVar
 
 import torch
 from torch import Tensor
 
-from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap
 from .._guards.adjoint_test import agree, wave
 from .._guards.checks import testing
 from .._guards.trial import ERRORS, Trial, same
-from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_TANGENTS, MistakenRule
+from .._guards.wrong_answers import MISTAKEN_TANGENTS
 from .._torch.grad_mode import no_grad
-from .._torch.random_state import RandomState
-from .._torch.tensors import version
 from .autograd import AutogradBackend
-from .autograd.constant_outputs import UndifferentiatedError
+from .surroundings import ANSWERS, Surroundings, copied, gradients, is_recorded
 
 Result = TypeVar("Result")
-
-# Errors of a test that answer its question: torch is wrong within, or has no derivative.
-ANSWERS = (MistakenRule, UndifferentiatedError)
-
-
-class _Surroundings:
-    """The random state and the tensors that a function could change, as they were before it ran."""
-
-    def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator]) -> None:
-        self._tensors = tensors
-        self._versions = [version(tensor) for tensor in tensors]
-        self._state = RandomState(generators)
-
-    def changed(self) -> bool:
-        """Whether the function drew random numbers or wrote to a tensor, so that it cannot be evaluated again."""
-        return self._state.moved() or [version(tensor) for tensor in self._tensors] != self._versions
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    alone = tensor.detach().clone()
-    return alone.requires_grad_() if tensor.requires_grad else alone
-
-
-def tried_vmap(
-    trial: Trial,
-    compute: Callable[[], tuple[list[Tensor], Result]],
-    call: BatchedCall,
-    tensors: Sequence[Tensor] | None = None,
-) -> Result:
-    """The library's batch; raises `MistakenRule` where the last sample alone gives something else.
-
-    ``compute()`` gives the outputs, stacked along dimension 0, and the result. `tensors` are a chunk of the call's.
-    """
-    tensors = call.tensors if tensors is None else tensors
-    last = tensors[0].size(call.dims[0]) - 1
-    if last < 0:
-        return compute()[1]
-    sample = [_copied(tensor.select(dim, last)) for tensor, dim in zip(tensors, call.dims)]
-    shared, generators = call.reachable()
-    before = _Surroundings(shared, generators)
-    (stacked, result), doubtful = trial.run(compute)
-    if not doubtful or before.changed():
-        return result
-    try:
-        with testing():
-            alone = copy.copy(call)(*sample)[0]
-        right = same([leaf.select(0, last) for leaf in stacked], alone)
-    except ANSWERS:
-        raise
-    except ERRORS:  # also of tensors without values
-        return result
-    trial.settle("" if right else MISTAKEN_BATCH.format(trial.operations or call.name))
-    return result
 
 
 def tried_jvp(
@@ -95,45 +38,63 @@ def tried_jvp(
     ``tangents_of(result)`` are the output tangents of the input tangents.
     """
     outside = [*primals, *func.others(), *func.captured()]
-    before = _Surroundings(outside, func.generators())
-    result, doubtful = trial.run(compute)
+    before = Surroundings(outside, func.generators())
+    result, doubtful = trial.run(compute, lambda result: is_recorded(tangents_of(result)))
     if not doubtful or before.changed():
         return result
     pushed = tangents_of(result)
-    copies = [_copied(primal) for primal in primals]
+    copies = [copied(primal) for primal in primals]
     with testing():
-        right = _by_reverse_mode(func, copies, tangents, pushed, plain)
-        if not right:
-            right = _by_differences(func, copies, tangents, pushed)
+        right, twice = _agrees_with_reverse_mode(func, primals, copies, tangents, pushed, plain)
+        # Differences see through detach(), and cannot decide where it is called.
+        if right is None or (right is False and not trial.detaches):
+            right = _agrees_with_differences(func, copies, tangents, pushed)
     if right is not None:
-        trial.settle("" if right else MISTAKEN_TANGENTS.format(trial.operations or getattr(func.func, "__name__", "f")))
+        trial.settle(
+            "" if right and twice else MISTAKEN_TANGENTS.format(trial.operations or getattr(func.func, "__name__", "f"))
+        )
     return result
 
 
-def _by_reverse_mode(
+def _agrees_with_reverse_mode(
     func: Differentiable,
     primals: Sequence[Tensor],
+    copies: Sequence[Tensor],
     tangents: Sequence[Tensor],
     pushed: Sequence[Tensor],
     plain: AutogradBackend,
-) -> bool | None:
-    """The adjoint test; None where reverse mode has no answer."""
+) -> tuple[bool | None, bool]:
+    """The adjoint test, where reverse mode has an answer; and whether derivatives of both sides of it agree, too.
+
+    The second test is made where plain autograd records the tangents.
+    """
+    twice = is_recorded(pushed)
     try:
-        outputs, pullback, _ = plain.vjp(func, primals)
+        outputs, pullback, _ = plain.vjp(func, copies)
         if [output.shape for output in outputs] != [tangent.shape for tangent in pushed]:
-            return None
+            return None, True
         cotangents = [wave(output.detach()) for output in outputs]
-        pulled = pullback.pull(cotangents, False, False)
+        pulled = pullback.pull(cotangents, True, twice)
         real = [k for k, output in enumerate(outputs) if output.is_floating_point() or output.is_complex()]
+        left, right = [pushed[k] for k in real], [cotangents[k] for k in real]
         finite = all(bool(t.isfinite().all()) for t in pushed) or not all(bool(g.isfinite().all()) for g in pulled)
-        return finite and agree([cotangents[k] for k in real], [pushed[k] for k in real], pulled, tangents)
+        if not finite or not agree(right, left, pulled, tangents):
+            return False, True
     except ANSWERS:
         raise
     except ERRORS:
-        return None
+        return None, True
+    if not twice:
+        return True, True
+    try:
+        captured = func.captured()
+        found = gradients(left, right, [*primals, *captured])
+        return True, same(found, gradients(pulled, tangents, [*copies, *captured]))
+    except ERRORS:  # plain autograd has no second derivative to compare with
+        return True, True
 
 
-def _by_differences(
+def _agrees_with_differences(
     func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], pushed: Sequence[Tensor]
 ) -> bool | None:
     """Whether central differences of the function agree with the tangents, to half of the digits of a difference."""
@@ -183,8 +144,7 @@ class TriedPush:
         weights = torch.cos(torch.arange(1, size + 1, dtype=torch.float64))
 
         def combined(stacked: Sequence[Tensor]) -> list[Tensor]:
-            with no_grad():
-                return [(weights.to(x).reshape(-1, *[1] * (x.dim() - 1)) * x.detach()).sum(0) for x in stacked]
+            return [(weights.to(x).reshape(-1, *[1] * (x.dim() - 1)) * x).sum(0) for x in stacked]
 
         return self._tried(lambda: self._push.batched(*vectors), combined, combined(vectors))
 
