@@ -124,8 +124,10 @@ def _with_fallback(
 
 def _note(record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
     """Remember a refusal, and tell the user."""
-    record.refused, record.trusted = refused, None
-    remember(name, func, refused)
+    record.trusted = None
+    if refused.lasting:
+        record.refused = refused
+        remember(name, func, refused)
     tell(name, func, refused, text)
 
 

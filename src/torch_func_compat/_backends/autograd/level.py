@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ..._arguments.protocol import Differentiable
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
-from ..._torch.tensors import version
+from ..._torch.tensors import version, with_attributes
 from .graph import OWNER, depends_on_outside, gradients
 
 
@@ -143,7 +143,10 @@ def run(
     with recording():
         pairs = [level.variable(primal) for primal in primals]
         variables = [variable for variable, _ in pairs]
-        arguments = [used.clone() if copy else used for _, used in pairs]
+        arguments = [
+            with_attributes(used.clone() if copy else used, primal, but=OWNER)
+            for (_, used), primal in zip(pairs, primals)
+        ]
         before = [version(argument) for argument in arguments]
         # What is not differentiated may be written to, also with values that are: the caller's memory is to
         # have them, and the caller's tensors are not to have their graph.
