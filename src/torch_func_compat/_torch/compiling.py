@@ -23,6 +23,21 @@ def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
     return disable(function)  # type: ignore[no-any-return]
 
 
+def inlined_only(function: F) -> F:
+    """Mark `function` as one that torch.compile may trace within a graph, and that runs as it is where that fails.
+
+    Where a graph breaks within a function, torch.compile tries that function again by itself, and would take
+    `is_compiling()` for True in what then runs as it is.
+    """
+    native: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    if hasattr(native, "skip_code"):  # torch 2.0 to 2.6 at least
+        native.skip_code(function.__code__)
+    elif hasattr(native, "set_code_exec_strategy"):
+        action = native._FrameAction
+        native.set_code_exec_strategy(function.__code__, native._FrameExecStrategy(action.SKIP, action.DEFAULT))
+    return function
+
+
 def untraced(function: F) -> F:
     """Return `function` with a graph break around each call that torch.compile would trace."""
 
