@@ -238,6 +238,36 @@ def inference_mode(x):
     return (x * x).sum()
 
 
+class Angle(torch.Tensor):
+    """A subclass with a method."""
+
+    def act(self, point):
+        rows = [self.cos() * point[0] - self.sin() * point[1], self.sin() * point[0] + self.cos() * point[1]]
+        return torch.stack([row.as_subclass(torch.Tensor) for row in rows])
+
+
+class Scaled(torch.Tensor):
+    """A subclass with an attribute and a sine of its own, which a plain tensor in its place would not have."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if func is torch.sin:
+            result = result.as_subclass(torch.Tensor) * args[0].scale
+        return result
+
+
+def scaled(x):
+    made = x.as_subclass(Scaled)
+    made.scale = 3.0
+    return made
+
+
+def autocast_linear(x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return torch.nn.functional.linear(x.float(), torch.ones(2, 4), torch.ones(2))
+
+
 def rrelu(x):
     return torch.nn.functional.rrelu(x - 0.5, training=True)
 

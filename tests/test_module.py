@@ -12,7 +12,7 @@ from torch import nn
 
 import torch_func_compat as tfc
 from torch_func_compat import functional, functional_call, replace_all_batch_norm_modules_, stack_module_state
-from torch_func_compat._torch import facts
+from torch_func_compat._torch import facts, pytree
 
 DTYPE = torch.float64
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -330,6 +330,132 @@ def test_parametrizations(backend):
         original = {"parametrizations.weight.original": weight}
         assert_close(functional_call(layer, original, POINT), (weight + weight.t()) @ POINT)
         assert_close(functional_call(layer, original, POINT, strict=True), (weight + weight.t()) @ POINT)
+
+
+class Diagonal(nn.Module):
+    """A parametrization by a square."""
+
+    def forward(self, x):
+        return x * x
+
+
+@pytest.mark.skipif("TORCH < (1, 9)", reason="there are no parametrizations")
+def test_cached_parametrizations(backend):
+    layer = nn.utils.parametrize.register_parametrization(nn.Linear(3, 2).to(DTYPE), "weight", Diagonal())
+    name, own = "parametrizations.weight.original", layer.weight.detach().clone()
+    states = [{name: numbers(2, 3) + k, "bias": numbers(2)} for k in range(2)]
+    expected = [state[name] ** 2 @ POINT + state["bias"] for state in states]
+    with nn.utils.parametrize.cached():
+        assert_close(layer.weight, own)
+        for state, value in zip(states, expected):
+            assert_close(functional_call(layer, state, POINT), value)
+        stacked = {key: torch.stack([state[key] for state in states]) for key in states[0]}
+        assert_close(tfc.vmap(lambda state: functional_call(layer, state, POINT))(stacked), torch.stack(expected))
+        found = tfc.grad(lambda state: functional_call(layer, state, POINT).sum())(states[1])
+        assert_close(found[name], 2 * states[1][name] * POINT)
+        assert_close(layer.weight, own)
+        assert nn.utils.parametrize._cache
+
+
+def checkpoints():
+    from torch.utils.checkpoint import checkpoint
+
+    kinds = {"reentrant": lambda f, x: checkpoint(f, x, **({"use_reentrant": True} if TORCH >= (1, 11) else {}))}
+    if TORCH >= (1, 11):
+        kinds["not reentrant"] = lambda f, x: checkpoint(f, x, use_reentrant=False)
+    return kinds
+
+
+class Checkpointed(nn.Module):
+    """The same with checkpoints, one within the other."""
+
+    def __init__(self, checkpoint):
+        super().__init__()
+        self.inner = Net()
+        self.outer = nn.Linear(2, 3).to(DTYPE)
+        self.checkpoint = checkpoint
+
+    def block(self, x):
+        return self.outer(self.inner(x).sin())
+
+    def forward(self, x):
+        return self.checkpoint(self.block, self.checkpoint(self.block, x)).tanh()
+
+
+@pytest.mark.parametrize("kind", checkpoints())
+def test_what_a_checkpoint_runs_again_finds_what_was_given(backend, kind):
+    plain, module = Checkpointed(lambda f, x: f(x)), Checkpointed(checkpoints()[kind])
+    given = {name: numbers(*tensor.shape) for name, tensor in tensors(module).items()}
+    originals = dict(vars(torch.utils.checkpoint))
+
+    def loss(module):
+        return lambda state, x: functional_call(module, state, x).pow(2).sum()
+
+    with tfc.use_fallback("silent"):
+        for transform in (
+            lambda f: tfc.grad(f, argnums=(0, 1))(given, POINT),
+            lambda f: tfc.vmap(tfc.grad(f, argnums=(0, 1)), (None, 0))(given, torch.stack([POINT, -POINT])),
+            lambda f: tfc.jvp(f, (given, POINT), (given, POINT)),
+            lambda f: tfc.jacrev(tfc.grad(f, argnums=1), argnums=1)(given, POINT),
+        ):
+            found, expected = transform(loss(module)), transform(loss(plain))
+            for one, other in zip(pytree.flatten(found)[0], pytree.flatten(expected)[0]):
+                assert_close(one, other)
+    assert vars(torch.utils.checkpoint) == originals
+
+
+@pytest.mark.parametrize("kind", checkpoints())
+def test_backward_after_a_call_with_a_checkpoint(kind):
+    gradients = []
+    for checkpoint in (checkpoints()[kind], lambda f, x: f(x)):
+        module = Checkpointed(checkpoint)
+        given = {name: numbers(*tensor.shape).requires_grad_() for name, tensor in tensors(module).items()}
+        x = POINT.clone().requires_grad_()
+        functional_call(module, given, x).pow(2).sum().backward()
+        gradients.append([x.grad, *(tensor.grad for tensor in given.values())])
+        assert all(tensor.grad is None for tensor in module.parameters())
+    for one, other in zip(*gradients):
+        assert_close(one, other)
+
+
+class Heads(nn.Module):
+    """An ensemble within a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(3, 2).to(DTYPE) for _ in range(2)])
+
+    def forward(self, x):
+        parameters, _ = stack_module_state(list(self.heads))
+        return tfc.vmap(lambda p: functional_call(self.heads[0], p, x))(parameters).sin()
+
+
+def test_an_ensemble_within_what_is_differentiated(backend):
+    module = Heads()
+    given = {name: numbers(*tensor.shape) + len(name) for name, tensor in module.named_parameters()}
+
+    def by_hand(state, x):
+        heads = [x @ state[f"heads.{k}.weight"].t() + state[f"heads.{k}.bias"] for k in range(2)]
+        return torch.stack(heads).sin()
+
+    for transform in (
+        lambda f: tfc.jacrev(f)(given, POINT),
+        lambda f: tfc.jacfwd(f)(given, POINT),
+        lambda f: tfc.vmap(tfc.grad(lambda s, x: f(s, x).sum()), (None, 0))(given, torch.stack([POINT, -POINT])),
+        lambda f: tfc.hessian(lambda s, x: f(s, x).sum())(given, POINT)["heads.0.weight"],
+    ):
+        found, expected = transform(lambda s, x: functional_call(module, s, x)), transform(by_hand)
+        assert found.keys() == expected.keys()
+        for name in found:
+            assert_close(found[name], expected[name])
+
+
+def test_an_ensemble_of_own_parameters_is_pushed_forward(recwarn):
+    module = Heads()
+    _, tangent = tfc.jvp(module, (POINT,), (POINT,))
+    inner = torch.stack([head(POINT) - head.bias for head in module.heads])
+    assert_close(tangent, torch.stack([head(POINT) for head in module.heads]).cos() * inner)
+    assert not [warning for warning in recwarn if issubclass(warning.category, tfc.FallbackWarning)]
 
 
 def test_attributes_that_are_not_registered(backend):

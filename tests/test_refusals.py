@@ -125,6 +125,8 @@ PROVOKED = {
     "inplace_into_unbatched": (_vmap(refused.inplace), (1, 11), None),
     "memory_format": (_vmap(refused.channels_last), (1, 11), None),
     "size_by_values": (lambda: tfc.vmap(torch.nn.functional.one_hot)(torch.tensor([[0, 2], [2, 1]])), (1, 11), None),
+    "autocast": (_vmap(refused.autocast_linear), (1, 11), None),
+    "tensor_subclass": (lambda: tfc.vmap(lambda x: x.act(X[:2]))(X.as_subclass(refused.Angle)), (1, 11), None),
     "inference_mode": (_mapped(tfc.grad(refused.inference_mode)), (1, 11), None),
     "internal_error": (_vmap(refused.scatter_strided), (2, 6), None),
     "random_operation": (lambda: tfc.vmap(torch.bernoulli, randomness="same")(BATCH / 2), (1, 11), None),
@@ -345,3 +347,114 @@ def test_kinds_of_refusals(backend, name):
             found = [derivative(func)(x) for x in batch]
             for rows in (torch.stack(found), tfc.vmap(derivative(func))(batch)):
                 assert torch.allclose(rows.reshape(slopes.shape), slopes, rtol=1e-6, atol=1e-8), derivative
+
+
+# --- what is around a call -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("refused.TORCH < (1, 10)", reason="there is no autocast on CPUs")
+def test_autocast_casts_as_for_a_sample(backend):
+    weight, bias = torch.full((2, 4), 0.3), torch.ones(2)
+    batch = BATCH.float()
+    programs = {
+        "linear": lambda x: torch.nn.functional.linear(x, weight, bias),
+        "convolution": lambda x: torch.conv1d(x[None, None], weight[:1, None, :2])[0, 0],
+        "dot": lambda x: torch.dot(x, x),
+        "matmul": lambda x: weight @ x,
+    }
+
+    def inside(func):
+        def wrapper(x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return func(x)
+
+        return wrapper
+
+    for name, func in programs.items():
+        one = inside(func)
+        expected = torch.stack([one(x) for x in batch])
+        mapped = tfc.vmap(func)
+        with tfc.use_fallback("silent"):
+            found = tfc.vmap(one)(batch)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                around = mapped(batch)
+        assert found.dtype == around.dtype == expected.dtype, name
+        assert torch.equal(found, expected) and torch.equal(around, expected), name
+        # autocast is no property of the function
+        assert "refused" not in tfc.explain(mapped)
+        assert mapped(batch).dtype == torch.float32
+        with tfc.use_fallback("silent"):
+            slope = tfc.vmap(tfc.grad(lambda x, one=one: one(x).float().sum()))(batch)
+        rows = torch.stack([tfc.grad(lambda x, one=one: one(x).float().sum())(x) for x in batch])
+        assert torch.equal(slope, rows), name
+
+
+@pytest.mark.skipif("refused.TORCH < (1, 10)", reason="there is no autocast on CPUs")
+def test_autocast_that_is_switched_off_is_no_refusal(backend):
+    def func(x):
+        with torch.autocast("cpu", enabled=False):
+            return x.sin()
+
+    with tfc.use_fallback("error"):
+        assert_close(tfc.vmap(func)(BATCH), BATCH.sin())
+
+
+ANGLES = X[:3].clone()
+PLANE = X[1:3]
+
+
+def _turned(angle):
+    return torch.stack(
+        [angle.cos() * PLANE[0] - angle.sin() * PLANE[1], angle.sin() * PLANE[0] + angle.cos() * PLANE[1]]
+    )
+
+
+def _as(x, y):
+    return y.as_subclass(type(x))
+
+
+SUBCLASSED = {
+    "vmap": lambda f, x: tfc.vmap(f)(x),
+    "vmap of jacrev": lambda f, x: tfc.vmap(tfc.jacrev(f))(x),
+    "vmap of jacfwd": lambda f, x: tfc.vmap(tfc.jacfwd(f))(x),
+    "vmap of hessian": lambda f, x: tfc.vmap(tfc.hessian(f))(x),
+    "vmap of a tuple": lambda f, x: tfc.vmap(lambda pair: f(pair[0]))((x, ANGLES)),
+    "grad": lambda f, x: tfc.grad(lambda y: f(y).sum())(x[1]),
+    "jacrev": lambda f, x: tfc.jacrev(f)(x[1]),
+    "jacfwd": lambda f, x: tfc.jacfwd(f)(x[1]),
+    "jvp": lambda f, x: tfc.jvp(f, (x[1],), (x[1],))[1],
+    "vjp": lambda f, x: tfc.vjp(f, x[1])[1](torch.ones_like(f(x[1])))[0],
+    "hessian": lambda f, x: tfc.hessian(f)(x[1]),
+    "made within a map": lambda f, x: tfc.vmap(lambda y: tfc.grad(lambda z: f(z).sum())(y.as_subclass(type(x))))(
+        ANGLES
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUBCLASSED)
+def test_subclasses_reach_the_function_as_they_came(backend, name):
+    seen = []
+
+    def act(angle):
+        seen.append(type(angle))
+        return angle.act(PLANE)
+
+    with tfc.use_fallback("silent"):
+        found = SUBCLASSED[name](act, ANGLES.as_subclass(refused.Angle))
+    assert_close(found.as_subclass(torch.Tensor), SUBCLASSED[name](_turned, ANGLES))
+    assert seen[-1] is refused.Angle
+
+
+@pytest.mark.parametrize("name", [name for name in SUBCLASSED if name != "made within a map"])
+def test_attributes_of_subclasses_reach_the_function(backend, name):
+    """A plain tensor, or one without its attribute, would give another result or an error."""
+
+    class Indexed(refused.Scaled):
+        def __getitem__(self, index):  # in the programs above; torch keeps the class and not the attribute
+            return refused.scaled(self.as_subclass(torch.Tensor)[index])
+
+    indexed = ANGLES.as_subclass(Indexed)
+    indexed.scale = 3.0
+    with tfc.use_fallback("silent"):
+        found = SUBCLASSED[name](torch.sin, indexed)
+    assert_close(found.as_subclass(torch.Tensor), SUBCLASSED[name](lambda x: 3 * torch.sin(x), ANGLES))

@@ -23,6 +23,7 @@ from .._guards.by_graph import (
     require_derivatives,
 )
 from .._guards.compositions import composing
+from .._guards.mapped_inputs import NoAutocast, attributed, require_plain
 from .._torch import facts
 from .._torch.random_state import RandomState
 
@@ -209,12 +210,15 @@ class NativeBackend:
             # the libraries insist on an output; the first slice stands in where there is none
             return tuple(outputs) or (slices[0],)
 
-        stacked = self.library.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)
+        require_plain(tensors)
+        with NoAutocast():
+            stacked = self.library.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)
         wanted = sum(dim is not None for dim in call.flat_out_dims)
         return list(stacked[:wanted]), shared
 
     def record(self, func: Callable[..., Any], primals: Sequence[Tensor]) -> tuple[list[Tensor], Pull, list[Tensor]]:
         """Outputs of a function that returns tuples of outputs and aux; the pullback; and aux."""
+        require_plain(primals)
         outputs, vjp_fn, aux = self.library.vjp(func, *primals, has_aux=True)
         return list(outputs), lambda cotangents, *flags: vjp_fn(tuple(cotangents), *flags), list(aux)
 
@@ -222,6 +226,7 @@ class NativeBackend:
         self, func: Callable[..., Any], primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Outputs of such a function, their tangents and aux."""
+        require_plain(attributed(primals))
         results = self.library.jvp(func, tuple(primals), tuple(tangents), strict=strict, has_aux=True)
         return tuple(map(list, results))  # type: ignore[return-value]
 
@@ -229,7 +234,8 @@ class NativeBackend:
         self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
     ) -> list[Tensor]:
         """The function mapped over dimension 0 of the vectors."""
-        return list(self.library.vmap(apply, randomness=randomness)(*vectors))
+        with NoAutocast():
+            return list(self.library.vmap(apply, randomness=randomness)(*vectors))
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         recorded: list[Tensor] = []  # the outputs on the level where they have their graph

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .._arguments.protocol import Differentiable
 from .._guards.by_operation import watched
-from .._torch import facts
+from .._guards.mapped_inputs import NoAutocast, attributed, require_plain
+from .._torch import facts, pytree
 from . import levels as _levels
 from .native import NativeBackend, Pull
 
@@ -46,6 +47,20 @@ def native_vmap(func: Callable[..., Any], options: Any) -> Any:
     return LIBRARY.vmap(func, options.in_dims, options.out_dims, options.randomness)
 
 
+def _checked(mapped: Callable[..., Any], in_dims: Any) -> Callable[..., Any]:
+    """`mapped`, raising where torch's vmap would change what the function sees."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
+        for arg, dim in zip(args, dims):
+            if dim is not None and type(arg) is not Tensor:
+                require_plain(leaf for leaf in pytree.flatten(arg)[0] if isinstance(leaf, Tensor))
+        with NoAutocast():
+            return mapped(*args, **kwargs)
+
+    return wrapper
+
+
 class TorchFuncBackend(NativeBackend):
     """`torch.func`, with a guard around each transform that would go wrong without an error."""
 
@@ -57,7 +72,8 @@ class TorchFuncBackend(NativeBackend):
             importlib.import_module("torch.nested._internal.nested_tensor")
 
     def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
-        return native_vmap(func, options) if name == "vmap" else None
+        mapped = native_vmap(func, options) if name == "vmap" else None
+        return None if mapped is None else _checked(mapped, options.in_dims)
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         return watched(func, forward=forward)
@@ -85,6 +101,7 @@ class TorchFuncBackend(NativeBackend):
     def record(self, func: Callable[..., Any], primals: Sequence[Tensor]) -> tuple[list[Tensor], Pull, list[Tensor]]:
         if not _LEVELS or torch.is_inference_mode_enabled():
             return super().record(func, primals)
+        require_plain(primals)
         return _levels.record(func, primals)
 
     def push(
@@ -92,9 +109,13 @@ class TorchFuncBackend(NativeBackend):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         if not _LEVELS or torch.is_inference_mode_enabled():
             return super().push(func, primals, tangents, strict)
+        require_plain(attributed(primals))
         return _levels.push(func, primals, tangents, strict)
 
     def at_once(
         self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
     ) -> list[Tensor]:
-        return (_levels.at_once if _LEVELS else super().at_once)(apply, vectors, randomness)
+        if not _LEVELS:
+            return super().at_once(apply, vectors, randomness)
+        with NoAutocast():
+            return _levels.at_once(apply, vectors, randomness)

@@ -1,4 +1,4 @@
-"""torch.func as torch.compile knows to trace it: its own vmap, vjp and jvp, without guards and with no memory."""
+"""torch.func as torch.compile knows to trace it: its own vmap, vjp and jvp, with no memory and guards by names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
+from .._guards.while_tracing import watched
 from .torch_func import LIBRARY, native_vmap
 
 
@@ -43,12 +44,12 @@ class _NoDraws:
         """Do nothing."""
 
 
-def _tuples(func: Differentiable) -> Callable[..., Any]:
+def _tuples(func: Differentiable, kind: str) -> Callable[..., Any]:
     def flat(*primals: Tensor) -> Any:
         outputs, aux = func(*primals)
         return tuple(outputs), tuple(aux)
 
-    return flat
+    return watched(flat, kind)
 
 
 class TracedBackend:
@@ -68,9 +69,11 @@ class TracedBackend:
 
     def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
         if name == "vmap":
-            return native_vmap(func, options)
+            return native_vmap(watched(func, "vmap"), options)
         # torch 2.6 loses the derivative of a custom Function in a vjp that it compiles, and not in its own gradient.
-        return (LIBRARY.grad if name == "grad" else LIBRARY.grad_and_value)(func, options.argnums, options.has_aux)
+        return (LIBRARY.grad if name == "grad" else LIBRARY.grad_and_value)(
+            watched(func, "reverse"), options.argnums, options.has_aux
+        )
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         shared: list[Any] = []
@@ -79,22 +82,24 @@ class TracedBackend:
             outputs, shared[:] = call(*slices)
             return tuple(outputs)
 
-        return list(LIBRARY.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)), shared
+        return list(
+            LIBRARY.vmap(watched(flat, "vmap"), in_dims=tuple(call.dims), randomness=randomness)(*tensors)
+        ), shared
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
-        outputs, pull, aux = LIBRARY.vjp(_tuples(func), *primals, has_aux=True)
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "reverse"), *primals, has_aux=True)
         return list(outputs), _TracedMap(lambda *cotangents: (pull(tuple(cotangents)), ())), list(aux)
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        outputs, found, aux = LIBRARY.jvp(_tuples(func), tuple(primals), tuple(tangents), has_aux=True)
+        outputs, found, aux = LIBRARY.jvp(_tuples(func, "forward"), tuple(primals), tuple(tangents), has_aux=True)
         return list(outputs), list(found), list(aux)
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
-        flat = _tuples(func)
+        flat = _tuples(func, "forward")
 
         def push(*tangents: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             _, found, aux = LIBRARY.jvp(flat, tuple(primals), tuple(tangents), has_aux=True)
@@ -106,7 +111,7 @@ class TracedBackend:
     def linearize(
         self, func: Differentiable, primals: Sequence[Tensor]
     ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
-        outputs, pull, aux = LIBRARY.vjp(_tuples(func), *primals, has_aux=True)
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "reverse"), *primals, has_aux=True)
         zeros = [torch.zeros_like(output) for output in outputs]
         _, push = LIBRARY.vjp(lambda *cotangents: pull(tuple(cotangents)), *zeros)
         return list(outputs), _TracedMap(lambda *tangents: (push(tuple(tangents)), ())), list(aux)

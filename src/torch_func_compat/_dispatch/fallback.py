@@ -21,6 +21,7 @@ from .._guards.checks import is_testing
 from .._guards.recognition import LoopError, is_doubtful, refusal
 from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
+from .._torch.compiling import eager
 from .._torch.random_state import RandomState
 from .._torch.tensors import version
 from .choice import active_native, chosen, use_backend
@@ -32,6 +33,7 @@ from .refused import refused_in_this_loop, remember, remembering, tell
 REVERSE = frozenset(("grad", "grad_and_value", "vjp", "jacrev", "linearize", "vhp"))
 
 
+@eager
 def answer(
     record: Record,
     name: str,
@@ -124,8 +126,10 @@ def _with_fallback(
 
 def _note(record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
     """Remember a refusal, and tell the user."""
-    record.refused, record.trusted = refused, None
-    remember(name, func, refused)
+    record.trusted = None
+    if refused.lasting:
+        record.refused = refused
+        remember(name, func, refused)
     tell(name, func, refused, text)
 
 

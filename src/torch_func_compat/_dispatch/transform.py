@@ -9,7 +9,7 @@ import torch
 
 from .._arguments.protocol import Backend
 from .._torch import facts
-from .._torch.compiling import graph_break, is_compiling
+from .._torch.compiling import graph_break, inlined_only, is_compiling
 from .._transforms import PRODUCTS, TRANSFORMS
 from .._transforms.linear_functions import JvpFunction, VjpFunction
 from .._transforms.options import Options
@@ -73,22 +73,16 @@ def transform(
 
         return without_graph if is_compiling() else functools.update_wrapper(without_graph, made_without)
     if is_compiling():
-        # Read here: torch 2.0 finds no globals from within a closure that it traces.
-        backend = _TRACED
-        if backend is None:
+        if _TRACED is None:
             return graph_break(_made_eagerly)(name, func, asked)  # type: ignore[no-any-return]
-
-        def traced(*args: Any, **kwargs: Any) -> Any:
-            return _derive(backend, name, func, Options(name, func, **asked))(*args, **kwargs)
-
-        return traced
+        return lambda *args, **kwargs: _traced(name, func, asked, args, kwargs)
     made = Transform(name, func, asked)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if is_compiling():
             if _TRACED is None:
                 return graph_break(answer)(made.record, name, func, made.on, args, kwargs)
-            return _derive(_TRACED, name, func, Options(name, func, **asked))(*args, **kwargs)
+            return _traced(name, func, asked, args, kwargs)
         return answer(made.record, name, func, made.on, args, kwargs)
 
     # functools.wraps() costs a third of what a transform of ours may; this is what it does for a function
@@ -101,6 +95,30 @@ def transform(
     return wrapper
 
 
+@inlined_only
+def _traced(
+    name: str, func: Callable[..., Any], asked: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The value of a transform within a graph. Where torch.compile cannot trace it, the graph breaks around it."""
+    if is_compiling() and _TRACED is not None:
+        return _derive(_TRACED, name, func, Options(name, func, **asked))(*args, **kwargs)
+    return graph_break(_eagerly)(name, func, asked, args, kwargs)
+
+
+def _eagerly(
+    name: str, func: Callable[..., Any], asked: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return transform(name, func, **asked)(*args, **kwargs)
+
+
+@inlined_only
+def _traced_product(name: str, func: Callable[..., Any], args: tuple[Any, ...], asked: dict[str, Any]) -> Any:
+    """The same for products."""
+    if is_compiling() and _TRACED is not None:
+        return PRODUCTS[name](_TRACED, func, *args, options=Options(name, func, **asked))
+    return graph_break(_untraced)(name, func, *args, **asked)
+
+
 def _made_eagerly(name: str, func: Callable[..., Any], asked: dict[str, Any]) -> Callable[..., Any]:
     return transform(name, func, **asked)
 
@@ -110,11 +128,11 @@ def call(name: str, func: Callable[..., Any], *args: Any, create_graph: bool | N
     if create_graph is False:
         with torch.no_grad():
             return call(name, func, *args, **asked)
-    product = PRODUCTS[name]
     if is_compiling():
         if _TRACED is None:
             return graph_break(_untraced)(name, func, *args, **asked)
-        return product(_TRACED, func, *args, options=Options(name, func, **asked))
+        return _traced_product(name, func, args, asked)
+    product = PRODUCTS[name]
     options = Options(name, func, **asked, running_library=choice.active_native)
 
     def on(backend: Backend) -> Callable[..., Any]:

@@ -60,10 +60,10 @@ def _find(names: tuple[str, ...]) -> set[Any]:
 
 
 _FORMULAS = _find(tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor.")))
-_THIRD = _find(_NORMALISATIONS)
-_FORWARD = _FORMULAS | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
+THIRD = _find(_NORMALISATIONS)
+FORWARD = _FORMULAS | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
 # The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
-_FORWARD_TWICE = _FORWARD | {custom_function_call}
+_FORWARD_TWICE = FORWARD | {custom_function_call}
 
 
 # Namespaces of torch's own operators with such a kernel, as far as no user's function consists of them: with others
@@ -152,7 +152,7 @@ def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     if forward:
         fragile = _FORMULAS | {_SET_GRAD_ENABLED}
         if around:
-            fragile |= _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else _FORWARD
+            fragile |= _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else FORWARD
         # No fused operation has a formula of forward mode that another derivative may be taken of.
         order = 3 if around else 2
         lossy = without_tangents()
@@ -161,7 +161,7 @@ def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         if not around:
             return func
         order = len(around) + 1
-        fragile, lossy = _THIRD if order > 2 else set(), set()
+        fragile, lossy = THIRD if order > 2 else set(), set()
         func = kept_outside(func, torch._C._functorch, NORMALISATIONS)
     compositions = composed(order)
     unseen = refused_grad_mode if forward and not facts.has("modes_see_grad_mode") else contextlib.nullcontext

@@ -16,6 +16,7 @@ from .wrong_answers import (
     FOREIGN,
     LEFT_BY_ROWS,
     LEGACY_IN_PLACE,
+    MISTAKEN_AUTOCAST,
     MISTAKEN_BATCH,
     MISTAKEN_COMPLEX,
     MISTAKEN_EAGER,
@@ -25,6 +26,7 @@ from .wrong_answers import (
     MISTAKEN_NESTING,
     MISTAKEN_ROWS,
     MISTAKEN_SCRIPT,
+    MISTAKEN_SUBCLASS,
     MISTAKEN_TANGENT,
     MISTAKEN_TANGENTS,
     NOT_TRANSPOSED,
@@ -46,6 +48,7 @@ class Capability(NamedTuple):
     advice: str
     until: tuple[int, int] | None = None  # the first release on which the text means something else
     cost: str = RECORDED
+    lasting: bool = True  # whether the function is refused, rather than what is around a call of it
 
 
 CAPABILITIES: tuple[Capability, ...] = (
@@ -329,6 +332,21 @@ CAPABILITIES: tuple[Capability, ...] = (
         "it uses a random operation that torch cannot batch in this randomness mode",
         "draw outside and pass the numbers in",
         cost=LOOPED,
+    ),
+    Capability(
+        "autocast",
+        MISTAKEN_AUTOCAST,
+        "it uses autocast, which under vmap casts other operations than for a sample",
+        "cast by hand: give a model and inputs of the dtype that is wanted",
+        cost=LOOPED,
+        lasting=False,
+    ),
+    Capability(
+        "tensor_subclass",
+        MISTAKEN_SUBCLASS.format(r"\w+"),
+        "it is given a subclass of Tensor, and torch's transforms would give it a plain tensor instead",
+        "give it a plain tensor, and make the subclass inside",
+        lasting=False,
     ),
     Capability(
         "memory_format",

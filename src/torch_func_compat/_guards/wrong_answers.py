@@ -26,6 +26,9 @@ MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of
 MISTAKEN_TANGENTS = "torch's forward mode is wrong: reverse mode and finite differences give another derivative of {}"
 MISTAKEN_BATCH = "torch batches this wrongly: the last sample of the batch is not what that sample gives alone, of {}"
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
+MISTAKEN_AUTOCAST = "torch casts other operations under vmap than autocast does for a sample"
+MISTAKEN_SUBCLASS = "torch gives a function under vmap or grad a plain tensor for a {}"
+MISTAKEN_COMPILED = "torch may get {} wrong in this transform, and a compiled graph cannot tell"
 # What it says of a Function without a jvp rule whose backward cannot be transposed.
 NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
 # And of one in the old style that modifies its input.

@@ -23,6 +23,35 @@ def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
     return disable(function)  # type: ignore[no-any-return]
 
 
+_native: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+_has_strategies = hasattr(_native, "set_code_exec_strategy")  # torch 2.13 at least
+
+
+def inlined_only(function: F) -> F:
+    """Mark `function` as one that torch.compile may trace within a graph, and that runs as it is where that fails.
+
+    Where a graph breaks within a function, torch.compile tries that function again by itself, and would take
+    `is_compiling()` for True in what then runs as it is.
+    """
+    return _skipped(function, recursively=False)
+
+
+def eager(function: F) -> F:
+    """Mark `function` as one that torch.compile leaves alone, with all that it calls, where it is not traced."""
+    return _skipped(function, recursively=True)
+
+
+def _skipped(function: F, recursively: bool) -> F:
+    code: Any = function.__code__
+    if _has_strategies:
+        action = _native._FrameAction
+        inner = action.SKIP if recursively else action.DEFAULT
+        _native.set_code_exec_strategy(code, _native._FrameExecStrategy(action.SKIP, inner))
+    elif hasattr(_native, "skip_code"):  # torch 2.0 to 2.6 at least
+        _native.skip_code(code)
+    return function
+
+
 def untraced(function: F) -> F:
     """Return `function` with a graph break around each call that torch.compile would trace."""
 

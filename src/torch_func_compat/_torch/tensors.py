@@ -15,6 +15,19 @@ def version(tensor: Tensor) -> int:
         return 0
 
 
+def with_attributes(tensor: Tensor, source: Tensor, but: str = "") -> Tensor:
+    """`tensor`, which stands for `source`, with the attributes that the user has set on that.
+
+    A subclass without a ``__torch_function__`` of its own keeps its class in every operation, and its attributes in
+    none.
+    """
+    if type(source) is not Tensor and type(tensor) is type(source):
+        for name, value in source.__dict__.items():
+            if name != but:
+                tensor.__dict__.setdefault(name, value)
+    return tensor
+
+
 def layout_of(tensor: Tensor) -> tuple[Any, ...]:
     """How a view reads its memory, but for where it begins."""
     is_conj, is_neg = getattr(tensor, "is_conj", bool), getattr(tensor, "is_neg", bool)

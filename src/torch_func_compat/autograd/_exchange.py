@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any, Callable, Dict, Iterator, Sequence
+from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 
 from torch import Tensor, nn
 
 Tensors = Dict[str, Tensor]
+# The module that has a tensor, and its name there, by the whole name
+Places = Dict[str, Tuple[nn.Module, str]]
 
 MISSING = object()
 
 
 @contextlib.contextmanager
-def exchanged(module: nn.Module, wanted: Tensors) -> Iterator[dict[str, tuple[nn.Module, str]]]:
+def exchanged(module: nn.Module, wanted: Tensors) -> Iterator[Places]:
     """`wanted` in the places of the module's own tensors; gives the place of each: its module and its name there."""
     places = {}
     with contextlib.ExitStack() as stack:  # puts back in the reverse order, as places with two names need it
@@ -23,6 +25,7 @@ def exchanged(module: nn.Module, wanted: Tensors) -> Iterator[dict[str, tuple[nn
             if not isinstance(tensor, Tensor) and tensor is not None:
                 raise TypeError(f"{tensor} is not an instance of torch.Tensor")
             stack.callback(_exchange(owner, name, tensor))
+        stack.callback(_forget_cached_parametrizations())
         for owner in {id(owner): owner for owner, _ in places.values()}.values():
             if "_flat_weights" in owner.__dict__:
                 stack.callback(_refresh_flat_weights(owner))
@@ -98,6 +101,20 @@ def _unparametrized(module: nn.Module, name: str, tensor: Tensor) -> Callable[[]
 
     def undo() -> None:
         module.__class__ = cls
+
+    return undo
+
+
+def _forget_cached_parametrizations() -> Callable[[], None]:
+    """Within ``parametrize.cached()``, no tensor that was computed of others is used, now or later."""
+    parametrize: Any = getattr(nn.utils, "parametrize", None)
+    if not getattr(parametrize, "_cache_enabled", 0):
+        return lambda: None
+    cached = parametrize._cache
+    parametrize._cache = {}
+
+    def undo() -> None:
+        parametrize._cache = cached if parametrize._cache_enabled else {}
 
     return undo
 

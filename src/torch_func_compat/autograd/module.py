@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Sequence, Tuple
+import contextlib
+from typing import Any, ContextManager, Iterable, Iterator, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from .._dispatch import choice as _policy
 from .._torch.compiling import is_compiling
-from ._exchange import MISSING, THREADS, Tensors, exchanged
+from ._checkpoints import repeated_with
+from ._exchange import MISSING, THREADS, Places, Tensors, exchanged
 
 __all__ = ["functional_call", "replace_all_batch_norm_modules_", "stack_module_state"]
 
@@ -66,6 +68,9 @@ def functional_call(
     The name of a parametrized tensor itself, as ``"weight"``, disables its parametrization. To parametrize what is
     given, name ``"parametrizations.weight.original"``.
 
+    A checkpoint within the module runs again in the backward pass, with the tensors that were given here. Within
+    ``torch.nn.utils.parametrize.cached()``, what was cached of other tensors is not used.
+
     Cost: that of the module, and some microseconds for each submodule and tensor.
 
     Examples
@@ -100,7 +105,11 @@ def functional_call(
     if strict:
         _check_names(module, own, wanted)
     args = () if args is None else args if isinstance(args, tuple) else (args,)
-    with THREADS.alone_with(modules.values()), exchanged(module, wanted) as places:
+
+    def exchange() -> ContextManager[Places]:
+        return _alone(module, modules.values(), wanted)
+
+    with exchange() as places, repeated_with(exchange):
         result = module(*args, **(kwargs or {}))
         for tensors in dicts:
             for name in tensors:
@@ -108,6 +117,12 @@ def functional_call(
                 if now is not tensors[name] and now is not MISSING:
                     tensors[name] = now  # type: ignore[assignment]
         return result
+
+
+@contextlib.contextmanager
+def _alone(module: nn.Module, parts: Iterable[nn.Module], wanted: Tensors) -> Iterator[Places]:
+    with THREADS.alone_with(parts), exchanged(module, wanted) as places:
+        yield places
 
 
 def _check_dicts(given: Any) -> Sequence[Tensors]:
@@ -174,7 +189,8 @@ def stack_module_state(models: Sequence[nn.Module] | nn.ModuleList) -> tuple[Ten
     -------
     parameters, buffers : dict of str to Tensor
         Each with a first dimension more, that of the models. Parameters are new leaves that require grad where the
-        models' do: an optimizer takes them.
+        models' do: an optimizer takes them. Tensors that `functional_call` has put into the places of parameters are
+        stacked as they are, so that derivatives by them are right.
 
     Raises
     ------
@@ -220,7 +236,13 @@ def _stack_leaf(name: str, tensors: list[Tensor]) -> Tensor:
     if len(flags) > 1:
         raise RuntimeError(f"Expected {name} from each model to have the same .requires_grad")
     stacked = torch.stack(tensors)
-    return stacked.detach().requires_grad_() if True in flags else stacked
+    # What functional_call has put into a parameter's place is no nn.Parameter. It may be differentiated, so it stays
+    # attached.
+    if True not in flags or not all(isinstance(tensor, nn.Parameter) for tensor in tensors):
+        return stacked
+    stacked = stacked.detach()
+    # Within a transform of a library there is no optimizer, and torch refuses to make leaves.
+    return stacked if _policy.active_native() else stacked.requires_grad_()
 
 
 def replace_all_batch_norm_modules_(root: nn.Module) -> nn.Module:

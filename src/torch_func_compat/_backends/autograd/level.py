@@ -20,7 +20,7 @@ from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import composing, given, plain
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
-from ..._torch.tensors import version
+from ..._torch.tensors import version, with_attributes
 from .graph import OWNER, depends_on_outside, gradients
 
 
@@ -153,7 +153,10 @@ def run(
     with recording():
         pairs = [level.variable(primal) for primal in primals]
         variables = [variable for variable, _ in pairs]
-        arguments = [used.clone() if copy else used for _, used in pairs]
+        arguments = [
+            with_attributes(used.clone() if copy else used, primal, but=OWNER)
+            for (_, used), primal in zip(pairs, primals)
+        ]
         before = [version(argument) for argument in arguments]
         # What is not differentiated may be written to, also with values that are: the caller's memory is to
         # have them, and the caller's tensors are not to have their graph.

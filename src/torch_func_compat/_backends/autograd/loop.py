@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._arguments.mapped import BatchedCall
 from ..._guards.recognition import LoopError
 from ..._torch.random_state import RandomState
-from ..._torch.tensors import slices, version
+from ..._torch.tensors import slices, version, with_attributes
 from .output_stack import Pile, columns, require_structure
 from .shared_writes import Common, is_same
 
@@ -29,6 +29,13 @@ def read_only(tensor: Tensor, dim: int) -> Iterator[Tensor]:
     return itertools.chain.from_iterable(block.unbind(dim) for block in tensor.split(AHEAD, dim))
 
 
+def _like(samples: Iterator[Tensor], tensor: Tensor) -> Iterator[Tensor]:
+    """The samples of a tensor, with what the user has set on it."""
+    if type(tensor) is Tensor or not tensor.__dict__:
+        return samples
+    return (with_attributes(sample, tensor) for sample in samples)
+
+
 def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
     """Map `call` over the batch dimensions of `tensors`, sample by sample."""
     size = tensors[0].size(call.dims[0])
@@ -38,7 +45,7 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         return _empty(call, tensors, state)
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
-    outputs, shared = call(*(tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)))
+    outputs, shared = call(*(with_attributes(tensor.select(dim, 0), tensor) for tensor, dim in zip(tensors, call.dims)))
     after = RandomState(generators) if randomness == "same" else None
     if randomness == "error":
         common.forbid_draws()
@@ -46,7 +53,7 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     piles = [Pile(call, output, size, tensors) for output in outputs]
     if size > 1:
         views = [read_only if version(tensor) == count else slices for tensor, count in zip(tensors, versions)]
-        rest = [view(tensor, dim) for view, tensor, dim in zip(views, tensors, call.dims)]
+        rest = [_like(view(tensor, dim), tensor) for view, tensor, dim in zip(views, tensors, call.dims)]
         for samples in rest:
             next(samples)
         if shared or common.written or after is not None:

@@ -1,0 +1,95 @@
+"""What torch gets wrong without an error, met while torch.compile traces a transform: the graph breaks there.
+
+Neither profiles nor the recorder nor a test on the spot work on the tensors of a tracer. A TorchFunctionMode does, if
+it needs nothing but names. What it raises makes torch.compile run the transform as it is, with all its guards, or
+raise, if ``fullgraph=True``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import by_operation
+from .compositions import composed
+from .wrong_answers import MISTAKEN_COMPILED, MistakenRule
+
+# Values under vmap are those of other samples, or of other numbers of theirs.
+_BATCH = ("roll", "resize_", "resize_as_")
+# Batched backward passes (see by_graph.py).
+_ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel")
+# Forward mode, by itself: at singular matrices, by factors, and of triangles.
+_FORWARD = (
+    *("det", "logdet", "slogdet", "linalg_det", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
+    *("solve", "solve_ex", "tensorsolve", "linalg_solve", "linalg_solve_ex", "_linalg_solve_ex"),
+    *("cholesky_solve", "triangular_solve", "cholesky_inverse", "scatter_reduce", "scatter_reduce_"),
+)
+# The names of the same operations in torch.ops.aten.
+_ATEN = {
+    "layer_norm": ("native_layer_norm",),
+    "batch_norm": ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"),
+    "householder_product": ("linalg_householder_product",),
+    "eigh": ("linalg_eigh", "_linalg_eigh"),
+    "eig": ("linalg_eig",),
+    "_weight_norm": ("_weight_norm_interface",),
+}
+_POWERS = ("pow", "__pow__", "__rpow__", "float_power")
+
+
+def _names(functions: Any) -> set[str]:
+    found = {getattr(function, "__name__", "") for function in functions}
+    return found.union(*(_ATEN.get(name, ()) for name in found))
+
+
+def fragile(kind: str) -> tuple[str, ...]:
+    """Names of what torch may get wrong in a transform of that kind ('vmap', 'reverse', 'forward') that starts here.
+
+    torch.compile calls this while it traces, and takes the result for constant.
+    """
+    if kind == "vmap":
+        return _BATCH
+    around = by_operation.derivatives_around()
+    if kind == "reverse":
+        names = _names(composed(len(around) + 1)) if around else set()
+        return (*_BATCH, *_ROWS, *sorted(names | (_names(by_operation.THIRD) if len(around) > 1 else set())))
+    names = _names(composed(3 if around else 2))
+    if around:
+        names |= _names(by_operation.FORWARD)
+    lossy = {name.partition("::")[2] for name in by_operation.without_tangents()}
+    return (*_BATCH, *_FORWARD, *sorted(names | lossy), *_POWERS)
+
+
+fragile._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").split(".")[0]
+        if name in self._names and not (name in _POWERS and _is_real(args)):
+            raise MistakenRule(MISTAKEN_COMPILED.format(name))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_real(args: Any) -> bool:
+    for arg in args:
+        if isinstance(arg, complex) or (isinstance(arg, Tensor) and torch.is_complex(arg)):
+            return False
+    return True
+
+
+def watched(func: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """`func`, raising where it meets what torch may get wrong in a transform of that kind."""
+    names = fragile(kind)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with _Watch(names):
+            return func(*args, **kwargs)
+
+    return wrapper

@@ -1,0 +1,118 @@
+"""Under torch.compile: what torch gets wrong or cannot trace breaks the graph, and is answered as without compile."""
+
+from __future__ import annotations
+
+import logging
+
+import compiling
+import pytest
+import refused
+import torch
+from tolerances import assert_close
+from torch.nn import functional as F
+
+import torch_func_compat as tfc
+from torch_func_compat._torch import facts
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(torch, "compile"), reason="there is no torch.compile"),
+    pytest.mark.skipif(not facts.has("compiled_transforms"), reason="transforms are not traced"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
+BATCH = torch.stack([X, 2 * X, X - 0.05])
+POINTS, OTHERS = BATCH[:, :2], BATCH[:, 2:].cos()
+MATRIX = torch.outer(X[:2], X[:2]) + torch.eye(2, dtype=X.dtype)
+SINGULAR = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=X.dtype))
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+    assert torch.is_grad_enabled()
+
+
+def compiled(func, **options):
+    return compiling.compiled(func, backend="aot_eager", **options)
+
+
+def cubes(x):
+    return (F.layer_norm(x, (4,)) ** 3).sum()
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(4).double().requires_grad_(False)
+
+    def forward(self, x):
+        return (self.norm(x) ** 3).sum()
+
+
+NET = Net()
+WRONG = {
+    "jacrev of cdist": (tfc.jacrev(lambda x: torch.cdist(x, OTHERS)), POINTS),
+    "jacrev of cdist by its aten name": (
+        tfc.jacrev(lambda x: torch.ops.aten._cdist_forward(x, OTHERS, 2.0, None)),
+        POINTS,
+    ),
+    "jacfwd(jacfwd) of layer_norm": (tfc.jacfwd(tfc.jacfwd(cubes)), X),
+    "jacrev(jacfwd) of a module": (tfc.jacrev(tfc.jacfwd(NET)), X),
+    "jacfwd of cholesky_inverse": (tfc.jacfwd(lambda x: torch.cholesky_inverse(x.tril())), MATRIX),
+    "jacfwd of det": (tfc.jacfwd(torch.det), SINGULAR),
+    "vmap of roll": (tfc.vmap(lambda x: x.roll(1)), BATCH),
+}
+if refused.TORCH >= (2, 5):
+    WRONG["jvp of a registered operator"] = (lambda x: tfc.jvp(refused.library_operator, (x,), (x,))[1], X)
+UNTRACED = {
+    "branch": (tfc.vmap(refused.branch), BATCH),
+    "item": (tfc.vmap(refused.item), BATCH),
+    "numpy": (tfc.grad(lambda x: refused.numpy(x).sum()), X),
+    "gradients of a branch": (tfc.vmap(tfc.grad(lambda x: refused.branch(x).sum())), BATCH),
+    "vjp": (lambda x: tfc.vjp(refused.numpy, x)[1](x)[0], X),
+}
+
+
+@pytest.mark.parametrize("where", ["around", "within"])
+@pytest.mark.parametrize("name", [*WRONG, *UNTRACED])
+def test_the_graph_breaks(name, where):
+    func, x = {**WRONG, **UNTRACED}[name]
+    expected = func(x)
+    if where == "within":
+        inner = func
+        func, expected = (lambda x: inner(x * 2 / 2) + 1), expected + 1
+    run = compiled(func)
+    for _ in range(2):
+        assert_close(run(x), expected)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_without_a_break_it_raises(name):
+    func, x = WRONG[name]
+    with pytest.raises(Exception, match=r"may get \w+ wrong|Observed exception"):
+        compiled(func, fullgraph=True)(x)
+
+
+RIGHT = {
+    "gradients of samples through layer_norm": (tfc.vmap(tfc.grad(NET)), BATCH),
+    "hessian of layer_norm": (tfc.hessian(cubes), X),
+    "jacfwd of a power": (tfc.jacfwd(lambda x: x**3), X),
+    "jacrev": (tfc.jacrev(lambda x: torch.tanh(x) @ BATCH.t()), X),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_stays_in_one_graph(name):
+    func, x = RIGHT[name]
+    assert_close(compiled(func, fullgraph=True)(x), func(x))
+
+
+def test_after_a_refused_compile_everything_is_as_before():
+    broken = tfc.vmap(tfc.grad(lambda x: refused.branch(x).sum()))
+    with pytest.raises(Exception, match=r"."):
+        compiled(broken, fullgraph=True)(BATCH)
+    assert_close(compiled(tfc.jacfwd(lambda x: x.tril() @ x))(MATRIX), tfc.jacfwd(lambda x: x.tril() @ x)(MATRIX))
+    assert torch.is_grad_enabled()
