@@ -10,6 +10,9 @@ from xfails import XFAILS
 
 import torch_func_compat as tfc
 
+# The plugin for others; pytest finds it by itself where the package is installed.
+pytest_plugins = ["pytest_torch_func_compat"]
+
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where the tests compute: cpu, cuda, cuda:1, ...")

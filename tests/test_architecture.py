@@ -24,7 +24,7 @@ LAYERS = [
     ("_fields",),
     ("autograd",),
     (".",),
-    ("tad_mctc", "distributed", "sparse", "operators", "implicit", "_selfcheck"),
+    ("tad_mctc", "distributed", "sparse", "operators", "implicit", "testing", "_selfcheck"),
     ("__main__",),
 ]
 TORCH_FUNC = {"_torch.facts", "_backends.torch_func", "_functions.forward_by_transpose"}
