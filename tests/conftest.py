@@ -6,7 +6,7 @@ import fnmatch
 
 import pytest
 import torch
-from xfails import XFAILS
+from support.xfails import XFAILS
 
 import torch_func_compat as tfc
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from processes import PACKAGE, run_python
+from support.processes import PACKAGE, run_python
 
 # From the ground up; a folder stands for all that lies in it, and "." for the package's own __init__. A module
 # imports from its own entry and from the rows above it, never from below.

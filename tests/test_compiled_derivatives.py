@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from compiling import compiled
-from tolerances import assert_close
+from support.compiling import compiled
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import facts

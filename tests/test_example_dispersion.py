@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from processes import run_python
+from support.processes import run_python
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "dispersion.py"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_python
+from support.processes import run_python
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "local_energy.py"
 

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from processes import run_python
+from support.processes import run_python
 
 import torch_func_compat as tfc
 

@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import tad_mctc

@@ -9,7 +9,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 
 import pytest
 import torch
-from processes import PACKAGE, run_python
+from support.processes import PACKAGE, run_python
 
 import torch_func_compat as tfc
 from torch_func_compat import testing

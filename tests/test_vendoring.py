@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from processes import PACKAGE, run_python
+from support.processes import PACKAGE, run_python
 
 SCRIPT = """
 import sys, warnings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, TREES, Pair, differences, ids, named, ramp, spread
-from tolerances import assert_close
+from support.cases import CASES, TREES, Pair, differences, ids, named, ramp, spread
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import pytree
