@@ -133,7 +133,7 @@ def types(session):
 def tests(session, environment):
     """The tests in one environment of the table; arguments after -- go to pytest."""
     install_project(session, *requirements(environment, "test"))
-    run_pytest(session, *PARALLEL)
+    run_pytest(session, *PARALLEL, *([] if environment.get("whole") else ["-m", "not any_torch"]))
 
 
 def tests_of(session, name, python, requirements, optional=False):

@@ -9,6 +9,8 @@ import sys
 import pytest
 from support.processes import PACKAGE, run_python
 
+pytestmark = pytest.mark.any_torch
+
 # From the ground up; a folder stands for all that lies in it, and "." for the package's own __init__. A module
 # imports from its own entry and from the rows above it, never from below.
 LAYERS = [

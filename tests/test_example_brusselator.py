@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support.processes import run_python
 
+pytestmark = pytest.mark.any_torch
+
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "brusselator.py"
 NO_SCIPY = "import sys; sys.modules['scipy'] = None; sys.path.insert(0, {folder!r}); import brusselator\n"
 

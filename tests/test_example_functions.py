@@ -16,7 +16,7 @@ from support.tolerances import assert_close
 import torch_func_compat as tfc
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning"), pytest.mark.any_torch]
 
 
 def _load(name):

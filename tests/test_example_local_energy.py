@@ -11,6 +11,8 @@ import pytest
 import torch
 from support.processes import run_python
 
+pytestmark = pytest.mark.any_torch
+
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "local_energy.py"
 
 

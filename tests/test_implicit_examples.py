@@ -10,6 +10,8 @@ from support.processes import run_python
 
 import torch_func_compat as tfc
 
+pytestmark = pytest.mark.any_torch
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ["charges", "implicit_euler", "ridge"]
 

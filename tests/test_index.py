@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from support import index
 
+pytestmark = pytest.mark.any_torch
+
 if not (index.ROOT / "src").is_dir():
     pytest.skip("the sources are not here", allow_module_level=True)
 

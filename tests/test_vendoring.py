@@ -7,6 +7,8 @@ import shutil
 import pytest
 from support.processes import PACKAGE, run_python
 
+pytestmark = pytest.mark.any_torch
+
 SCRIPT = """
 import sys, warnings
 import torch
