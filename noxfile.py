@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import functools
 import os
+import random as chance
+import runpy
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,6 +30,7 @@ ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 MATRIX = nox.project.load_toml("matrix.toml")
 ENVIRONMENTS = {row["name"]: row for row in MATRIX["environments"]}
+PYTHONS = {row["name"]: row for row in MATRIX["pythons"]}
 DOWNSTREAM = {row["name"]: (ENVIRONMENTS[row["environment"]], row) for row in MATRIX["downstream"]}
 OLDEST, *_, NEWEST = ENVIRONMENTS.values()
 
@@ -69,15 +73,15 @@ def requirements(environment, *groups):
     return [*pins, *environment.get("extra", []), *nox.project.dependency_groups(PYPROJECT, *groups)]
 
 
-def install(session, *requirements):
+def install(session, *requirements, **options):
     """Install, and try again after a while: gigabytes are downloaded, longer than uv's own patience at times."""
     for pause in (15, 60):
         try:
-            return session.install(*requirements)
+            return session.install(*requirements, **options)
         except nox.command.CommandFailed:
             session.warn(f"the installation failed; again in {pause} s")
             time.sleep(pause)
-    session.install(*requirements)
+    session.install(*requirements, **options)
 
 
 def install_project(session, *requirements):
@@ -106,7 +110,10 @@ PARALLEL = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
 @disposable
 def lint(session):
     """Formatting and style of everything, types of the library against the newest torch."""
-    install(session, *requirements(NEWEST, "lint"), "packaging", "numpy")
+    # mypy reads torch and never runs it: the wheel for macOS has no CUDA, and a fraction of the size of the others.
+    torch = ["--no-deps", "--python-platform", "aarch64-apple-darwin", f"torch=={NEWEST['torch']}"]
+    install(session, *torch, env={"MACOSX_DEPLOYMENT_TARGET": "14.0"})
+    install(session, *nox.project.dependency_groups(PYPROJECT, "lint"), "packaging", "numpy")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy", "--strict", "src")
@@ -126,7 +133,68 @@ def types(session):
 def tests(session, environment):
     """The tests in one environment of the table; arguments after -- go to pytest."""
     install_project(session, *requirements(environment, "test"))
-    run_pytest(session, *PARALLEL)
+    run_pytest(session, *PARALLEL, *([] if environment.get("whole") else ["-m", "not any_torch"]))
+
+
+def tests_of(session, name, python, requirements, optional=False):
+    """Make an environment of that Python and run the tests in it.
+
+    The session is skipped where there is no such Python and, if `optional`, no wheel for it.
+    """
+    folder = Path(session.create_tmp(), name).resolve()
+    bin = folder / ("Scripts" if os.name == "nt" else "bin")
+    missing = refused("uv", "venv", "--quiet", "--clear", "--python", python, str(folder))
+    if missing:
+        session.skip(f"there is no CPython {python}: {missing}")
+    install = ["uv", "pip", "install", "--python", str(folder)]
+    missing = optional and refused(*install, "--dry-run", *requirements)
+    if missing:
+        session.skip(f"CPython {python} cannot have {requirements[0]}: {missing}")
+    try:
+        # Not editable: what is tested is the wheel.
+        session.run(*install, "--reinstall-package", "torch-func-compat", ".", *requirements, external=True)
+        session.run(str(bin / "python"), "-VV", external=True)
+        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        session.run(str(bin / "python"), "-m", "pytest", *PARALLEL, *session.posargs, env=env, external=True)
+    finally:
+        if asked("PRUNE"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def refused(*command):
+    """What a command said, in one line, if it failed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return " ".join(done.stderr.split()) if done.returncode else ""
+
+
+@nox.session(venv_backend="none", tags=["all"])
+@nox.parametrize("row", [nox.param(row, id=name) for name, row in PYTHONS.items() if "torch" in row])
+def pythons(session, row):
+    """The tests with the newest torch on a Python that many machines lack: skipped there, with the reason."""
+    environment = {**NEWEST, "torch": row["torch"]}
+    tests_of(session, row["name"], row["python"], requirements(environment, "test"), optional=True)
+
+
+@nox.session(venv_backend="none")
+def random(session):
+    """The tests with torch, Python and numpy drawn among those that go together; -- --seed N draws them again."""
+    seed = chance.SystemRandom().randrange(10**6)
+    if session.posargs[:1] == ["--seed"]:
+        seed = int(session.posargs[1])
+        del session.posargs[:2]
+    draw = chance.Random(seed)
+    row = draw.choice([row for row in PYTHONS.values() if "minors" in row])
+    first, last = (version(minor) for minor in row["minors"])
+    environment = draw.choice([e for e in ENVIRONMENTS.values() if first <= version(e["torch"])[:2] <= last])
+    capped = environment.get("numpy") == "<2"
+    numpy = draw.choice([minor for minor in row["numpy"] if not capped or version(minor)[0] < 2])
+    drawn = {**environment, "numpy": f"=={numpy}.*"}
+    session.log(f"seed {seed}: torch {environment['torch']}, CPython {row['python']}, numpy {numpy}")
+    tests_of(session, f"random-{seed}", row["python"], requirements(drawn, "test"))
+
+
+def version(text):
+    return tuple(map(int, text.split(".")))
 
 
 @nox.session
@@ -149,16 +217,43 @@ def tests_cuda(session, environment):
 )
 @disposable
 def downstream(session, environment, row):
-    """Real packages plain and with the library in torch.func's place; -- --own-tests DIR runs a checkout's own."""
-    install_project(session, *requirements(environment, "test"), *row["needs"])
+    """Real packages plain and with the library in torch.func's place; -- --own-tests DIR runs their own tests.
+
+    DIR is a checkout, or a folder with checkouts or unpacked sdists of several packages.
+    """
+    own = session.posargs[1] if session.posargs[:1] == ["--own-tests"] and len(session.posargs) > 1 else None
+    several = bool(own) and not any(Path(own, name).exists() for name in ("pyproject.toml", "setup.py", "setup.cfg"))
+    packages = [requirement.split("==")[0] for requirement in row["packages"]]
+    if several:
+        found = [package for package in packages if downstream_checkout(own, package)]
+        if not found:
+            session.skip(f"{own} has no checkout of {', '.join(packages)}")
+    needs = [*row["needs"], *(row.get("own-needs", []) if own else [])]
+    install_project(session, *requirements(environment, "test"), *needs)
     install(session, "--no-deps", *row["packages"])
-    compare = ["python", "tests/downstream/compare.py", "--swap", row["swap"]]
+    table = Path(session.cache_dir, "downstream.json").resolve()
+    if not DOWNSTREAM_RUN:
+        table.unlink(missing_ok=True)
+    DOWNSTREAM_RUN.append(row["name"])
+    compare = ["python", "tests/downstream/compare.py", "--swap", row["swap"], "--table", str(table)]
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if session.posargs:
+    if several:
+        selected = [f"--select={package}={arguments}" for package, arguments in row.get("own", {}).items()]
+        session.run(*compare, "--packages", ",".join(found), *selected, *session.posargs, env=env)
+    elif session.posargs:
         session.run(*compare, "--name", row["name"], *session.posargs, env=env)
-        return
-    for suite in row["suites"]:
-        session.run(*compare, "--name", suite, f"accept_{suite}.py", env=env)
+    else:
+        for suite in row["suites"]:
+            session.run(*compare, "--name", suite, f"accept_{suite}.py", env=env)
+
+
+DOWNSTREAM_RUN = []  # names of the rows in this call of nox, whose results are one table
+
+
+def downstream_checkout(folder, package):
+    """Where the sources of a package are, by the rule of tests/downstream/compare.py."""
+    namespace = runpy.run_path(str(ROOT / "tests" / "downstream" / "compare.py"))
+    return namespace["checkout"](folder, package)
 
 
 @nox.session
@@ -192,8 +287,11 @@ def nightly(session):
     # A bound that is itself a pre-release admits those of torch, and of no other package.
     install_project(session, "--index", index, "torch>=2.0.dev0", *test)
     check = (
-        "import torch; from packaging.version import Version; "
-        "assert Version(torch.__version__).is_devrelease, f'{torch.__version__} is no nightly'"
+        "import torch, torch_func_compat; from packaging.version import Version; "
+        "print('torch', torch.__version__, 'of commit', torch.version.git_version); "
+        "assert Version(torch.__version__).is_devrelease, f'{torch.__version__} is no nightly'; "
+        f"assert Version(torch.__version__) > Version('{NEWEST['torch']}'), 'older than the newest release'; "
+        "assert 'site-packages' in torch_func_compat.__file__, torch_func_compat.__file__"
     )
     session.run("python", "-c", check)
     run_pytest(session, *PARALLEL)

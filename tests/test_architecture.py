@@ -7,7 +7,9 @@ import shutil
 import sys
 
 import pytest
-from processes import PACKAGE, run_python
+from support.processes import PACKAGE, run_python
+
+pytestmark = pytest.mark.any_torch
 
 # From the ground up; a folder stands for all that lies in it, and "." for the package's own __init__. A module
 # imports from its own entry and from the rows above it, never from below.
@@ -24,7 +26,7 @@ LAYERS = [
     ("_fields",),
     ("autograd",),
     (".",),
-    ("tad_mctc", "distributed", "sparse", "operators", "implicit", "_selfcheck"),
+    ("tad_mctc", "distributed", "sparse", "operators", "implicit", "testing", "_selfcheck"),
     ("__main__",),
 ]
 TORCH_FUNC = {"_torch.facts", "_backends.torch_func", "_functions.forward_by_transpose"}

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 import torch
-from processes import run_python
-from tolerances import assert_close
+from support.processes import run_python
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import facts

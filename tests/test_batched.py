@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from processes import run_python
+from support.processes import run_python
 from torch._vmap_internals import _vmap as legacy_vmap
 
 import torch_func_compat as tfc

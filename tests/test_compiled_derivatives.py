@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from compiling import compiled
-from tolerances import assert_close
+from support.compiling import compiled
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import facts
 
 if hasattr(torch, "compile"):
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
     from torch.utils._python_dispatch import TorchDispatchMode
 else:
     TorchDispatchMode = object
@@ -134,6 +132,10 @@ def test_samples_share_the_unit_vectors_of_their_rows():
 
 @traced
 def test_so_they_do_compiled():
+    # here, since each worker of pytest would spend six seconds on it at collection
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
     nodes = []
 
     def counting(graph, inputs):

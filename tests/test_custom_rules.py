@@ -6,10 +6,10 @@ import functools
 
 import pytest
 import torch
-from compiling import compiled
-from function_transforms import TRANSFORMS, Case, U, X
-from functions import Kind
-from tolerances import assert_close
+from support.compiling import compiled
+from support.function_transforms import TRANSFORMS, Case, U, X
+from support.functions import Kind
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 

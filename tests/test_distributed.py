@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_cases import CASES, elementwise, energy, raises, same, trees
-from processes import run_python
-from tolerances import assert_close
+from support.distributed_cases import CASES, elementwise, energy, raises, same, trees
+from support.processes import run_python
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import distributed
 from torch_func_compat._arguments.partition import bounds
 from torch_func_compat.distributed import _collectives
 
-SCRIPT = Path(__file__).resolve().parent / "distributed_cases.py"
+SCRIPT = Path(__file__).resolve().parent / "support" / "distributed_cases.py"
 SIZES = (2, 4)
 X = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64)
 
@@ -28,7 +28,9 @@ needs_distributed = pytest.mark.skipif(not dist.is_available(), reason="this bui
 def reports(tmp_path_factory):
     """What came of each case, by size of the group and rank."""
     folder = tmp_path_factory.mktemp("distributed")
-    process = run_python(str(SCRIPT), str(folder), ",".join(map(str, SIZES)), OMP_NUM_THREADS="1")
+    process = run_python(
+        str(SCRIPT), str(folder), ",".join(map(str, SIZES)), path=[SCRIPT.parents[1]], OMP_NUM_THREADS="1"
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     places = [(size, rank) for size in SIZES for rank in range(size)]
     return {place: json.loads((folder / "report{}.{}.json".format(*place)).read_text()) for place in places}

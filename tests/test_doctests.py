@@ -73,6 +73,7 @@ def test_every_public_function_has_an_example():
 
 @pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
 @pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if blocks])
+@pytest.mark.any_torch
 def test_python_in_markdown(name, backend):
     """The blocks of a file one after the other, as somebody who reads it would run them."""
     namespace = {"__name__": "__main__"}

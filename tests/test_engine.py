@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.utils._pytree
 import torch.utils.checkpoint
-from processes import run_python
-from tolerances import assert_close
+from support.processes import run_python
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import engine, facts

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from processes import run_python
+from support.processes import run_python
+
+pytestmark = pytest.mark.any_torch
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "brusselator.py"
 NO_SCIPY = "import sys; sys.modules['scipy'] = None; sys.path.insert(0, {folder!r}); import brusselator\n"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from processes import run_python
+import pytest
+from support.processes import run_python
+
+pytestmark = pytest.mark.any_torch
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "dispersion.py"
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from function_transforms import TRANSFORMS, Case
-from functions import Kind
-from processes import run_python
-from tolerances import assert_close
+from support.function_transforms import TRANSFORMS, Case
+from support.functions import Kind
+from support.processes import run_python
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning"), pytest.mark.any_torch]
 
 
 def _load(name):

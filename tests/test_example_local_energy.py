@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_python
+from support.processes import run_python
+
+pytestmark = pytest.mark.any_torch
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "local_energy.py"
 

@@ -22,6 +22,8 @@ import torch
 
 import torch_func_compat
 
+pytestmark = pytest.mark.any_torch
+
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "vibrations.py"
 
 # cm^-1, made by this script on torch 2.13.0 (CPU, float64).

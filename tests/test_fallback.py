@@ -9,9 +9,9 @@ import threading
 import warnings
 
 import pytest
-import refused
 import torch
-from tolerances import assert_close
+from support import refused
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 from torch.nn import functional as F
 
 import torch_func_compat as tfc
@@ -602,7 +602,7 @@ def test_errors(backend, make, message):
 
 @pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 def test_compiled():
-    from compiling import compiled
+    from support.compiling import compiled
 
     field = network().requires_grad_(False)
     at = partials(field, ("", "t", "xx", "xy"), coordinates="txy")
@@ -612,7 +612,7 @@ def test_compiled():
 @pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 def test_compiled_training():
     """The recipe of the documentation."""
-    from compiling import compiled
+    from support.compiling import compiled
 
     field = network()
     derivatives = partials(field, ("", "t", "x", "xxx"), coordinates="txy")

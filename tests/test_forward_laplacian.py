@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laplacian_programs import DTYPE, PROGRAMS, REFERENCES, W, X
-from tolerances import assert_close
+from support.laplacian_programs import DTYPE, PROGRAMS, REFERENCES, W, X
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import _forward_laplacian as forward

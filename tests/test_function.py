@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from function_transforms import TRANSFORMS, Case, X
-from functions import FIRST, KINDS, Kind
-from tolerances import assert_close
-from xfails import TORCH
+from support.function_transforms import TRANSFORMS, Case, X
+from support.functions import FIRST, KINDS, Kind
+from support.tolerances import assert_close
+from support.xfails import TORCH
 
 import torch_func_compat as tfc
 

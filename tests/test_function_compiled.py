@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiling import compiled
-from function_transforms import X
-from functions import KINDS, Exponential, Sine
-from tolerances import assert_close
+from support.compiling import compiled
+from support.function_transforms import X
+from support.functions import KINDS, Exponential, Sine
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from function_transforms import TRANSFORMS, Case, X
-from functions import Kind
-from tolerances import assert_close
+from support.function_transforms import TRANSFORMS, Case, X
+from support.functions import Kind
+from support.tolerances import assert_close
 from torch.autograd.function import once_differentiable
 
 import torch_func_compat as tfc

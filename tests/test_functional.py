@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 import torch.autograd.functional as upstream
-from tolerances import assert_close
+from support.tolerances import assert_close
 from torch import Tensor
 
 import torch_func_compat as tfc

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden.cases import CASES, flatten
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat
 

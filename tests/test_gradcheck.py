@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import facts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from function_transforms import BATCH, TRANSFORMS, Case, U, X
-from functions import Kind
-from tolerances import assert_close
+from support.function_transforms import BATCH, TRANSFORMS, Case, U, X
+from support.functions import Kind
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import implicit

@@ -6,9 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from processes import run_python
+from support.processes import run_python
 
 import torch_func_compat as tfc
+
+pytestmark = pytest.mark.any_torch
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ["charges", "implicit_euler", "ridge"]

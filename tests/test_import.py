@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from processes import run_python
+from support.processes import run_python
 
 from torch_func_compat._torch import facts
 

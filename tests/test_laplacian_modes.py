@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import facts
@@ -199,7 +199,7 @@ def test_in_inference_mode(backend):
 @pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 @pytest.mark.parametrize("weight", ("none", "matrix", "each"))
 def test_compiled(weight):
-    from compiling import compiled
+    from support.compiling import compiled
 
     weight = WEIGHTS[weight]
     found = compiled(lambda x: tfc.batch_laplacian(network, weight=weight)(x), fullgraph=True)(X)
@@ -210,7 +210,7 @@ def test_compiled(weight):
 
 @pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 def test_compiled_training():
-    from compiling import compiled
+    from support.compiling import compiled
 
     w = W.clone().requires_grad_()
     laplacian = tfc.batch_laplacian(lambda x: torch.tanh(x @ w.t()).sum(1))

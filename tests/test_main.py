@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from processes import run_python
+from support.processes import run_python
 
 import torch_func_compat as tfc
 from torch_func_compat import __main__, _selfcheck, _transforms

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.any_torch
+
 if sys.version_info < (3, 9):
     pytest.skip("ast.unparse is of Python 3.9", allow_module_level=True)
 

@@ -8,7 +8,7 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat.operators import ggn_operator, hessian_operator, jacobian_operator

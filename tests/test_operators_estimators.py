@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 from torch_func_compat.autograd import estimators
 

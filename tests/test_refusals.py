@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import refused
 import torch
-from functions import NumpyBackward
-from tolerances import assert_close
+from support import refused
+from support.functions import NumpyBackward
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._guards.recognition import refusal

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rows import by_rows
-from tolerances import assert_close
+from support.rows import by_rows
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._backends.autograd import batched_vjp as _rows

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat.sparse import (

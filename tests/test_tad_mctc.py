@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import tad_mctc
@@ -51,7 +51,11 @@ SUBMODULES = {
     "compat": ["jacrev_compat", "vmap_compat"],
     "checks": ["is_gradtracking", "is_batched", "is_vmapped", "is_functorch_tensor", "is_compiling"],
     "batched": ["bjacrev"],
-    "gradcheck": ["dgradcheck", "dgradgradcheck", "dgradgradgradcheck", "no_vmap_fallback", "numgrad"],
+    # all that the gradcheck of 0.11 exports
+    "gradcheck": [
+        *("dgradcheck", "dgradgradcheck", "dgradgradgradcheck", "jacfwd_matches_jacrev", "jacrev_matches_finite_diff"),
+        *("no_vmap_fallback", "numgrad", "positions_gradchecker", "vmap_matches_loop"),
+    ],
     "hessian": ["hessian", "hess_fn_rev"],
     "nonfunctorch": ["jac"],
     "unwrap": ["unwrap_gradtracking", "is_compiling"],

@@ -8,7 +8,7 @@ from collections import OrderedDict, defaultdict, deque, namedtuple
 import pytest
 import torch
 import torch.utils._pytree as torch_pytree
-from xfails import TORCH
+from support.xfails import TORCH
 
 from torch_func_compat import grad, vmap
 from torch_func_compat._torch import pytree

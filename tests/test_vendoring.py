@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from processes import PACKAGE, run_python
+from support.processes import PACKAGE, run_python
+
+pytestmark = pytest.mark.any_torch
 
 SCRIPT = """
 import sys, warnings

@@ -7,9 +7,9 @@ import math
 import sys
 
 import pytest
-import refused
 import torch
-from tolerances import assert_close
+from support import refused
+from support.tolerances import assert_close
 from torch.autograd.function import once_differentiable
 
 import torch_func_compat as tfc

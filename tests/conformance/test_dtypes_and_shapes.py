@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operators import OPERATORS, cube, every, of_cube
-from tolerances import assert_close
+from support.operators import OPERATORS, cube, every, of_cube
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operators import DIFFERENTIAL, cube, every, of_cube
-from tolerances import assert_close
+from support.operators import DIFFERENTIAL, cube, every, of_cube
+from support.tolerances import assert_close
 
 from torch_func_compat import grad, jacfwd, jacrev, use_fallback, vjp, vmap
 

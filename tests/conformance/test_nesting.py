@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import differences, ramp, spread
-from tolerances import assert_close
+from support.cases import differences, ramp, spread
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap

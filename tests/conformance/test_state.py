@@ -6,8 +6,8 @@ import threading
 
 import pytest
 import torch
-from cases import ramp, spread
-from tolerances import assert_close
+from support.cases import ramp, spread
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 import torch
-from operators import cube, every, of_cube
-from tolerances import assert_close
+from support.operators import cube, every, of_cube
+from support.tolerances import assert_close
 
 
 @contextlib.contextmanager

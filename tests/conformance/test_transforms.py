@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, TREES, Pair, differences, ids, named, ramp, spread
-from tolerances import assert_close
+from support.cases import CASES, TREES, Pair, differences, ids, named, ramp, spread
+from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import pytree
+from torch_func_compat.testing import check
 
 JACOBIANS = {"jacrev": tfc.jacrev, "jacfwd": tfc.jacfwd}
 TRANSFORMS = {**JACOBIANS, "hessian": tfc.hessian}
@@ -36,48 +37,32 @@ def test_the_oracles_agree(case, device):
 
 
 @every_case
-@every_jacobian
-def test_jacobians_equal_the_closed_form(case, jacobian, backend, device):
+def test_operators_equal_the_closed_form(case, backend, device):
     x = case.at(device)
-    assert_close(jacobian(case.func)(x), case.jacobian(x))
+    output = case.func(x)
+    tangent, cotangent = ramp(x, *x.shape), ramp(x, *output.shape)
 
+    def pushed(x):
+        return case.func(x), (matrix(case, x) @ tangent.reshape(-1)).reshape(output.shape)
 
-@every_case
-def test_hessian_equals_the_closed_form(case, backend, device):
-    x = case.at(device)
-    assert_close(tfc.hessian(case.func)(x), case.hessian(x))
-
-
-@every_case
-def test_grad_and_value_equal_the_closed_form(case, backend, device):
-    x = case.at(device)
-    weights = ramp(x, *case.func(x).shape)
-    expected = (weights.reshape(-1) @ matrix(case, x)).reshape(x.shape)
+    def pulled(x):
+        return (cotangent.reshape(-1) @ matrix(case, x)).reshape(x.shape)
 
     def scalar(x):
-        return (weights * case.func(x)).sum()
+        return (cotangent * case.func(x)).sum()
 
-    assert_close(tfc.grad(scalar)(x), expected)
-    assert_close(tfc.grad_and_value(scalar)(x), (expected, scalar(x)))
-
-
-@every_case
-def test_vjp_equals_the_closed_form(case, backend, device):
-    x = case.at(device)
-    output, pullback = tfc.vjp(case.func, x)
-    cotangent = ramp(x, *output.shape)
-    assert_close(output, case.func(x))
-    assert_close(pullback(cotangent), ((cotangent.reshape(-1) @ matrix(case, x)).reshape(x.shape),))
-
-
-@every_case
-def test_jvp_equals_the_closed_form(case, backend, device):
-    x = case.at(device)
-    tangent = ramp(x, *x.shape)
-    expected = case.func(x)
-    output, output_tangent = tfc.jvp(case.func, (x,), (tangent,))
-    assert_close(output, expected)
-    assert_close(output_tangent, (matrix(case, x) @ tangent.reshape(-1)).reshape(expected.shape))
+    forms = {
+        **dict.fromkeys(("jacrev", "jacfwd", "jacobian"), case.jacobian),
+        **dict.fromkeys(("jvp", "linearize"), pushed),
+        "hessian": case.hessian,
+        "vjp": lambda x: (case.func(x), (pulled(x),)),
+    }
+    of_scalar = {"grad": pulled, "grad_and_value": lambda x: (pulled(x), scalar(x))}
+    options = dict(tolerance=1e-9, differentiate=False, batch=0, name=case.name)
+    for operator, form in forms.items():
+        vector = {"jvp": (tangent,), "linearize": (tangent,), "vjp": cotangent}.get(operator)
+        check(case.func, (x,), operator, backend, form, vector=vector, **options)
+    check(scalar, (x,), list(of_scalar), backend, of_scalar, **options)
 
 
 # --- structures ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
-from tolerances import assert_close
+from support.tolerances import assert_close
 
 from torch_func_compat import grad, vmap
 

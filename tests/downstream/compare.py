@@ -2,6 +2,9 @@
 
     python compare.py --swap tad_mctc.autograd,torch.func accept_dftd3.py ...
     python compare.py --swap torch.func --own-tests CHECKOUT -- -k hessian
+    python compare.py --swap torch.func --own-tests FOLDER --packages gpytorch,linear-operator
+
+With `--packages`, the folder holds checkouts or unpacked sdists, and each package that is found there is run.
 
 What passes plain must pass swapped; acceptance tests must all pass swapped, and what they record must be the same to
 1e-10. The exit status is 0 only then.
@@ -13,6 +16,8 @@ import argparse
 import glob
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -67,41 +72,96 @@ def failed(found):
     return {name for name, outcome in found["outcomes"].items() if outcome == "failed"}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--name", default="suite", help="what to call it in the report")
-    parser.add_argument("--swap", required=True, help="modules that this library takes the place of")
-    parser.add_argument("--own-tests", metavar="DIR", help="a checkout whose own tests are run")
-    parser.add_argument("arguments", nargs="*", help="files and options for pytest")
-    options = parser.parse_args()
+def checkout(folder, package):
+    """The subfolder with a package's sources: named as the package or the start of that, perhaps with a version."""
+    wanted = normalized(package)
+    for path in sorted(Path(folder).iterdir()):
+        name = normalized(re.sub(r"-\d[\w.]*$", "", path.name))
+        if path.is_dir() and (name == wanted or wanted.startswith(name + "-")):
+            return path
+    return None
 
-    own = options.own_tests
+
+def normalized(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def compared(title, swap, arguments, own):
+    """Run both, print what differs, and return a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         if own:
-            cwd, arguments = Path(own).resolve(), options.arguments
+            cwd = Path(own).resolve()
         else:
-            cwd, arguments = HERE, ["-c", str(HERE / "pytest.ini"), *options.arguments]
-        plain, swapped = (run(arguments, cwd, swap, folder) for swap in ("", options.swap))
-
+            cwd, arguments = HERE, ["-c", str(HERE / "pytest.ini"), *arguments]
+        plain, swapped = (run(arguments, cwd, names, folder) for names in ("", swap))
     count = sum(swapped["calls"].values())
     worst = difference(plain["values"], swapped["values"])
     lost = sorted(failed(swapped) - failed(plain))
     won = sorted(failed(plain) & passed(swapped))
-    print(f"\n{options.name}, torch {swapped['torch']}, in place of {options.swap}")
-    for title, found in (("plain", plain), ("swapped", swapped)):
-        print(f"  {title:8}", ", ".join(f"{n} {outcome}" for outcome, n in Counter(found["outcomes"].values()).items()))
+    print(f"\n{title}, torch {swapped['torch']}, in place of {swap}")
+    for run_title, found in (("plain", plain), ("swapped", swapped)):
+        outcomes = Counter(found["outcomes"].values())
+        print(f"  {run_title:8}", ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items()))
     print(f"  {count} calls through this library:", dict(sorted(swapped["calls"].items())))
     print(f"  largest difference of {len(set(plain['values']) & set(swapped['values']))} values: {worst:.1e}")
-    for title, names in (("only swapped fails", lost), ("only plain fails", won)):
+    for what, names in (("only swapped fails", lost), ("only plain fails", won)):
         for name in names:
             reason = (swapped if names is lost else plain)["reasons"].get(name, "").strip().splitlines()
-            print(f"  {title}: {name}: {reason[-1][:150] if reason else ''}")
+            print(f"  {what}: {name}: {reason[-1][:150] if reason else ''}")
     wrong = bool(lost) or worst > LIMIT or not passed(swapped)
     if not own:
         wrong = wrong or count == 0 or bool(failed(swapped))
-    row = f"{options.name} | {swapped['torch']} | {len(passed(plain))} | {len(passed(swapped))} | {count} | {worst:.0e}"
-    print("|", row, "|" if not wrong else "| WRONG")
-    return int(wrong)
+    return {
+        "suite": title,
+        "torch": swapped["torch"].partition("+")[0],
+        "passed plain": len(passed(plain)),
+        "passed swapped": len(passed(swapped)),
+        "failed plain, swapped": f"{len(failed(plain))}, {len(failed(swapped))}",
+        "calls": count,
+        "difference": f"{worst:.0e}",
+        "verdict": "WRONG" if wrong else "ok" if count else "never called",
+    }
+
+
+def tabulated(rows, file):
+    """Print the rows as a table, behind those that earlier runs left in the file."""
+    if file:
+        known = json.loads(Path(file).read_text(encoding="utf-8")) if os.path.exists(file) else []
+        new = {(row["suite"], row["torch"]) for row in rows}
+        rows = [row for row in known if (row["suite"], row["torch"]) not in new] + rows
+        Path(file).write_text(json.dumps(rows), encoding="utf-8")
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(map(str, row.values())) for row in rows)]
+    print()
+    for line in lines:
+        print("|", " | ".join(line), "|")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--name", default="suite", help="what to call it in the report")
+    parser.add_argument("--swap", required=True, help="modules that this library takes the place of")
+    parser.add_argument("--own-tests", metavar="DIR", help="a checkout whose own tests are run, or a folder of them")
+    parser.add_argument("--packages", default="", help="packages whose checkouts to look for in DIR")
+    parser.add_argument("--select", action="append", default=[], metavar="PACKAGE=ARGUMENTS", help="for its pytest")
+    parser.add_argument("--table", metavar="FILE", help="where rows of several runs are kept")
+    parser.add_argument("arguments", nargs="*", help="files and options for pytest")
+    options = parser.parse_args()
+
+    if options.packages:
+        selected = dict(pair.split("=", 1) for pair in options.select)
+        rows = []
+        for package in options.packages.split(","):
+            folder = checkout(options.own_tests, package)
+            if folder is None:
+                print(f"no checkout of {package} in {options.own_tests}")
+                continue
+            arguments = options.arguments or shlex.split(selected.get(package, ""))
+            rows.append(compared(f"{package}, its own tests", options.swap, arguments, folder))
+    else:
+        rows = [compared(options.name, options.swap, options.arguments, options.own_tests)]
+    if rows:
+        tabulated(rows, options.table)
+    return int(any(row["verdict"] == "WRONG" for row in rows))
 
 
 if __name__ == "__main__":

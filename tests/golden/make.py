@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.func
-from cases import CASES, flatten
+from support.cases import CASES, flatten
 
 VALUES = Path(__file__).with_name("values.json")
 

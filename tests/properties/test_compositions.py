@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tolerances import assert_close
+from support.tolerances import assert_close
 from torch import Tensor
 
 import torch_func_compat as tfc

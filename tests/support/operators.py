@@ -10,10 +10,10 @@ from typing import Any, Callable, NamedTuple
 
 import pytest
 import torch
-from cases import spread
 from torch import Tensor
 
 import torch_func_compat as tfc
+from support.cases import spread
 
 
 class Operator(NamedTuple):

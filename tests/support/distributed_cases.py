@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tolerances import assert_close
 
 import torch_func_compat as tfc
+from support.tolerances import assert_close
 from torch_func_compat import distributed
 from torch_func_compat._arguments.partition import bounds
 from torch_func_compat._torch import facts, pytree
@@ -355,7 +355,7 @@ def cpu_tensors_and_nccl(rank, size):
 
 @once
 def the_example(rank, size):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "examples"))
     import distributed_hessian
 
     assert distributed_hessian.main(["--atoms", "13", "--steps", "30"]) == 0
