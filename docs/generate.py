@@ -85,7 +85,7 @@ FILES: dict[str, Callable[[], str]] = {
     "messages.md": messages,
     "support.md": support_matrix.page,
     "falling-back.svg": cost_of_falling_back,
-    "house.svg": figures.house,
+    "rooms.svg": figures.rooms,
     "vibrations.svg": figures.spectrum,
     **{f"cookbook-{recipe}.svg": picture for recipe, picture in cookbook.PICTURES.items()},
 }

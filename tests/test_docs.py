@@ -140,15 +140,28 @@ def test_search_words_are_in_the_index(words, page):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="written for the Python that builds the documentation")
-def test_house_names_modules_that_exist(monkeypatch):
+def test_pictures_and_pages_name_files_that_exist(monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS))
     import figures
 
     package = Path(tfc.__file__).parent
-    for modules in figures.HOUSE.values():
-        for module in modules:
-            assert (package / module).exists(), module
-    assert figures.house().startswith("<svg")
+    for room, names in figures.ROOMS.items():
+        assert [name for name in names if not (package / room / name).exists()] == [], room
+    assert figures.rooms().startswith("<svg")
+    private = [folder.name for folder in package.iterdir() if folder.is_dir() and folder.name.startswith("_")]
+    apart = {"__pycache__", "_selfcheck", "_fields", "_forward_laplacian"}  # of one public function each
+    assert sorted(set(private) - apart) == sorted(room for room in figures.ROOMS if room)
+
+
+@pytest.mark.parametrize("page", [DOCS / "how-it-works.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_named_files_exist(page):
+    """Files in backquotes are those of the package, of the tests or of the repository."""
+    package = Path(tfc.__file__).parent
+    text = page.read_text(encoding="utf-8")
+    names = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|md))?|[a-z_]+\.py)`", text)
+    assert len(names) > 5
+    for name in names:
+        assert any((base / name).exists() for base in (package, ROOT)), name
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="written for the Python that builds the documentation")
