@@ -78,6 +78,16 @@ def is_gradtracking(x: Any) -> bool:
 def is_functorch_tensor(x: Any) -> bool:
     """Whether a transform that is running has wrapped this tensor: `is_batched` or `is_gradtracking`.
 
+    Parameters
+    ----------
+    x : Tensor
+        Anything else is never wrapped.
+
+    Returns
+    -------
+    bool
+        False while no transform runs.
+
     Examples
     --------
     >>> import torch
@@ -89,17 +99,18 @@ def is_functorch_tensor(x: Any) -> bool:
 
 
 def unwrap(x: Tensor) -> Tensor:
-    """The plain tensor beneath all layers.
+    """The plain tensor beneath all layers, to look at its values.
 
     Parameters
     ----------
     x : Tensor
+        Wrapped or not.
 
     Returns
     -------
     Tensor
-        `x` itself where it has no layers. It has the batch dimensions of the layers removed, wherever the
-        transforms keep them, and derivatives do not go through the unwrapping: for looking at values.
+        `x` itself where it has no layers. Else it has the batch dimensions of the removed layers as well, where the
+        transforms keep them. No derivative passes through the unwrapping.
 
     Examples
     --------

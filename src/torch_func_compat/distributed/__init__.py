@@ -53,6 +53,14 @@ class Shard(NamedTuple):
         gradient, for a Hessian); columns are the elements of all arguments.
     axis : {'rows', 'columns', 'samples'}
         What was shared.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import distributed
+    >>> shard = distributed.jacrev(torch.square, gather=False)(torch.tensor([1.0, 2.0]))
+    >>> shard.start, shard.stop, shard.total, shard.axis
+    (0, 2, 2, 'rows')
     """
 
     value: Any
@@ -423,7 +431,24 @@ def jacrev(
 ) -> Callable[..., Any]:
     """`jacobian` by reverse mode: the processes share the rows.
 
-    Parameters, results, errors and cost are those of `jacobian`.
+    Parameters
+    ----------
+    func, argnums, has_aux, chunk_size, memory, progress, group, dst, gather, check_inputs
+        See `jacobian`.
+
+    Returns
+    -------
+    callable
+        As that of `jacobian`.
+
+    Raises
+    ------
+    RemoteError, ValueError, RuntimeError
+        As for `jacobian`.
+
+    Notes
+    -----
+    Cost: each process evaluates `func` once and takes its share of the backward passes.
 
     Examples
     --------
@@ -454,8 +479,26 @@ def jacfwd(
 ) -> Callable[..., Any]:
     """`jacobian` by forward mode: the processes share the columns.
 
-    Parameters, results, errors and cost are those of `jacobian`; `randomness` is that of `torch_func_compat.jacfwd`,
-    and what is drawn, each process draws for itself.
+    Parameters
+    ----------
+    func, argnums, has_aux, chunk_size, memory, progress, group, dst, gather, check_inputs
+        See `jacobian`.
+    randomness : {'error', 'different', 'same'}
+        See `torch_func_compat.jacfwd`. Each process draws its own random numbers.
+
+    Returns
+    -------
+    callable
+        As that of `jacobian`.
+
+    Raises
+    ------
+    RemoteError, ValueError, RuntimeError
+        As for `jacobian`.
+
+    Notes
+    -----
+    Cost: each process takes its share of the forward-mode passes.
 
     Examples
     --------
@@ -554,8 +597,27 @@ def batch_hessian(
 ) -> Callable[..., Any]:
     """`torch_func_compat.batch_hessian`, whose samples the processes of a group share.
 
-    Parameters, results, errors and cost are those of `batch_jacobian`, of Hessians; for `mode`, see
-    `torch_func_compat.batch_hessian`.
+    Parameters
+    ----------
+    func, argnums, mode, has_aux, check, chunk_size, memory, progress
+        See `torch_func_compat.batch_hessian`.
+    in_dims, group, dst, gather, check_inputs
+        See `batch_jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns the result of `torch_func_compat.batch_hessian`; with `dst`, None in the other processes. With
+        ``gather=False``, a `Shard`.
+
+    Raises
+    ------
+    RemoteError, ValueError, RuntimeError
+        As for `batch_jacobian`.
+
+    Notes
+    -----
+    Cost: each process does for its share of the samples what one process would do for all.
 
     Examples
     --------

@@ -36,6 +36,14 @@ class LinearOperator:
     device : torch.device
     T : LinearOperator
         The transpose.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.operators import jacobian_operator
+    >>> operator = jacobian_operator(torch.sin, torch.zeros(2))
+    >>> operator.shape, operator.T @ torch.tensor([1.0, 2.0])
+    (torch.Size([2, 2]), tensor([1., 2.]))
     """
 
     def __init__(

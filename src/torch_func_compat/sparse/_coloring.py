@@ -32,6 +32,14 @@ class Coloring:
     lower_bound : int
         No coloring has fewer: the entries of the largest row (of the largest column, for rows). For a symmetric
         matrix, the entries of its lower half by its rows, of the densest part that greedy removal finds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.sparse import Pattern, coloring
+    >>> diagonal = Pattern(torch.arange(3), torch.arange(3), (3, 3))
+    >>> coloring(diagonal, "forward").count
+    1
     """
 
     def __init__(self, pattern: Pattern, mode: str, colors: Tensor, lower_bound: int) -> None:

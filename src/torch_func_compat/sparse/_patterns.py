@@ -193,6 +193,10 @@ def neighbor_pattern(i: Tensor, j: Tensor, atoms: int, *, block_size: int = 3) -
     TypeError, ValueError
         As for `Pattern`.
 
+    Notes
+    -----
+    Cost: a sort of the pairs.
+
     Examples
     --------
     >>> import torch

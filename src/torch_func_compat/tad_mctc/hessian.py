@@ -16,7 +16,38 @@ __all__ = ["hess_fn_rev", "hessian"]
 
 
 def hess_fn_rev(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    """A function that returns the Hessian of `f`: ``jacrev(jacrev(f))``."""
+    """Hessian of `f` as ``jacrev(jacrev(f))``.
+
+    Parameters
+    ----------
+    f : callable
+        Returns a tensor.
+    argnums : int or tuple of int
+        Arguments to differentiate.
+
+    Returns
+    -------
+    callable
+        Returns tensors of shape ``output.shape + argument.shape + argument.shape``.
+
+    Raises
+    ------
+    RuntimeError
+        As for `torch_func_compat.jacrev`.
+
+    Notes
+    -----
+    Cost: one forward and one backward pass per element of the output, and as many passes through both as the arguments
+    have elements.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import hess_fn_rev
+    >>> hess_fn_rev(lambda x: x.pow(3).sum())(torch.tensor([1.0, 2.0]))
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    """
     return jacrev(jacrev(f, argnums), argnums)
 
 
@@ -32,7 +63,7 @@ def hessian(
     vectorize: bool = False,
     strategy: str = "reverse-mode",
 ) -> Any:
-    """Hessian of the sum of what `f` returns.
+    """Hessian of the sum of `f`'s output.
 
     Parameters
     ----------
@@ -66,6 +97,14 @@ def hessian(
     -----
     Cost: one gradient, and a backward pass through it per element of the inputs. A single Hessian is computed on
     plain tensors, by the autograd backend; batched ones by the backend of the moment.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import hessian
+    >>> hessian(lambda x, power: x.pow(power).sum(), (torch.tensor([1.0, 2.0]), 3), argnums=0)
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
     """
     chosen = positions(argnums, len(inputs))
     for i in chosen:
