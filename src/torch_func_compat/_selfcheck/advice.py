@@ -75,7 +75,7 @@ LIMITS = {
     "autograd.Function twice": Limit(
         lambda backends: facts.has("saved_intermediates_are_constant"),
         "PyTorch treats as constant what the forward of a torch.autograd.Function stores on ctx beside its inputs and "
-        "outputs, so second derivatives lack a term",
+        "outputs: second derivatives raise, or are zero where the whole gradient consists of it",
         "Derive from this package's Function, or return the intermediate as an output",
     ),
 }
