@@ -1,4 +1,4 @@
-"""Jacobians, Hessians and their like of functions that take a whole batch: (B, M, N), never (B, M, B, N)."""
+"""Jacobians and Hessians of functions that take a whole batch: of shape (B, M, N), never (B, M, B, N)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces and diagonals of matrices that are known by their products with vectors, by random vectors.
+"""Estimate traces and diagonals of matrices from products with random vectors.
 
 Each function takes the products of all vectors at once: ``multiply(vectors)`` gets ``(samples, n)`` and returns the
 matrix times each of them, ``(samples, n)``.
@@ -67,7 +67,7 @@ def mean_and_error(values: Tensor) -> Estimate:
     """
     samples = values.shape[0]
     mean = values.sum(0) / samples
-    # not std(): its derivative where all samples are the same is NaN
+    # not std(), whose derivative is NaN if all samples are equal
     variance = (values.detach() - mean.detach()).pow(2).sum(0) / (samples - 1)
     return mean, (variance / samples).sqrt()
 
@@ -205,7 +205,7 @@ def hutch_plus_plus(
     check_samples("trace", samples, 6)
     third = samples // 3
     sketch = rademacher((min(third, size), size), like, generator)
-    # the subspace is only a choice: the estimate has the right mean for any, and its derivative, too
+    # any subspace gives the right mean of the estimate and of its derivative
     with torch.no_grad():
         basis, _ = torch.linalg.qr(multiply(sketch).detach().t())
     basis = basis.t()

@@ -1,4 +1,4 @@
-"""Functions without in-place operations."""
+"""The transform that removes in-place operations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checks of derivatives, for test suites: against finite differences, against a loop, one mode against the other.
 
-Checks of the order-by-order kind (`dgradcheck` and its like) raise torch's ``GradcheckError`` where a derivative is
-wrong; checks of whole Jacobians return whether they agree.
+Checks of one order of derivatives (`dgradcheck` and its like) raise torch's ``GradcheckError`` if a derivative is
+wrong. Checks of whole Jacobians return whether they agree.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _check(check: Callable[..., bool], func: Callable[..., Any], diffvars: Tenso
     raises = options.pop("raise_exception", True)
     try:
         return bool(check(func, diffvars, **options))
-    # torch 1.8 returns True for some wrong gradients where it shall not raise: so it always shall
+    # with raise_exception=False, torch 1.8 returns True for some wrong gradients, so it always raises here
     except _GradcheckError:
         if raises:
             raise
@@ -372,7 +372,7 @@ def no_vmap_fallback() -> Iterator[None]:
     tensor([[0., 0., 0.],
             [0., 0., 0.]])
     """
-    available_backends()  # functorch is there to be told
+    available_backends()  # imports functorch, if it is installed, whose switch is next
     library = checks.native()
     with use_fallback("error"):
         if library is None:
@@ -387,7 +387,7 @@ def no_vmap_fallback() -> Iterator[None]:
 
 
 def _all_close(actual: Any, expected: Any, atol: float, rtol: float) -> bool:
-    """torch.allclose over pytrees of one structure, as which nothing but agreement counts."""
+    """torch.allclose over pytrees; False if the structures or shapes differ."""
     flat, spec = pytree.flatten(actual)
     wanted, wanted_spec = pytree.flatten(expected)
     return spec == wanted_spec and all(

@@ -1,8 +1,8 @@
-"""The switchboard: every transform by its name, answered by the backend of the moment.
+"""The transforms of torch.func, each computed by the backend of the moment.
 
-Each public function documents itself and hands its name and options to ``_dispatch/transform.py``. When the result is
-called, ``_dispatch/choice.py`` chooses the backend, ``_transforms`` holds the derivation, and ``_dispatch/fallback.py``
-computes on the autograd backend what a library refuses.
+Each public function checks its options and passes them to ``_dispatch/transform.py``. When the result is called,
+``_dispatch/choice.py`` chooses the backend, ``_transforms`` has the derivation, and ``_dispatch/fallback.py`` computes
+refused functions on the autograd backend.
 """
 
 from __future__ import annotations
@@ -512,7 +512,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up when asked for, since finding them may import functorch.
+    # Looked up on access, since that may import functorch.
     if name == "fjacrev":
         return _policy.native_transform("jacrev")
     if name == "fvmap":

@@ -1,4 +1,4 @@
-"""Jacobians and maps that never wrap a tensor: by the autograd backend, whatever the others could do."""
+"""Jacobians and maps that never wrap a tensor: they always use the autograd backend."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _jacobian(
     strategy: str,
     options: dict[str, Any],
 ) -> Callable[..., Any]:
-    """By the backend of the moment."""
+    """The Jacobian by the backend of the moment."""
     modes: dict[str, Callable[..., Any]] = {"reverse-mode": jacrev, "forward-mode": jacfwd}
     if strategy not in modes:
         raise ValueError(f"unknown strategy {strategy!r}: expected one of {', '.join(map(repr, modes))}")
@@ -114,7 +114,7 @@ def _strictly(
     create_graph: bool,
     strategy: str,
 ) -> Any:
-    """By torch itself, which is strict about the graph that it sees."""
+    """The Jacobian by torch.autograd.functional, which has `strict`."""
     if strategy != "reverse-mode":
         raise RuntimeError("torch.autograd.functional.jacobian: `strict=True` and `strategy='forward-mode'` exclude")
 
