@@ -1,4 +1,4 @@
-"""The drawings of the documentation, as SVG, with the standard library and what they show."""
+"""The drawings of the documentation as SVG, made with the standard library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def text(
 
 
 def box(x: float, y: float, w: float, h: float, head: str, lines: Sequence[str], colour: str = BLUE) -> str:
-    """A room of the house: its name, and lines below."""
+    """A frame with a heading and lines below."""
     words = [text(x + w / 2, y + 22, head, 15, colour, font_weight="600")]
     words += [text(x + w / 2, y + 42 + 17 * i, line, 13, FAINT) for i, line in enumerate(lines)]
     frame = (
@@ -43,64 +43,58 @@ def box(x: float, y: float, w: float, h: float, head: str, lines: Sequence[str],
 
 
 def arrow(x: float, y: float, to: float) -> str:
-    """From a floor down to the next."""
+    """Downwards, from one box to the next."""
     return (
         f'<path d="M{x} {y}V{to - 6}" stroke="{FAINT}" stroke-width="1.5"/>'
         f'<path d="M{x - 4} {to - 8}L{x} {to - 1}L{x + 4} {to - 8}Z" fill="{FAINT}"/>'
     )
 
 
-# The modules that the picture names; a test looks for each.
-HOUSE = {
-    "names": ["autograd/internals.py", "autograd/derivatives.py"],
-    "function": ["autograd/function.py", "_functions"],
-    "policy": ["_dispatch"],
-    "tables": ["_torch/facts.py", "_guards"],
-    "operators": ["_transforms"],
-    "protocol": ["_arguments/protocol.py"],
-    "native": ["_backends/torch_func.py"],
-    "functorch": ["_backends/functorch.py"],
-    "autograd": ["_backends/autograd"],
-    "ground": ["_arguments", "_torch/pytree.py", "_torch/random_state.py"],
+# Room -> the files that the picture of the rooms names; a test looks for each.
+ROOMS = {
+    "": ["autograd", "tad_mctc", "distributed", "sparse", "operators", "implicit"],
+    "_dispatch": ["transform.py", "fallback.py", "choice.py", "refused.py"],
+    "_transforms": ["vmap.py", "products.py", "jacobian.py", "hessian.py", "diagonal.py", "basis.py"],
+    "_backends": ["combined.py", "autograd", "native.py", "torch_func.py", "functorch.py", "traced.py", "tried.py"],
+    "_functions": ["apply.py", "plain_autograd.py", "interpreters.py"],
+    "_arguments": ["call.py", "mapped.py", "batch.py", "chunks.py", "protocol.py"],
+    "_guards": ["refusals.py", "wrong_answers.py", "compositions.py", "trial.py"],
+    "_torch": ["facts.py", "pytree.py", "random_state.py", "compiling.py"],
 }
 
 
-def house() -> str:
-    """How the library is built, from the names at the top to torch at the bottom."""
+def rooms() -> str:
+    """The folders of the package in the order in which a call passes them."""
 
-    def files(room: str) -> str:
-        return "  ".join(HOUSE[room])
+    def lines(room: str, per_line: int) -> list[str]:
+        names = [name if name.endswith(".py") else f"{name}/" for name in ROOMS[room]]
+        return [" · ".join(names[k : k + per_line]) for k in range(0, len(names), per_line)]
+
+    def room(x: float, y: float, w: float, h: float, name: str, question: str, per_line: int, colour: str) -> str:
+        return box(x, y, w, h, f"{name or 'public'}: {question}", lines(name, per_line), colour)
 
     parts = [
-        f'<path d="M20 92L380 4L740 92Z" fill="{GREY}" stroke="{INK}" stroke-width="1.5"/>',
-        text(380, 64, "vmap  grad  vjp  jvp  jacrev  hessian  ...", 15, INK, font_weight="600"),
-        text(380, 82, "the public names", 13, FAINT),
-        box(20, 104, 460, 66, "Signatures and documentation", [files("names")]),
-        box(500, 104, 240, 66, "Function", [files("function")], GREEN),
-        arrow(250, 170, 190),
-        box(
-            20,
-            190,
-            460,
-            84,
-            "Policy: which backend answers",
-            [files("policy"), "outermost transform refused: all of it by autograd"],
-        ),
-        box(500, 190, 240, 84, "Two tables", [files("tables"), "versions; refusals"], ORANGE),
-        arrow(250, 274, 294),
-        box(20, 294, 720, 66, "Operators, derived once for all backends", [files("operators")]),
-        arrow(380, 360, 380),
-        box(20, 380, 720, 66, "Three primitives: vmap, vjp, jvp", [files("protocol")], INK),
-        arrow(135, 446, 466),
-        arrow(380, 446, 466),
-        arrow(625, 446, 466),
-        box(20, 466, 230, 84, "torch.func", [files("native"), "torch 2.0 and newer"]),
-        box(265, 466, 230, 84, "functorch", [files("functorch"), "torch 1.11 to 1.13"]),
-        box(510, 466, 230, 84, "autograd", [files("autograd"), "every torch"], GREEN),
-        f'<rect x="20" y="564" width="720" height="40" rx="6" fill="{INK}"/>',
-        text(380, 589, files("ground"), 13, PAPER),
+        room(20, 16, 720, 56, "", "what may I call?", 6, INK),
+        arrow(380, 72, 92),
+        room(20, 92, 720, 56, "_dispatch", "who answers?", 4, ORANGE),
+        arrow(180, 148, 172),
+        room(20, 172, 320, 92, "_transforms", "what is computed?", 3, BLUE),
+        room(420, 172, 320, 92, "_backends", "on what?", 3, GREEN),
+        f'<path d="M340 212H412" stroke="{FAINT}" stroke-width="1.5"/>',
+        f'<path d="M412 208L419 212L412 216Z" fill="{FAINT}"/>',
+        text(380, 204, "vmap vjp", 12, FAINT),
+        text(380, 230, "jvp", 12, FAINT),
+        arrow(580, 264, 286),
+        room(420, 286, 320, 56, "_functions", "a custom Function?", 3, GREEN),
+        arrow(180, 264, 364),
+        arrow(580, 342, 364),
+        room(20, 364, 350, 74, "_arguments", "what was I given?", 3, INK),
+        room(390, 364, 350, 74, "_guards", "what does torch get wrong?", 3, ORANGE),
+        arrow(195, 438, 460),
+        arrow(565, 438, 460),
+        room(20, 460, 720, 56, "_torch", "what can this torch do?", 4, INK),
     ]
-    return svg(760, 620, parts, "The house: public names, policy, operators, three primitives, three backends")
+    return svg(760, 532, parts, "The folders of the package, in the order in which a call passes them")
 
 
 def curve(

@@ -1,16 +1,18 @@
-"""What the documentation takes from the code: each function here writes one file of ``_generated/``.
+"""Tables and pictures that follow from the code: each function here makes one file of ``_generated/``.
 
-Sphinx runs this when a build starts, with the package importable and nothing else but the standard library. A
-page includes such a file, or shows it, where it wants to.
+Sphinx runs this when a build starts. It needs the package, torch and the standard library. Pages include the files.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Callable, Iterable
 
+import cookbook
 import figures
+import plots
 import support_matrix
 
 DOCS = Path(__file__).resolve().parent
@@ -24,7 +26,7 @@ def table(head: str, rows: Iterable[str]) -> str:
 
 
 def refusals() -> str:
-    """What torch refuses and the autograd backend computes, from the table that decides it."""
+    """The functions that torch refuses and the autograd backend computes, from the table that decides it."""
     from torch_func_compat._guards.refusals import CAPABILITIES
 
     rows = (f"{row.meaning} | {_words(row.pattern)} | {row.cost} | {row.advice}" for row in CAPABILITIES)
@@ -69,19 +71,29 @@ def code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
+def cost_of_falling_back() -> str:
+    """The headline figure, of what measure_falling_back.py measured."""
+    found = json.loads((DOCS / "benchmarks" / "falling-back.json").read_text(encoding="utf-8"))
+    milliseconds = {name: [1e3 * value for value in values] for name, values in found["seconds"].items()}
+    series = [plots.Series(name, found["sizes"], values) for name, values in milliseconds.items()]
+    title = f"Gradients of a network, torch {found['torch'].split('+')[0]}, one thread"
+    return plots.plot(title, "samples in the batch", "time in ms", series, logx=True, logy=True)
+
+
 FILES: dict[str, Callable[[], str]] = {
     "refusals.md": refusals,
     "messages.md": messages,
     "support.md": support_matrix.page,
-    "support.svg": lambda: support_matrix.picture(("torch.func", "functorch", "autograd")),
-    "support-autograd.svg": lambda: support_matrix.picture(("autograd",)),
-    "house.svg": figures.house,
+    "falling-back.svg": cost_of_falling_back,
+    "rooms.svg": figures.rooms,
     "vibrations.svg": figures.spectrum,
+    **{f"cookbook-{recipe}.svg": picture for recipe, picture in cookbook.PICTURES.items()},
 }
 
 
 def write_all() -> None:
     """Write every generated file."""
     GENERATED.mkdir(exist_ok=True)
-    for name, make in FILES.items():
-        (GENERATED / name).write_text(make(), encoding="utf-8")
+    made = {name: make() for name, make in FILES.items()}
+    for name, content in {**made, **support_matrix.pictures()}.items():
+        (GENERATED / name).write_text(content, encoding="utf-8")

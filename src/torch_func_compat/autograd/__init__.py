@@ -1,4 +1,4 @@
-"""The transforms and the switchboard behind them."""
+"""The public transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other tensors in the places of a module's own, for the time of a call, and one thread at a time."""
+"""Exchange the tensors of a module during a call, in one thread at a time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MISSING = object()
 
 @contextlib.contextmanager
 def exchanged(module: nn.Module, wanted: Tensors) -> Iterator[Places]:
-    """`wanted` in the places of the module's own tensors; gives the place of each: its module and its name there."""
+    """Put `wanted` in place of the module's own tensors; yields the place of each, its module and its name there."""
     places = {}
-    with contextlib.ExitStack() as stack:  # puts back in the reverse order, as places with two names need it
+    with contextlib.ExitStack() as stack:  # restored in reverse order, which places with two names need
         for path, tensor in wanted.items():
             places[path] = owner, name = _find(module, path)
             if not isinstance(tensor, Tensor) and tensor is not None:
@@ -47,7 +47,7 @@ def _find(module: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _exchange(module: nn.Module, name: str, tensor: Tensor) -> Callable[[], None]:
-    """Put `tensor` where the module finds the attribute `name`; the result puts back what was there."""
+    """Set the attribute `name` of a module; the result restores it."""
     for table in (module._parameters, module._buffers, module.__dict__):
         if name in table:
             _check_attribute(name, table[name])
@@ -80,7 +80,7 @@ def _in_table(module: nn.Module, table: Any, name: str, tensor: Tensor) -> Calla
 
 
 def _forget(module: nn.Module, name: str, keep: Any = None) -> None:
-    """Drop an attribute from wherever it is now; the module may have moved it."""
+    """Delete an attribute wherever it is now, since the module may have moved it."""
     tables: Sequence[Any] = (module._parameters, module._buffers, module.__dict__)
     for table in tables:
         if table is not keep:
@@ -95,7 +95,7 @@ def _is_parametrized(module: nn.Module, name: str) -> bool:
 def _unparametrized(module: nn.Module, name: str, tensor: Tensor) -> Callable[[], None]:
     """Hide a parametrization: assigning would write its inverse to the original, without a derivative."""
     cls: Any = type(module)
-    values = [tensor]  # what the module assigns to it meanwhile stays here
+    values = [tensor]  # a tensor that the module assigns meanwhile stays here
     attribute = property(lambda _: values[0], lambda _, value: values.__setitem__(0, value))
     module.__class__ = type(cls.__name__, (cls,), {name: attribute, "__module__": cls.__module__})
 
@@ -120,7 +120,7 @@ def _forget_cached_parametrizations() -> Callable[[], None]:
 
 
 def _refresh_flat_weights(module: nn.Module) -> Callable[[], None]:
-    """RNNs compute with a list of their weights; those of torch < 1.12 do not notice that the weights are others."""
+    """Refresh the list of weights that RNNs compute with; before torch 1.12 they do not notice an exchange."""
     names = ("_flat_weights", "_flat_weight_refs")
     state: Any = module.__dict__
     saved = {name: state[name] for name in names if name in state}
@@ -129,11 +129,11 @@ def _refresh_flat_weights(module: nn.Module) -> Callable[[], None]:
 
 
 class _Threads:
-    """Which modules the threads have exchanged the tensors of: a thread waits for those of another one."""
+    """Which thread has exchanged the tensors of which modules; other threads wait for it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._users: dict[int, list[int]] = {}  # module -> the thread that uses it, as often as it does
+        self._users: dict[int, list[int]] = {}  # module -> the thread that uses it, once for each use
 
     @contextlib.contextmanager
     def alone_with(self, modules: Any) -> Iterator[None]:
@@ -147,8 +147,8 @@ class _Threads:
         keys, me = {id(module) for module in modules}, threading.get_ident()
         with self._changed:
             while any(self._users.get(key, [me])[0] != me for key in keys):
-                # Who holds modules and waits for others, or works for a thread that waits for it (as autograd's
-                # threads do, which Python has not started), may be waited for by the one it waits for.
+                # A thread must not wait if another one may wait for it: if it holds modules itself, or if it works for
+                # a thread that waits for it, as autograd's threads do, which Python has not started.
                 foreign = isinstance(threading.current_thread(), threading._DummyThread)
                 if foreign or any(users[0] == me for users in self._users.values()):
                     raise RuntimeError(

@@ -1,4 +1,4 @@
-"""What the functions of `torch_func_compat.functional` are made of: a request, and what a backend differentiates.
+"""The parts of `torch_func_compat.functional`: a request, and the functions that a backend differentiates.
 
 Conditions, their order and the texts of errors are those of the newest torch.autograd.functional.
 """
@@ -23,7 +23,7 @@ from .._transforms.basis import map_basis
 from .._transforms.jacobian import jacobian_of_rows
 from .._transforms.options import Options
 
-# Looks at the outputs and the variables of a level that is running, and raises where something is wrong.
+# Takes the outputs and the variables of a running level, and raises if something is wrong.
 Check = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
 
 _OUTPUTS = "outputs of the user-provided function"
@@ -31,7 +31,7 @@ _STRICT = "This is not allowed in strict mode"
 
 
 class Request:
-    """What a function of this module was asked for, and who computes it."""
+    """The options of one call, and the backend that computes it."""
 
     def __init__(self, name: str, inputs: Any, create_graph: bool, strict: bool) -> None:
         self.name = name
@@ -40,8 +40,8 @@ class Request:
         self.is_tuple, given = _as_tuple(inputs, "inputs", name)
         self.inputs = self._attached(given)
         self.level = Level()
-        # Within a native transform its library answers, for nobody else can see into its tensors; outside,
-        # torch.autograd, whose functions these are: it takes functions of any kind and is as fast.
+        # Within a native transform its library computes this, because no other engine can see into its tensors.
+        # Outside, torch.autograd does: it takes functions of any kind and is as fast.
         self.backend: Backend = _policy.active_native() or _backends.load("autograd")
 
     def _attached(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -49,11 +49,11 @@ class Request:
 
     @contextlib.contextmanager
     def mode(self) -> Iterator[None]:
-        """Around the transforms: only in grad mode are results attached to what is outside."""
+        """The context of the transforms: results are attached to tensors outside only in grad mode."""
         with torch.set_grad_enabled(self.create_graph):
             if self.create_graph and self.backend.loops:
-                # As in torch, results depend on inputs that do not require grad, too; but for transforms around
-                # this one, only until it is done.
+                # As in torch, results also depend on inputs that do not require grad; unless transforms are around,
+                # only until this is done.
                 self.inputs = [self.level.variable(tensor)[1] for tensor in self.inputs]
             self.level.running = True
             try:
@@ -62,11 +62,11 @@ class Request:
                 self.level.running = False
 
     def vector(self, v: Any) -> list[Tensor] | None:
-        """`v` as a list, to be checked against the outputs."""
+        """`v` as a list; it is checked against the outputs later."""
         return None if v is None else self._attached(_as_tuple(v, "v", self.name)[1])
 
     def tangent(self, v: Any) -> list[Tensor]:
-        """`v` as a list shaped like the inputs; ones where it may be left out."""
+        """`v` as a list shaped like the inputs; ones if it may be omitted."""
         vector = self.vector(v)
         if vector is None:
             require_single_element(
@@ -90,7 +90,7 @@ class Request:
     def jvp(self, call: Recorded, vector: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Outputs of `call`, their derivatives along `vector`, and aux."""
         if self.strict and self.backend.has_forward_mode:
-            # Forward mode does not tell what depends on what: a run in reverse mode is looked at before.
+            # Forward mode does not show dependences, so a run in reverse mode is checked first.
             self.backend.vjp(call, self.inputs)
             call.strict, call.check = False, lambda outputs, variables: None
         return self.backend.jvp(call, self.inputs, vector, False)
@@ -100,7 +100,7 @@ class Request:
         options = Options(self.name, call.func, chunks=NO_CHUNKS if vectorize else Chunks(1))
         with self.mode():
             if forward:
-                # all columns belong to one draw, whatever is random
+                # all columns belong to one draw of random numbers
                 push, _ = self.backend.pushforward(call, self.inputs, "same")
                 columns = map_basis(self.backend, push, self.inputs, options)
                 blocks = [_of_columns(column, self.inputs) for column in columns]
@@ -112,13 +112,13 @@ class Request:
         return results if is_tuple() else results[0]
 
     def finish(self, tensors: Sequence[Tensor], is_tuple: bool) -> Any:
-        """Results as the caller gets them."""
+        """Results in the structure that the caller gets."""
         results = tuple(tensor if self.create_graph else tensor.detach() for tensor in tensors)
         return results if is_tuple else results[0]
 
 
 class Recorded(Call):
-    """The user's function as what a backend differentiates; it is looked at while it is differentiated."""
+    """The user's function as a backend differentiates it, with checks while it does."""
 
     is_tuple: bool
 
@@ -222,7 +222,7 @@ def ones(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _of_columns(column: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Derivatives of one output by each input, from those by all their elements, stacked."""
+    """Derivatives of one output by each input, from the stacked derivatives by all elements."""
     shape = column.shape[1:]
     blocks = movedim(column, 0, -1).split([tensor.numel() for tensor in inputs], -1)
     return [block.reshape(shape + tensor.shape) for block, tensor in zip(blocks, inputs)]
@@ -245,7 +245,7 @@ def check_vector(v: Sequence[Tensor], like: Sequence[Tensor], is_tuple: bool) ->
 
 
 def check_strategy(strategy: str, create_graph: bool, strict: bool, vectorize: bool, hint: str) -> bool:
-    """Whether forward mode is asked for, and may be: torch refuses what it could not do, so that we do, too."""
+    """Whether forward mode is asked for; raises where torch.autograd.functional does."""
     if strategy not in ("forward-mode", "reverse-mode"):
         raise AssertionError(f'Expected strategy to be either "forward-mode" or "reverse-mode".{hint}')
     if strategy == "reverse-mode":
@@ -277,7 +277,7 @@ def check_not_vectorized(vectorize: bool) -> None:
 def derivative(
     outputs: Sequence[Tensor], variables: Sequence[Tensor], vector: Sequence[Tensor] | None = None
 ) -> list[Tensor | None]:
-    """Gradients within the level that is running, for their dependences: None where there is none."""
+    """Gradients within the running level, to see dependences; None where there is none."""
     return gradients(outputs, variables, ones(outputs) if vector is None else vector, create_graph=True)
 
 
@@ -295,6 +295,6 @@ def check_rows(request: Request, outputs: Sequence[Tensor], variables: Sequence[
     for index, output in enumerate(outputs):
         found = derivative([output], variables)
         check_independent(found, f"Output {index} of the user-provided function is independent of input {{}}. {{}}.")
-        # torch, too, names the output here and calls it an input
+        # torch's text also calls the output an input here
         for part in found:
             request.check_differentiable([part], "jacobian", index)

@@ -1,4 +1,4 @@
-"""Functions whose gradient is known, so that nobody differentiates how they are evaluated."""
+"""Attach a known gradient to a value, so that its evaluation is not differentiated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jacobians, Hessians and their like of functions that take a whole batch: (B, M, N), never (B, M, B, N)."""
+"""Jacobians and Hessians of functions that take a whole batch: of shape (B, M, N), never (B, M, B, N)."""
 
 from __future__ import annotations
 
@@ -141,18 +141,15 @@ def batch_hessian(
 ) -> Callable[..., Any]:
     """Hessian of each sample, of a function of the whole batch.
 
-    Parameters are those of `batch_jacobian`, and:
-
     Parameters
     ----------
+    func, argnums, in_dims, has_aux, check, chunk_size, memory, progress, create_graph
+        See `batch_jacobian`.
     batch_index : Tensor, optional
         See `batch_jacobian`: the result has lists of tensors of shape ``(*output, n_b, *row, n_b, *row)``.
     mode : {'auto', 'reverse-reverse', 'forward-reverse', 'reverse-forward', 'forward-forward'}
         Modes of the outer and the inner `batch_jacobian`; 'auto' chooses as `hessian` does, by the number of outputs
         of a sample.
-    create_graph : bool, optional
-        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
-        that require grad, which saves memory. By default the result is as differentiable as the function.
 
     Returns
     -------
@@ -256,7 +253,10 @@ def batch_hessian_diagonal(
 ) -> Callable[..., Any]:
     """Second derivatives of each sample's outputs by each element of its inputs: u_xx for a whole batch.
 
-    Parameters are those of `batch_jacobian`.
+    Parameters
+    ----------
+    func, argnums, in_dims, has_aux, check, chunk_size, memory, progress, create_graph
+        See `batch_jacobian`.
 
     Returns
     -------
@@ -314,16 +314,18 @@ def batch_laplacian(
 ) -> Callable[..., Any]:
     """Laplacian of each sample's outputs by its inputs, of a function of the whole batch.
 
-    Parameters are those of `batch_jacobian`, `estimator`, `samples` and `generator` of `hessian_diagonal`, and:
-
     Parameters
     ----------
+    func, argnums, in_dims, has_aux, check, chunk_size, memory, progress
+        See `batch_jacobian`.
     batch_index : Tensor, optional
         See `batch_jacobian`; not together with `weight`. The result has B samples, as the output.
     mode : {'auto', 'rows', 'forward'}
         See `laplacian`.
     weight : Tensor, optional
         See `laplacian`, for the N elements of a sample; or of shape (B, N, N), for weights of each sample.
+    estimator, samples, generator
+        See `hessian_diagonal`.
 
     Returns
     -------
@@ -338,9 +340,14 @@ def batch_laplacian(
 
     See Also
     --------
-    laplacian : the cost of 'forward'.
-    batch_hessian_diagonal : the cost of 'rows'.
-    batch_hvp : the cost of an estimate, for each of its samples.
+    laplacian : for a function of one sample.
+    batch_hvp : a product in place of the whole.
+
+    Notes
+    -----
+    Cost of 'forward': one evaluation of N + 2 values in the place of one, for the N elements of a sample's input, with
+    nothing kept for a backward pass. Cost of 'rows': that of `batch_hessian_diagonal`. An estimate costs a `batch_hvp`
+    for each of its samples.
 
     Examples
     --------

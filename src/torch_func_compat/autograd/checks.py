@@ -1,10 +1,11 @@
-"""What the transforms put around tensors: whether a tensor is mapped or tracked, and what lies beneath.
+"""Inspect the layers that transforms put around tensors.
 
 While they run, torch.func and functorch wrap tensors, one layer for each transform: a batched layer by vmap, a
-grad-tracking layer by grad, vjp, jvp and what is made of them. The checks look at every layer. Within a transform of
-the autograd backend tensors are plain ones, and the checks say so: whatever a plain tensor allows is allowed there.
+grad-tracking layer by grad, vjp, jvp and the transforms built on them. The checks look at every layer. Within a
+transform of the autograd backend, tensors are plain, the checks return False, and everything that a plain tensor allows
+is allowed.
 
-While torch.compile traces, no check can look beneath, and values are not there to be looked at either: all answer
+While torch.compile traces, the checks cannot look at layers, and there are no values to look at. All of them return
 True, so that code which is careful with wrapped tensors is careful then, and nothing is unwrapped.
 """
 
@@ -78,6 +79,16 @@ def is_gradtracking(x: Any) -> bool:
 def is_functorch_tensor(x: Any) -> bool:
     """Whether a transform that is running has wrapped this tensor: `is_batched` or `is_gradtracking`.
 
+    Parameters
+    ----------
+    x : Tensor
+        Anything else is never wrapped.
+
+    Returns
+    -------
+    bool
+        False while no transform runs.
+
     Examples
     --------
     >>> import torch
@@ -89,17 +100,18 @@ def is_functorch_tensor(x: Any) -> bool:
 
 
 def unwrap(x: Tensor) -> Tensor:
-    """The plain tensor beneath all layers.
+    """The plain tensor beneath all layers, to look at its values.
 
     Parameters
     ----------
     x : Tensor
+        Wrapped or not.
 
     Returns
     -------
     Tensor
-        `x` itself where it has no layers. It has the batch dimensions of the layers removed, wherever the
-        transforms keep them, and derivatives do not go through the unwrapping: for looking at values.
+        `x` itself where it has no layers. Else it has the batch dimensions of the removed layers as well, where the
+        transforms keep them. No derivative passes through the unwrapping.
 
     Examples
     --------
@@ -153,7 +165,7 @@ def unwrap_gradtracking(x: Tensor) -> Tensor:
 
 
 def native() -> Any:
-    """The library's private part, looked up each time: functorch may be imported at any moment."""
+    """The library's private module; looked up each time, since functorch may be imported at any moment."""
     library = getattr(torch._C, "_functorch", None)
     if library is None and "functorch" in sys.modules:  # 1.11 and 1.12: a package of its own
         library = getattr(sys.modules["functorch"], "_C", None)
@@ -173,7 +185,7 @@ def _any_layer(check: str, x: Any) -> bool:
 def _layers(library: Any, x: Any) -> Iterator[Any]:
     """`x`, then what lies beneath each of its layers; the last one has none."""
     yield x
-    # 1.13 and later know one more kind, that of functionalize
+    # 1.13 and later have another kind, that of functionalize
     is_wrapped = getattr(library, "is_functorch_wrapped_tensor", None)
     while isinstance(x, Tensor):
         if not (is_wrapped(x) if is_wrapped else library.is_batchedtensor(x) or library.is_gradtrackingtensor(x)):
@@ -182,16 +194,16 @@ def _layers(library: Any, x: Any) -> Iterator[Any]:
         yield x
 
 
-# Two sizes that a batch might have, though never both.
+# A batch may have one of these sizes, but not both.
 _SIZES = (3, 5)
 
 
 def _legacy_layer(x: Any) -> Tensor | None:
-    """What the vmap of torch < 2.0 wraps in `x`, if anything.
+    """The tensor that the vmap of torch < 2.0 has wrapped as `x`, if any.
 
-    Also the newest torch uses it, for ``torch.autograd.grad(..., is_grads_batched=True)``, so that a custom
-    backward meets its tensors. There is no check for them: but where a tensor has no such layer, taking it off
-    makes a batch of the size that one asks for.
+    The newest torch still uses that vmap for ``torch.autograd.grad(..., is_grads_batched=True)``, so a custom backward
+    can get its tensors. There is no check for them. But if a tensor has no such layer, removing one makes a batch of
+    the size that is asked for.
     """
     nesting = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()

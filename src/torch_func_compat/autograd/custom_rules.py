@@ -1,4 +1,4 @@
-"""custom_vjp and custom_jvp: a function with a derivative of your own, in the manner of JAX."""
+"""custom_vjp and custom_jvp: functions with a custom derivative, as in JAX."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["custom_jvp", "custom_vjp"]
 
 
 class _Call:
-    """One call: its arguments as a flat list of tensors, and all that is needed beside them."""
+    """One call: its arguments as a flat list of tensors, and everything else that it needs."""
 
     def __init__(self, rule: _Rule, args: tuple[Any, ...]) -> None:
         self.rule: _Rule = rule
@@ -47,7 +47,7 @@ class _Call:
         self.transformed: bool = is_level()
 
     def like(self, other: _Call) -> _Call:
-        """This call, with what is known of the output of another one."""
+        """This call, with the output structure of another one."""
         self.output_spec = other.output_spec
         return self
 
@@ -78,7 +78,7 @@ class _Call:
         return tuple(leaves)
 
     def require_fixed(self, moving: Sequence[bool]) -> None:
-        """An error if a tensor is differentiated that was said not to be."""
+        """Raise if a tensor that was declared as not differentiated is differentiated."""
         if any(fixed and moves for fixed, moves in zip(self.is_fixed, moving)):
             raise RuntimeError(
                 f"{self.rule.name} is differentiated by a tensor that was said to be fixed: detach() it, or let the "
@@ -86,7 +86,7 @@ class _Call:
             )
 
     def gradients(self, gradients: Any) -> tuple[Any, ...]:
-        """One gradient for each tensor, of what the rule returned for each differentiated argument."""
+        """One gradient for each tensor, from the rule's result for each differentiated argument."""
         rule, children = self.rule, self.spec.children
         differentiated = [i for i in range(len(children)) if i not in rule.fixed(len(children))]
         if not isinstance(gradients, (tuple, list)) or len(gradients) != len(differentiated):
@@ -113,13 +113,13 @@ def _describe(value: Any) -> str:
     return f"{len(value)}" if isinstance(value, (tuple, list)) else f"{type(value)}"
 
 
-# torch's own forward mode, which an autograd.Function turns off in its forward: back on, one sees what it would drop
+# an autograd.Function turns torch's forward mode off in its forward; it is turned on to see what would be lost
 _forward_mode: Any = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 _forward_mode = contextlib.nullcontext if _forward_mode is None else functools.partial(_forward_mode, True)
 
 
 def _primal(x: Tensor) -> Tensor:
-    """The tensor without a tangent of torch's own forward mode, or itself where it has none."""
+    """The tensor without its tangent of torch's own forward mode, if it has one."""
     if getattr(forward_ad, "_current_level", -1) < 0:
         return x
     with _forward_mode():
@@ -128,14 +128,14 @@ def _primal(x: Tensor) -> Tensor:
 
 
 class _Known(threading.local):
-    """Calls whose forward rule is running again, with their outputs: it may ask for those, as rules of JAX do."""
+    """Calls whose forward rule runs again, with their outputs, which the rule may ask for, as in JAX."""
 
     def __init__(self) -> None:
         self.values: list[tuple[_Call, Sequence[Tensor]]] = []
 
 
 class _Rule:
-    """What the two decorators have in common: the function, its name and which arguments are fixed."""
+    """The common part of the two decorators: the function, its name and the fixed arguments."""
 
     def __init__(self, func: Callable[..., Any], nondiff_argnums: int | Sequence[int]) -> None:
         functools.update_wrapper(self, func)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ class _Rule:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(cast(Any, self), instance)
 
-    @untraced  # torch.compile cannot take apart what is kept of a call
+    @untraced  # torch.compile cannot flatten the saved values of a call
     def apply(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs:
             bound = inspect.signature(self.func).bind(*args, **kwargs)
@@ -173,7 +173,8 @@ class _Rule:
         return pytree.unflatten(function.apply(call, *call.tensors), call.output_spec)
 
     def evaluate(self, func: Callable[..., Any], call: _Call, tensors: Sequence[Tensor]) -> Any:
-        """A result of these tensors alone: one that depends on others would lack their derivatives, and raises."""
+        """A result that depends on these tensors only; raises if it depends on others, whose derivatives it would
+        lack."""
         inner = [_primal(x).detach() for x in tensors]
         versions = list(map(version, inner))
         with torch.set_grad_enabled(call.recording), _forward_mode(), self.watch(call):
@@ -262,7 +263,7 @@ class custom_vjp(_Rule):
 
 
 class _OldVjp:
-    """In the old style, since fwd() gives the output and what to keep at once."""
+    """An old-style Function, since fwd() returns the output and the saved values together."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -421,7 +422,7 @@ class _Jvp(Function):
             found = call.rule.push(call, primals, tangents)
             return tuple(torch.zeros_like(grads[n]) if found[n] is None else found[n] for n in wanted)
 
-        # at any tangents, for the rule is linear in them; at these one sees it if it is not
+        # any tangents would do for a linear rule; these show if it is not linear
         fixed = [wave(primals[i]) for i in moving]
         cotangents = tuple(grads[n] for n in wanted)
         with torch.enable_grad():

@@ -108,14 +108,28 @@ def value_and_jacobian(
 ) -> Callable[..., Any]:
     """`jacobian` that also returns the function's value, from the same forward pass.
 
+    Parameters
+    ----------
+    func, argnums, mode, has_aux, chunk_size, memory, progress, create_graph
+        See `jacobian`.
+
     Returns
     -------
     callable
         Returns ``(value, jacobian)``, or ``((value, aux), jacobian)`` with `has_aux`.
 
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `jacobian`.
+
     See Also
     --------
-    jacobian : parameters, errors and cost.
+    jacobian : without the value.
+
+    Notes
+    -----
+    Cost: that of `jacobian`; the value comes from the same evaluation.
 
     Examples
     --------
@@ -148,19 +162,31 @@ def value_grad_and_hessian(
     progress: bool = False,
     create_graph: bool | None = None,
 ) -> Callable[..., Any]:
-    """All that Newton's method asks for: `hessian` with the gradient and the value on the way to it.
+    """Value, gradient and Hessian from one evaluation, as Newton's method needs them.
 
-    Parameters are those of `hessian`.
+    Parameters
+    ----------
+    func, argnums, mode, has_aux, chunk_size, memory, progress, create_graph
+        See `hessian`.
 
     Returns
     -------
     callable
-        Returns ``(value, gradient, hessian)``, or ``((value, aux), gradient, hessian)`` with `has_aux`. The gradient
-        is the Jacobian, should the function have several outputs.
+        Returns ``(value, gradient, hessian)``, or ``((value, aux), gradient, hessian)`` with `has_aux`. For a function
+        with several outputs, the gradient is the Jacobian.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `hessian`.
 
     See Also
     --------
-    hessian : parameters, errors and cost.
+    hessian : without value and gradient.
+
+    Notes
+    -----
+    Cost: that of `hessian`; value and gradient come from the same evaluation.
 
     Examples
     --------
@@ -284,10 +310,14 @@ def hessian_diagonal(
 ) -> Callable[..., Any]:
     """Second derivatives of each output by each element of the arguments: the diagonal of `hessian`.
 
-    Parameters are those of `jacobian`, and:
-
     Parameters
     ----------
+    func : callable
+        Returns a pytree of real tensors, or ``(output, aux)`` with `has_aux`.
+    argnums, has_aux, memory, progress
+        See `jacobian`.
+    chunk_size : int, 'auto' or None
+        Elements of the diagonal at a time.
     estimator : {'exact', 'hutchinson'}
         'hutchinson' estimates the diagonal by products with random signs; see
         `torch_func_compat.autograd.estimators.hutchinson_diagonal`.
@@ -296,8 +326,7 @@ def hessian_diagonal(
     generator : torch.Generator, optional
         Draws the signs; by default torch's own.
     create_graph : bool, optional
-        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
-        that require grad, which saves memory. By default the result is as differentiable as the function.
+        See `jacobian`.
 
     Returns
     -------
@@ -352,20 +381,25 @@ def laplacian(
 ) -> Callable[..., Any]:
     """Sum of the second derivatives of each output by every element of the arguments: the trace of `hessian`.
 
-    Parameters are those of `jacobian`, `estimator`, `samples` and `generator` of `hessian_diagonal`, and:
-
     Parameters
     ----------
+    func : callable
+        Returns a pytree of real or complex tensors, or ``(output, aux)`` with `has_aux`.
+    argnums, has_aux
+        See `jacobian`.
     mode : {'auto', 'rows', 'forward'}
-        'forward' carries value, Jacobian and Laplacian through the function in one pass, 'rows' takes the diagonal
-        from rows of the Hessian. 'auto' and 'forward' are the same for now, since 'forward' was faster in all that was
-        measured; both go by rows within transforms of torch.func, while torch.compile traces, with ``progress=True``,
-        with ``chunk_size='auto'``, and where the function has an operation that there is no rule for. `explain` tells
-        why.
+        'forward' carries the value, the Jacobian and the Laplacian through the function in one pass. 'rows' takes the
+        diagonal from rows of the Hessian. 'auto' is 'forward', which was faster in all that was measured. Both go by
+        rows within transforms of torch.func, while torch.compile traces, with ``progress=True``, with
+        ``chunk_size='auto'``, and where the function has an operation without a rule. `explain` tells why.
     weight : Tensor, optional
         For N elements of all arguments together, of shape (N, N) or (N,): weights of the second derivatives by each
         pair of elements, or by each element twice. The second-order part of a diffusion operator has its diffusion
         matrix for `weight`.
+    chunk_size, memory, progress
+        Elements at a time; see `jacobian`.
+    estimator, samples, generator
+        See `hessian_diagonal`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Diagonals and traces of Hessians from random vectors: what ``estimator='hutchinson'`` takes."""
+"""Diagonals and traces of Hessians from random vectors, for ``estimator='hutchinson'``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ESTIMATORS = ("exact", "hutchinson")
 
 
 def check_estimator(api: str, estimator: str, samples: int) -> bool:
-    """Whether an estimate is asked for; ValueError where it is not known how."""
+    """Whether an estimate is asked for; raises ValueError for an unknown estimator."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"{api}: unknown estimator {estimator!r}, expected one of {', '.join(map(repr, ESTIMATORS))}")
     if estimator == "exact":
@@ -28,7 +28,7 @@ def check_estimator(api: str, estimator: str, samples: int) -> bool:
 
 
 class _Call:
-    """One call of a function, as one of the tensors that are differentiated."""
+    """One call of a function, as a function of its differentiated tensors."""
 
     def __init__(
         self,

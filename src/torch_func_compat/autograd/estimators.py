@@ -1,4 +1,4 @@
-"""Traces and diagonals of matrices that are known by their products with vectors, by random vectors.
+"""Estimate traces and diagonals of matrices from products with random vectors.
 
 Each function takes the products of all vectors at once: ``multiply(vectors)`` gets ``(samples, n)`` and returns the
 matrix times each of them, ``(samples, n)``.
@@ -67,7 +67,7 @@ def mean_and_error(values: Tensor) -> Estimate:
     """
     samples = values.shape[0]
     mean = values.sum(0) / samples
-    # not std(): its derivative where all samples are the same is NaN
+    # not std(), whose derivative is NaN if all samples are equal
     variance = (values.detach() - mean.detach()).pow(2).sum(0) / (samples - 1)
     return mean, (variance / samples).sqrt()
 
@@ -130,12 +130,20 @@ def hutchinson_diagonal(
 ) -> Estimate:
     """Diagonal of a square matrix, as the mean of ``v * (A @ v)`` over random signs ``v``.
 
-    Parameters and errors are those of `hutchinson_trace`.
+    Parameters
+    ----------
+    multiply, size, like, samples, generator
+        See `hutchinson_trace`.
 
     Returns
     -------
     diagonal, error : Tensor
         ``(size,)`` each: the estimates and their standard errors.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two samples.
 
     Notes
     -----
@@ -161,13 +169,18 @@ def hutch_plus_plus(
 ) -> Estimate:
     """Trace of a square matrix: exact on a random subspace that holds its largest part, estimated for the rest.
 
-    Parameters and results are those of `hutchinson_trace`, but for:
-
     Parameters
     ----------
+    multiply, size, like, generator
+        See `hutchinson_trace`.
     samples : int
         Products in all, at least six: a third of them finds the subspace, a third is the trace on it and the last one
         the estimate. With three times as many as the matrix has rows, or more, the result is exact.
+
+    Returns
+    -------
+    trace, error : Tensor
+        Of no dimensions: the estimate and its standard error.
 
     Raises
     ------
@@ -176,8 +189,8 @@ def hutch_plus_plus(
 
     Notes
     -----
-    For a positive semidefinite matrix the error falls with the number of products, and with its root for
-    `hutchinson_trace`.
+    Cost: `samples` products, and a QR factorisation of a third as many vectors. For a positive semidefinite matrix the
+    error falls with the number of products, and with its root for `hutchinson_trace`.
     Source: R. A. Meyer, C. Musco, C. Musco, D. P. Woodruff, SOSA 2021, 142, doi:10.1137/1.9781611976496.16.
 
     Examples
@@ -192,7 +205,7 @@ def hutch_plus_plus(
     check_samples("trace", samples, 6)
     third = samples // 3
     sketch = rademacher((min(third, size), size), like, generator)
-    # the subspace is only a choice: the estimate has the right mean for any, and its derivative, too
+    # any subspace gives the right mean of the estimate and of its derivative
     with torch.no_grad():
         basis, _ = torch.linalg.qr(multiply(sketch).detach().t())
     basis = basis.t()

@@ -1,4 +1,4 @@
-"""Derivatives of fields by coordinate and order: what differential equations are made of."""
+"""Partial derivatives of fields, by the names of their coordinates, for differential equations."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def _check_chunk_size(api: str, chunk_size: int | None) -> None:
 
 
 def _in_chunks(at: Callable[..., Any], chunk_size: int | None) -> Callable[..., Any]:
-    """`at`, given so many points at a time."""
+    """`at`, with so many points at a time."""
     if chunk_size is None:
         return at
 

@@ -1,4 +1,4 @@
-"""Function: a custom autograd.Function that is written once, for every torch and every transform."""
+"""Function: a custom autograd.Function that is written once for every torch and every transform."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "i
 
 
 class TracedMeta(torch.autograd.function.FunctionMeta):
-    """A metaclass of its own, for torch.compile.
+    """A separate metaclass, for torch.compile.
 
-    Of a class whose metaclass is torch's, torch.compile takes forward() and leaves backward() out where torch.func's
-    transforms are traced, too: the derivative is then that of the operations in forward(), or lacks what backward()
-    takes from saved tensors (torch 2.1-2.15, https://github.com/pytorch/pytorch/issues/193279). Of this one it traces
-    apply().
+    If a class has torch's metaclass, torch.compile traces forward() and ignores backward() within transforms of
+    torch.func. The derivative is then that of the operations in forward(), or lacks what backward() takes from saved
+    tensors (torch 2.1-2.15, https://github.com/pytorch/pytorch/issues/193279). With this metaclass it traces apply().
     """
 
 
 class Function(torch.autograd.Function, metaclass=TracedMeta):
-    """A function with a derivative of your own.
+    """A function with a custom derivative.
 
     Subclass it and give it the static methods below, as for `torch.autograd.Function` of torch >= 2.0; then call
     ``Mine.apply(*args)``. It works on every torch from 1.8 on: under ``backward()``, `torch.autograd.grad`,
@@ -97,11 +96,11 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls._positional = None
-        cls._traced = traced(cls)  # while torch.compile traces, no class can be made
+        cls._traced = traced(cls)  # no class can be made while torch.compile traces
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        """The value; to be overridden."""
+        """Compute the value; override this."""
         raise NotImplementedError("a Function needs a forward(*args) staticmethod")
 
     @classmethod
@@ -184,7 +183,7 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         elif is_new:
             rules["generate_vmap_rule"] = getattr(old, "generate_vmap_rule", False)
         names = {"__module__": old.__module__, "__qualname__": old.__qualname__, "__doc__": old.__doc__}
-        if is_new:  # its rules before those of the base, but for this one
+        if is_new:  # the rules of the class before those of its bases, except this one
             names["apply"] = vars(Function)["apply"]
         bases = (old, cls) if is_new else (cls, old)
         meta: Any = type(cls)
@@ -202,7 +201,7 @@ def _untraced(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _prepare(cls: Any) -> int:
-    """How many positional arguments make binding unnecessary; and whether the rules are all there."""
+    """The number of positional arguments for which binding is unnecessary; raises if a rule is missing."""
     if not has(cls, "setup_context") and cls.forward is not Function.forward:
         raise TypeError(
             f"{cls.__name__} has no setup_context(ctx, inputs, output) staticmethod. A Function separates it from "

@@ -122,8 +122,30 @@ def jvp(
 ) -> tuple[Tensors, Tensors]:
     """Value of a function and the product of its Jacobian with a vector.
 
-    Parameters, results and errors are those of `vjp`, but `v` is shaped like the inputs and the product like the
-    output.
+    Parameters
+    ----------
+    func : callable
+        Takes as many tensors as there are inputs; returns a tensor or a tuple of tensors.
+    inputs : Tensor or tuple of Tensor
+        Where to evaluate.
+    v : Tensor or tuple of Tensor, optional
+        The vector, shaped like the inputs; may be left out where there is a single input of one element.
+    create_graph : bool
+        Whether the results can be differentiated again by what requires grad outside; else they are detached.
+    strict : bool
+        Raise where an output does not depend on an input, instead of giving zeros.
+
+    Returns
+    -------
+    output, product : Tensor or tuple of Tensor
+        The product is shaped like the output.
+
+    Raises
+    ------
+    TypeError
+        Inputs, outputs or `v` are no tensors.
+    RuntimeError
+        `v` does not fit, or `strict` is not met.
 
     Notes
     -----
@@ -289,8 +311,30 @@ def vhp(
 ) -> tuple[Tensors, Tensors]:
     """Value of a function and the product of a vector with its Hessian.
 
-    Parameters, results and errors are those of `vjp`, but the output of `func` is a single element and `v` is shaped
-    like the inputs.
+    Parameters
+    ----------
+    func : callable
+        Takes as many tensors as there are inputs; returns a tensor with one element.
+    inputs : Tensor or tuple of Tensor
+        Where to evaluate.
+    v : Tensor or tuple of Tensor, optional
+        The vector, shaped like the inputs; may be left out where there is a single input of one element.
+    create_graph : bool
+        Whether the results can be differentiated again by what requires grad outside; else they are detached.
+    strict : bool
+        Raise where an output does not depend on an input, instead of giving zeros.
+
+    Returns
+    -------
+    output, product : Tensor or tuple of Tensor
+        The product is shaped like the inputs.
+
+    Raises
+    ------
+    TypeError
+        Inputs, outputs or `v` are no tensors.
+    RuntimeError
+        `v` does not fit, the output has several elements, or `strict` is not met.
 
     Notes
     -----
@@ -330,7 +374,30 @@ def hvp(
 ) -> tuple[Tensors, Tensors]:
     """Value of a function and the product of its Hessian with a vector.
 
-    Parameters, results and errors are those of `vhp`.
+    Parameters
+    ----------
+    func : callable
+        Takes as many tensors as there are inputs; returns a tensor with one element.
+    inputs : Tensor or tuple of Tensor
+        Where to evaluate.
+    v : Tensor or tuple of Tensor, optional
+        The vector, shaped like the inputs; may be left out where there is a single input of one element.
+    create_graph : bool
+        Whether the results can be differentiated again by what requires grad outside; else they are detached.
+    strict : bool
+        Raise where an output does not depend on an input, instead of giving zeros.
+
+    Returns
+    -------
+    output, product : Tensor or tuple of Tensor
+        The product is shaped like the inputs.
+
+    Raises
+    ------
+    TypeError
+        Inputs, outputs or `v` are no tensors.
+    RuntimeError
+        `v` does not fit, the output has several elements, or `strict` is not met.
 
     Notes
     -----

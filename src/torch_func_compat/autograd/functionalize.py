@@ -1,4 +1,4 @@
-"""Functions without in-place operations."""
+"""The transform that removes in-place operations."""
 
 from __future__ import annotations
 
@@ -35,11 +35,20 @@ def functionalize(func: Callable[..., Any], *, remove: str = "mutations") -> Cal
     RuntimeError
         `remove` is something else.
 
+    Notes
+    -----
+    Cost: one evaluation of `func`.
+
     Examples
     --------
-    ::
-
-        trace = make_fx(functionalize(func))(x)
+    >>> import torch
+    >>> from torch_func_compat import functionalize
+    >>> square = lambda x: x.clone().mul_(x)
+    >>> try:  # torch 2 and 1.13 have it
+    ...     print(functionalize(square)(torch.tensor([1.0, 2.0])))
+    ... except NotImplementedError:
+    ...     print(square(torch.tensor([1.0, 2.0])))
+    tensor([1., 4.])
     """
     if remove not in ("mutations", "mutations_and_views"):
         raise RuntimeError(

@@ -1,7 +1,7 @@
 """Checks of derivatives, for test suites: against finite differences, against a loop, one mode against the other.
 
-Checks of the order-by-order kind (`dgradcheck` and its like) raise torch's ``GradcheckError`` where a derivative is
-wrong; checks of whole Jacobians return whether they agree.
+Checks of one order of derivatives (`dgradcheck` and its like) raise torch's ``GradcheckError`` if a derivative is
+wrong. Checks of whole Jacobians return whether they agree.
 """
 
 from __future__ import annotations
@@ -75,7 +75,30 @@ def dgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -> bo
 
 
 def dgradgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -> bool:
-    """`torch.autograd.gradgradcheck`, of second derivatives; see `dgradcheck`.
+    """`torch.autograd.gradgradcheck` of second derivatives; the checked variables require no grad afterwards.
+
+    Parameters
+    ----------
+    func : callable
+        Takes `diffvars`, returns a tensor or tensors.
+    diffvars : Tensor or sequence of them
+        In float64; those that require grad are checked.
+    **kwargs
+        Options of ``torch.autograd.gradgradcheck``; see `dgradcheck`.
+
+    Returns
+    -------
+    bool
+        True; False only with ``raise_exception=False``.
+
+    Raises
+    ------
+    torch.autograd.gradcheck.GradcheckError
+        A derivative is wrong (a RuntimeError before torch 1.9).
+
+    Notes
+    -----
+    Cost: that of `dgradcheck` of the gradient.
 
     Examples
     --------
@@ -88,9 +111,30 @@ def dgradgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -
 
 
 def dgradgradgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -> bool:
-    """`dgradgradcheck` of the gradient of `func`, so of third derivatives.
+    """`dgradgradcheck` of the gradient of the sum of `func`'s output, and so a check of third derivatives.
 
-    The gradient is that of the sum of the output.
+    Parameters
+    ----------
+    func : callable
+        Takes `diffvars`, returns a tensor or tensors.
+    diffvars : Tensor or sequence of them
+        In float64; those that require grad are checked.
+    **kwargs
+        Options of ``torch.autograd.gradgradcheck``; see `dgradcheck`.
+
+    Returns
+    -------
+    bool
+        True; False only with ``raise_exception=False``.
+
+    Raises
+    ------
+    torch.autograd.gradcheck.GradcheckError
+        A derivative is wrong (a RuntimeError before torch 1.9).
+
+    Notes
+    -----
+    Cost: that of `dgradgradcheck`, of a function that takes a forward and a backward pass.
 
     Examples
     --------
@@ -115,7 +159,7 @@ def _check(check: Callable[..., bool], func: Callable[..., Any], diffvars: Tenso
     raises = options.pop("raise_exception", True)
     try:
         return bool(check(func, diffvars, **options))
-    # torch 1.8 returns True for some wrong gradients where it shall not raise: so it always shall
+    # with raise_exception=False, torch 1.8 returns True for some wrong gradients, so it always raises here
     except _GradcheckError:
         if raises:
             raise
@@ -137,6 +181,16 @@ def jacfwd_matches_jacrev(f: Callable[[Any], Any], x: Any, atol: float = 1e-10, 
         Where to compare.
     atol, rtol : float
         As in ``torch.allclose``.
+
+    Returns
+    -------
+    bool
+        Whether all entries are as close as `atol` and `rtol` ask.
+
+    Raises
+    ------
+    RuntimeError
+        `f` returns something else than tensors, or is not differentiable.
 
     Notes
     -----
@@ -170,6 +224,20 @@ def jacrev_matches_finite_diff(
     atol, rtol : float
         As in ``torch.allclose``.
 
+    Returns
+    -------
+    bool
+        Whether all entries are as close as `atol` and `rtol` ask.
+
+    Raises
+    ------
+    RuntimeError
+        `f` returns something else than tensors, or is not differentiable.
+
+    Notes
+    -----
+    Cost: that of `jacrev`, and two forward passes per element of `x`.
+
     Examples
     --------
     >>> import torch
@@ -197,6 +265,11 @@ def finite_difference_jacobian(func: Callable[[Tensor], Any], x: Tensor, eps: fl
     -------
     pytree of Tensor
         Of shape ``output.shape + x.shape``, without a graph.
+
+    Raises
+    ------
+    TypeError
+        `func` returns something else than tensors.
 
     Notes
     -----
@@ -239,6 +312,20 @@ def vmap_matches_loop(f: Callable[[Any], Any], batch: Any, *, atol: float = 1e-1
     atol, rtol : float
         As in ``torch.allclose``.
 
+    Returns
+    -------
+    bool
+        Whether all entries are as close as `atol` and `rtol` ask.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        `f` returns something else than tensors; or as for `torch_func_compat.vmap`.
+
+    Notes
+    -----
+    Cost: one `vmap` of `f`, and one evaluation per sample.
+
     Examples
     --------
     >>> import torch
@@ -261,10 +348,19 @@ def no_vmap_fallback() -> Iterator[None]:
     the loops of this library where those refuse (`use_fallback` with ``'error'``), in this thread. The autograd
     backend knows nothing but loops and goes on with them where it is the one that is chosen.
 
+    Returns
+    -------
+    context manager
+        For a ``with`` block.
+
     Raises
     ------
     RuntimeError
         Within the block, by torch's vmap: an operation has no batching rule.
+
+    Notes
+    -----
+    Cost: none of its own.
 
     Examples
     --------
@@ -276,7 +372,7 @@ def no_vmap_fallback() -> Iterator[None]:
     tensor([[0., 0., 0.],
             [0., 0., 0.]])
     """
-    available_backends()  # functorch is there to be told
+    available_backends()  # imports functorch, if it is installed, whose switch is next
     library = checks.native()
     with use_fallback("error"):
         if library is None:
@@ -291,7 +387,7 @@ def no_vmap_fallback() -> Iterator[None]:
 
 
 def _all_close(actual: Any, expected: Any, atol: float, rtol: float) -> bool:
-    """torch.allclose over pytrees of one structure, as which nothing but agreement counts."""
+    """torch.allclose over pytrees; False if the structures or shapes differ."""
     flat, spec = pytree.flatten(actual)
     wanted, wanted_spec = pytree.flatten(expected)
     return spec == wanted_spec and all(

@@ -1,8 +1,8 @@
-"""The switchboard: every transform by its name, answered by the backend of the moment.
+"""The transforms of torch.func, each computed by the backend of the moment.
 
-Each public function documents itself and hands its name and options to ``_dispatch/transform.py``. When the result is
-called, ``_dispatch/choice.py`` chooses the backend, ``_transforms`` holds the derivation, and ``_dispatch/fallback.py``
-computes on the autograd backend what a library refuses.
+Each public function checks its options and passes them to ``_dispatch/transform.py``. When the result is called,
+``_dispatch/choice.py`` chooses the backend, ``_transforms`` has the derivation, and ``_dispatch/fallback.py`` computes
+refused functions on the autograd backend.
 """
 
 from __future__ import annotations
@@ -242,14 +242,34 @@ def grad_and_value(
 ) -> Callable[..., Any]:
     """`grad` that also returns the function's value, from the same forward pass.
 
+    Parameters
+    ----------
+    func : callable
+        Returns a tensor of no dimensions, or ``(that, aux)`` with `has_aux`.
+    argnums : int or tuple of int
+        Positional arguments to differentiate; negative counts from the end.
+    has_aux : bool
+        Whether `func` returns tensors beside its output that are not differentiated.
+    create_graph : bool, optional
+        See `grad`.
+
     Returns
     -------
     callable
         Returns ``(gradient, value)``, or ``(gradient, (value, aux))`` with `has_aux`.
 
+    Raises
+    ------
+    RuntimeError
+        As for `grad`.
+
     See Also
     --------
-    grad : parameters, errors and cost.
+    grad : without the value.
+
+    Notes
+    -----
+    Cost: one forward and one backward pass.
 
     Examples
     --------
@@ -336,17 +356,26 @@ def jacfwd(
 ) -> Callable[..., Any]:
     """Jacobian by forward mode, column by column of the inputs.
 
-    Parameters and results are those of `jacrev`, and:
-
     Parameters
     ----------
+    func : callable
+        Returns a pytree of real tensors, or ``(output, aux)`` with `has_aux`.
+    argnums, has_aux
+        See `jacrev`.
     randomness : {'error', 'different', 'same'}
         What random operations in `func` do; see `vmap`.
     chunk_size : int, 'auto' or None
-        Columns at a time.
+        Columns at a time; None is all at once.
+    memory, progress
+        See `vmap`.
     create_graph : bool, optional
-        False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
-        that require grad, which saves memory. By default the result is as differentiable as the function.
+        See `jacrev`.
+
+    Returns
+    -------
+    callable
+        As that of `jacrev`: tensors of shape ``output.shape + argument.shape``, in the structure of the output and,
+        within it, of the arguments; and aux.
 
     Raises
     ------
@@ -483,7 +512,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up when asked for, since finding them may import functorch.
+    # Looked up on access, since that may import functorch.
     if name == "fjacrev":
         return _policy.native_transform("jacrev")
     if name == "fvmap":

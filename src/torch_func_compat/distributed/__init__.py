@@ -1,4 +1,4 @@
-"""Jacobians and Hessians whose rows, columns or samples several processes share, by torch.distributed.
+"""Jacobians and Hessians whose rows, columns or samples are shared among processes by torch.distributed.
 
 Every process of a group calls the same function with the same arguments; each computes its share and the shares
 are gathered by the group's collectives. Without ``torch.distributed.init_process_group`` there is one process,
@@ -40,7 +40,7 @@ __all__ = ["RemoteError", "Shard", "batch_hessian", "batch_jacobian", "hessian",
 
 
 class Shard(NamedTuple):
-    """What one process computed, with ``gather=False``.
+    """The share of one process, with ``gather=False``.
 
     Parameters
     ----------
@@ -53,6 +53,14 @@ class Shard(NamedTuple):
         gradient, for a Hessian); columns are the elements of all arguments.
     axis : {'rows', 'columns', 'samples'}
         What was shared.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat import distributed
+    >>> shard = distributed.jacrev(torch.square, gather=False)(torch.tensor([1.0, 2.0]))
+    >>> shard.start, shard.stop, shard.total, shard.axis
+    (0, 2, 2, 'rows')
     """
 
     value: Any
@@ -63,7 +71,7 @@ class Shard(NamedTuple):
 
 
 class _How(NamedTuple):
-    """The parameters that all functions here have."""
+    """The parameters of all functions here."""
 
     group: Any
     dst: int | None
@@ -87,7 +95,7 @@ def _shared(
     chunks: Chunks,
     how: _How,
 ) -> Callable[..., Any]:
-    """The transform of that name, of which each process computes a share."""
+    """The transform of that name; each process computes a share of its result."""
 
     def place() -> tuple[int, int]:
         team = Team(how.group)
@@ -119,7 +127,7 @@ def _sampled(
     has_aux: bool,
     how: _How,
 ) -> Callable[..., Any]:
-    """`single`, a transform of a function of a whole batch, of whose samples each process takes a share."""
+    """`single`, a transform of a function of a whole batch; each process takes a share of the samples."""
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -131,7 +139,7 @@ def _sampled(
                 samples = BatchSlices(name, in_dims, argnums, args, kwargs)
                 total = samples.total
                 start, stop = bounds(team.rank, team.size, total)
-                # Where there is none for this process, one that is dropped: not every function takes none.
+                # A process without samples computes one and drops it, since not every function takes an empty batch.
                 own = samples.between(0, 1) if start == stop and total else samples.between(start, stop)
             found, aux = single(*own, **kwargs) if has_aux else (single(*own, **kwargs), None)
             leaves, spec = pytree.flatten(found)
@@ -148,8 +156,8 @@ def _sampled(
 
 
 def _run(*arguments: Any) -> tuple[Any, Any]:
-    """`_together`, which torch.compile must not trace, frame by frame, while it runs."""
-    # A break in the graph: without fullgraph=True, nobody sees this. Torch 2.1 traces each frame alone and would raise.
+    """`_together`, kept from being traced frame by frame by torch.compile."""
+    # This breaks the graph; it raises with fullgraph=True only. Torch 2.1 traces each frame alone and would raise.
     if is_compiling() and facts.has("compiled_transforms"):
         raise RuntimeError(
             "torch_func_compat.distributed cannot be traced by torch.compile, since its processes tell each other what "
@@ -169,7 +177,7 @@ def _together(
     how: _How,
     compute: Callable[[Team], tuple[PartialResult, Any]],
 ) -> tuple[Any, Any]:
-    """The result of `compute`, put together from those of all processes; and this one's aux."""
+    """The results of `compute` of all processes, put together; and the aux of this one."""
     team = Team(how.group)
     if how.check_inputs and team.size > 1:
         _require_same_inputs(team, name, func, args, kwargs)
@@ -202,7 +210,7 @@ def _together(
     if how.dst not in (None, team.global_rank):
         return None, aux
     if torch.is_grad_enabled() and any(note[1] for note in notes):
-        # Own rows need not depend on all that those of the others do.
+        # The rows of this process may depend on less than those of the others.
         inputs = [*pytree.flatten((args, kwargs))[0], *_around(func)]
         found = seal(found, [*share.parts, *(x for x in inputs if isinstance(x, Tensor))], _CONSTANTS)
     return share.whole(found), aux
@@ -225,7 +233,7 @@ def _told(axis: str, total: int, dst: int | None, gather: bool, like: Sequence[A
 
 
 def _require_plain(name: str, team: Team, primals: Any) -> None:
-    """Raise where the tensors are such that the collectives cannot move them."""
+    """Raise if the collectives cannot move the tensors."""
     if active_native() is not None:
         raise RuntimeError(
             f"{name}: called within another transform (vmap, grad, ...), whose tensors cannot be sent to other "
@@ -244,7 +252,7 @@ def _require_plain(name: str, team: Team, primals: Any) -> None:
 def _require_same_inputs(
     team: Team, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Raise in all processes where the inputs of one differ from those of the first."""
+    """Raise in all processes if the inputs of one differ from those of the first."""
 
     def compute() -> tuple[list[str], Any]:
         names, seen = [], []
@@ -423,7 +431,24 @@ def jacrev(
 ) -> Callable[..., Any]:
     """`jacobian` by reverse mode: the processes share the rows.
 
-    Parameters, results, errors and cost are those of `jacobian`.
+    Parameters
+    ----------
+    func, argnums, has_aux, chunk_size, memory, progress, group, dst, gather, check_inputs
+        See `jacobian`.
+
+    Returns
+    -------
+    callable
+        As that of `jacobian`.
+
+    Raises
+    ------
+    RemoteError, ValueError, RuntimeError
+        As for `jacobian`.
+
+    Notes
+    -----
+    Cost: each process evaluates `func` once and takes its share of the backward passes.
 
     Examples
     --------
@@ -454,8 +479,26 @@ def jacfwd(
 ) -> Callable[..., Any]:
     """`jacobian` by forward mode: the processes share the columns.
 
-    Parameters, results, errors and cost are those of `jacobian`; `randomness` is that of `torch_func_compat.jacfwd`,
-    and what is drawn, each process draws for itself.
+    Parameters
+    ----------
+    func, argnums, has_aux, chunk_size, memory, progress, group, dst, gather, check_inputs
+        See `jacobian`.
+    randomness : {'error', 'different', 'same'}
+        See `torch_func_compat.jacfwd`. Each process draws its own random numbers.
+
+    Returns
+    -------
+    callable
+        As that of `jacobian`.
+
+    Raises
+    ------
+    RemoteError, ValueError, RuntimeError
+        As for `jacobian`.
+
+    Notes
+    -----
+    Cost: each process takes its share of the forward-mode passes.
 
     Examples
     --------
@@ -554,8 +597,27 @@ def batch_hessian(
 ) -> Callable[..., Any]:
     """`torch_func_compat.batch_hessian`, whose samples the processes of a group share.
 
-    Parameters, results, errors and cost are those of `batch_jacobian`, of Hessians; for `mode`, see
-    `torch_func_compat.batch_hessian`.
+    Parameters
+    ----------
+    func, argnums, mode, has_aux, check, chunk_size, memory, progress
+        See `torch_func_compat.batch_hessian`.
+    in_dims, group, dst, gather, check_inputs
+        See `batch_jacobian`.
+
+    Returns
+    -------
+    callable
+        Returns the result of `torch_func_compat.batch_hessian`; with `dst`, None in the other processes. With
+        ``gather=False``, a `Shard`.
+
+    Raises
+    ------
+    RemoteError, ValueError, RuntimeError
+        As for `batch_jacobian`.
+
+    Notes
+    -----
+    Cost: each process does for its share of the samples what one process would do for all.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""What several processes tell each other, by the collectives of torch.distributed and nothing else.
+"""The communication between processes, by the collectives of torch.distributed only.
 
-Between two collectives a process may fail alone, and the others would wait for it. So whatever can fail is
-done within `Team.agree`, after which either all go on or all raise.
+Between two collectives one process may fail alone, and the others would wait for it. So everything that can fail is
+done within `Team.agree`, after which either all continue or all raise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .._torch import facts
 
 T = TypeVar("T")
 
-# What not every engine sends, as something that holds it and that all of them do.
+# dtypes that not every engine sends -> dtypes that can hold them and that every engine sends
 _CARRIERS = {torch.bool: torch.uint8, torch.bfloat16: torch.float32, torch.int16: torch.int32}
 
 
@@ -30,7 +30,7 @@ class RemoteError(RuntimeError):
     rank : int
         Its rank, among all processes.
     remote_traceback : str
-        As it was printed there.
+        The traceback that was printed there.
     """
 
     def __init__(self, message: str, rank: int, remote_traceback: str) -> None:
@@ -40,7 +40,7 @@ class RemoteError(RuntimeError):
 
 
 def _distributed() -> Any:
-    """torch.distributed once it was initialised, else None: some builds of torch lack it."""
+    """torch.distributed if it is initialised, else None. Some builds of torch lack it."""
     module: Any = torch.distributed
     return module if module.is_available() and module.is_initialized() else None
 
@@ -73,15 +73,15 @@ class Team:
         self.global_rank, self.backend = self.engine.get_rank(), str(self.engine.get_backend(group))
 
     def home(self, tensor: Tensor) -> torch.device:
-        """Where the engine wants a tensor to be."""
+        """The device that the engine needs a tensor on."""
         return torch.device("cpu") if self.backend == "gloo" else tensor.device
 
     def _messages(self) -> torch.device:
-        """Where it wants messages to be: NCCL sends from GPUs only, and each process is to have its own."""
+        """The device for messages: NCCL sends from GPUs only, and each process has its own GPU."""
         return torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
 
     def tell(self, message: Any) -> list[Any]:
-        """The messages (anything that JSON knows) of all processes, by rank in the group."""
+        """The messages of all processes by rank in the group. A message is anything that JSON can hold."""
         device = self._messages()
         text = torch.tensor(list(json.dumps(message).encode()), dtype=torch.uint8, device=device)
         lengths = torch.zeros(self.size, dtype=torch.int64, device=device)
@@ -114,7 +114,7 @@ class Team:
             except RuntimeError:
                 if failure is None:
                     raise
-                raise failure from None  # nobody is there to be told: what went wrong here came first
+                raise failure from None  # the others cannot be told; the error of this process comes first
         self.ranks = [message[0] for message in told]
         if failure is not None:
             raise failure
@@ -139,8 +139,8 @@ def _describe(error: Exception) -> list[str]:
 class Parcel:
     """One tensor of a share on its way to the others.
 
-    All memory is taken when it is made, so that nothing can fail later in one process alone. Shares are sent
-    padded to the largest.
+    All memory is allocated when it is made, so that nothing can fail later in one process alone. Shares are padded to
+    the largest one.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ class Parcel:
         self._all = self._block.new_empty((slots, *self._block.shape))
 
     def send(self) -> Tensor:
-        """The whole tensor; one of no rows where another process gets it."""
+        """The whole tensor; a tensor without rows if another process gets it."""
         if self._block.numel():
             self._exchange()
         sizes = [

@@ -1,9 +1,9 @@
-"""Implicit differentiation: derivatives of solutions, by what they solve.
+"""Implicit differentiation: derivatives of solutions from the equations that they solve.
 
-`root`, `fixed_point` and `argmin` take a solution from any solver, `linear_solve` that of a linear system. Their
-derivatives follow from the equations, to any order, in both modes and under every transform: each is a linear solve,
-and nothing is kept of the iterations. `newton` and `anderson` are ready iterations, `dense`, `cg` and `gmres` ready
-solvers of linear systems. What cannot be solved is an `ImplicitError`.
+`root`, `fixed_point` and `argmin` take a solution from any solver; `linear_solve` solves a linear system. Their
+derivatives follow from the equations, to any order, in both modes and under every transform. Each derivative is a
+linear solve, and nothing is kept of the iterations. `newton` and `anderson` are ready iterations; `dense`, `cg` and
+`gmres` are ready solvers of linear systems. Failures raise an `ImplicitError`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _PATIENCE = 10
 
 
 class anderson(Iteration):
-    """Fixed-point iteration, accelerated by what the last steps have shown.
+    """Fixed-point iteration, accelerated with the last steps.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class anderson(Iteration):
 
 
 def _next(v: Tensor, residual: Tensor, moves: list[Tensor], changes: list[Tensor], mixing: float) -> Tensor:
-    """The step from the combination of the last points whose residual would be least, were it linear."""
+    """The step from the combination of the last points that has the least residual in a linear model."""
     if not changes:
         return v + mixing * residual
     lengths = [norm(change) for change in changes]
@@ -93,7 +93,7 @@ def _next(v: Tensor, residual: Tensor, moves: list[Tensor], changes: list[Tensor
     q, r = torch.linalg.qr(torch.cat([columns, ridge]))
     weights = solve_upper(r, q[: len(v)].transpose(0, 1) @ residual)
     weights = torch.stack([divide(weight, length) for weight, length in zip(weights.unbind(0), lengths)])
-    # what stood still has no say
+    # samples that stood still do not count
     weights = torch.where(torch.isfinite(weights), weights, torch.zeros_like(weights))
     point = v - torch.stack(moves, 1) @ weights
     return point + mixing * (residual - torch.stack(changes, 1) @ weights)

@@ -1,7 +1,7 @@
-"""Functions of the user's may close over tensors, but not over such as are differentiated or mapped.
+"""Raise if a user's function closes over tensors that are differentiated or mapped.
 
-Rules evaluate them where the transforms around are not there. A tensor of those would be taken for a constant there, or
-for another batch.
+Rules evaluate such functions outside of the transforms around them. A tensor of those transforms would be treated as a
+constant, or as another batch.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def evaluated_alone(func: Callable[..., Any], *args: Any) -> Any:
 
 
 class _Found:
-    """No list, which would be taken apart and put together again."""
+    """Not a list, which would be flattened as a pytree."""
 
     tensors: Sequence[Tensor] = ()
 
 
 class _Sample(Function):
-    """Find the first sample: plain tensors, whatever transforms are around."""
+    """The first sample as plain tensors, whatever transforms are around."""
 
     @staticmethod
     def forward(found: _Found, *tensors: Tensor) -> Tensor:

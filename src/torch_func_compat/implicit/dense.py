@@ -22,8 +22,8 @@ _lu_solve: Any = getattr(torch.linalg, "lu_solve", None)
 class dense(LinearSolver):
     """Assemble the matrix and factorise it.
 
-    For small systems, and for badly conditioned ones. A matrix is singular if a pivot of its LU factorisation says so,
-    and no Hessian of a minimum if an eigenvalue is negative.
+    For small systems, and for badly conditioned ones. A matrix counts as singular if a pivot of its LU factorisation
+    vanishes. It is not the Hessian of a minimum if an eigenvalue is negative.
 
     Notes
     -----
@@ -52,11 +52,11 @@ class dense(LinearSolver):
 
 
 def _solved(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """By elimination, of rows and columns of like size."""
+    """Solve by elimination, after scaling rows and columns to similar size."""
     rows = _scale(matrix, 1)
     matrix = rows.unsqueeze(1) * matrix
     columns = _scale(matrix, 0)
-    # without an error for singular ones, of which there may be some in a batch
+    # without an error for singular matrices, since a batch may have some
     factors, order = (_lu_factor(matrix * columns) if _lu_factor else torch.lu(matrix * columns, get_infos=True))[:2]
     pivots = torch.diagonal(factors).abs()
     singular = (pivots <= len(b) * torch.finfo(b.dtype).eps * pivots.max()).any()
@@ -68,7 +68,7 @@ def _solved(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_indefinite(matrix: Tensor) -> Tensor:
-    """By the least eigenvalue of what congruence makes of like size."""
+    """By the least eigenvalue of the matrix, scaled to similar size by congruence."""
     scale = _scale(matrix, 1).sqrt()
     levels = torch.linalg.eigvalsh(scale.unsqueeze(1) * ((matrix + matrix.transpose(0, 1)) / 2) * scale)
     found: Tensor = (levels < 0).any()

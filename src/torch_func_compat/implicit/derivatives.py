@@ -1,7 +1,7 @@
 """Derivatives within a rule: products of vectors with the Jacobian of a function of tensors.
 
-A rule is called with tensors whose graph belongs to passes that are under way, or over. So the function is evaluated on
-tensors of its own, and the graph is that of a Function, whose derivative is such a product again.
+A rule gets tensors whose graph belongs to a pass that is running or over. So the function is evaluated on its own
+tensors, and the graph is that of a Function whose derivative is such a product again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ Map = Callable[[Leaves], Leaves]
 
 
 def pull_back(func: Map, tensors: Leaves, wanted: Sequence[int], cotangent: Leaves) -> list[Tensor | None]:
-    """The gradients of those tensors that are wanted, and None for the others.
-
-    `func` must depend on nothing that is differentiated but on its argument.
+    """The gradients of the wanted tensors, None for the others. `func` must not depend on differentiated tensors other
+    than its argument.
     """
     found: list[Tensor | None] = [None] * len(tensors)
     if wanted:
@@ -32,7 +31,7 @@ def pull_back(func: Map, tensors: Leaves, wanted: Sequence[int], cotangent: Leav
 
 
 def push_forward(func: Map, tensors: Leaves, tangents: Sequence[Tensor | None]) -> Leaves:
-    """The tangents of a result, of those tensors that have one."""
+    """The tangent of the result, from the tensors that have a tangent."""
     moving = [i for i, t in enumerate(tangents) if t is not None]
     chosen = _restricted(func, tensors, moving)
     pushed: Leaves = jvp(chosen, tuple(tensors[i] for i in moving), tuple(tangents[i] for i in moving))[1]
@@ -64,7 +63,7 @@ class _Pulled:
 
 
 class _Alone(Function):
-    """``func(tensors)``, evaluated on tensors of its own."""
+    """``func(tensors)``, evaluated on its own tensors."""
 
     generate_vmap_rule = True
 

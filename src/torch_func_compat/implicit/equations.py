@@ -23,7 +23,7 @@ __all__ = ["Equations", "Solution"]
 
 
 class Equations:
-    """``residual(z, *params) = 0``, of which the unknown is a root: leaves in, leaves out."""
+    """``residual(z, *params) = 0`` for the unknown z, as a function from leaves to leaves."""
 
     def __init__(self, residual: Callable[..., Any], layout: Layout, params: tuple[Any, ...], name: str) -> None:
         self._residual, self.layout, self._name = residual, layout, name
@@ -36,7 +36,7 @@ class Equations:
 
 
 class Solution:
-    """A root of equations, as one call asks for it.
+    """A root of equations, for one call.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Solution:
         return (z, self._aux_spec.unflatten(outputs[n:])) if self._has_aux else z
 
     def find(self, z0: Leaves, tensors: Tensors) -> tuple[Tensor, Status, Sequence[Tensor]]:
-        """The solution as a vector, how it was found, and leaves of aux; nothing to differentiate."""
+        """The solution as a vector, how it was found, and the leaves of aux, without a graph."""
         problem = Nonlinear(self.system, self.equations, z0, tensors)
         if isinstance(self._solve, Iteration):
             v, status = self._solve.run(problem)
@@ -88,12 +88,12 @@ class Solution:
 
     @property
     def name(self) -> str:
-        """Who found it, for messages."""
+        """The name of the solver, for messages."""
         return repr(self._solve).split("(")[0] if isinstance(self._solve, Iteration) else name_of(self._solve)
 
     def _run(self, operands: Tensors) -> tuple[Tensor, ...]:
         layout, n = self.equations.layout, self.equations.layout.count
-        z0 = layout.unflatten([x.clone() for x in operands[:n]])  # iterations may write to it
+        z0 = layout.unflatten([x.clone() for x in operands[:n]])  # an iteration may write to it
         found = self._solve(self._given, z0, *self.equations.arguments.filled(operands[n:]))
         aux: Sequence[Tensor] = ()
         if self._has_aux:
@@ -113,7 +113,7 @@ class Solution:
 
 
 def _of_leaves(options: Options, equations: Equations) -> Options:
-    """The options with a preconditioner of leaves instead of pytrees."""
+    """The options, with a preconditioner that takes leaves instead of pytrees."""
     func, layout = options.preconditioner, equations.layout
     if func is None:
         return options
@@ -156,7 +156,7 @@ class _Solve(Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         solution, tensors = ctx.solution, ctx.saved_tensors
         n = solution.equations.layout.count
-        # the solution does not depend on where the search for it began
+        # the solution does not depend on the first guess
         start = [torch.zeros_like(x) if need else None for x, need in zip(tensors, ctx.needs_input_grad[1:])][:n]
         wanted = [i for i in range(n, len(tensors)) if ctx.needs_input_grad[1 + i] and ctx.differentiable[1 + i]]
         found: list[Any] = [None] * len(tensors)

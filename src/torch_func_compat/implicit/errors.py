@@ -1,4 +1,4 @@
-"""What goes wrong, and what is done about it."""
+"""Failures, and how they are handled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODES = ("raise", "warn", "nan")
 
 
 class ImplicitError(RuntimeError):
-    """A derivative of a solution cannot be had; the classes below say why."""
+    """A solution or its derivative cannot be computed; the subclasses say why."""
 
 
 class ConvergenceError(ImplicitError):
@@ -31,7 +31,7 @@ class ConvergenceError(ImplicitError):
 
 
 class NotASolutionError(ImplicitError):
-    """A solver returned a point that does not solve what it was given."""
+    """A solver returned a point that does not solve its problem."""
 
 
 class SingularError(ImplicitError):
@@ -43,7 +43,7 @@ class IndefiniteError(ImplicitError):
 
 
 class ConvergenceWarning(UserWarning):
-    """What would be an `ImplicitError`, with ``on_failure='warn'``."""
+    """Takes the place of an `ImplicitError` with ``on_failure='warn'``."""
 
 
 class Status(NamedTuple):
@@ -90,13 +90,13 @@ def coded(flag: Tensor, code: int, otherwise: int | Tensor = SOLVED) -> Tensor:
 
 
 def check_mode(on_failure: str) -> None:
-    """An error if there is no such way to fail."""
+    """Raise for an unknown `on_failure`."""
     if on_failure not in MODES:
         raise ValueError(f"expected on_failure to be one of {MODES}, got {on_failure!r}")
 
 
 def settle(status: Status, vector: Tensor, name: str, on_failure: str) -> Tensor:
-    """The solution, or what `on_failure` makes of one that failed."""
+    """The solution; one that failed is handled as `on_failure` says."""
     codes = values(status.code).reshape(-1)
     worst = int(codes.max()) if codes.numel() else SOLVED
     if worst == SOLVED:

@@ -1,4 +1,4 @@
-"""Iterations for nonlinear equations: what they work on, and what they tell."""
+"""Iterations for nonlinear equations: their problem, their state and their report."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .vectors import anywhere, is_differentiable, norm, signs, values
 
 __all__ = ["Info", "Iteration", "Nonlinear"]
 
-# What rounding may leave of a residual that cannot be made smaller, relative to the tolerance
+# The residual that rounding may leave if it cannot be reduced, relative to the tolerance
 SLACK = 1e3
 
 
 class Info(NamedTuple):
-    """What a ready iteration tells beside the solution: the aux of ``has_aux=True``."""
+    """The report of a ready iteration: the aux of ``has_aux=True``."""
 
     iterations: Tensor
     residual_norm: Tensor
 
 
 class Nonlinear:
-    """Equations at fixed parameters, in real vectors, numbers only."""
+    """Equations at fixed parameters, in real vectors, without a graph."""
 
     def __init__(self, system: System, equations: Any, start: Sequence[Tensor], tensors: Tensors) -> None:
         self.layout = system.layout
@@ -40,9 +40,9 @@ class Nonlinear:
         return self.layout.ravel(self._equations(self.layout.unravel(v), self._tensors))
 
     def measured(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual, and by how much relative changes of unknown and parameters by about one would change it.
+        """The residual, and its change if the unknown and the parameters changed by about their own size.
 
-        The residual is accurate to the machine precision times that, whatever the units are.
+        The residual is accurate to the machine precision times that change, whatever the units are.
         """
         n, moving = self.layout.count, [i for i, x in enumerate(self._tensors) if is_differentiable(x)]
 
@@ -70,7 +70,7 @@ class Nonlinear:
 class Iteration:
     """A ready solver of nonlinear equations.
 
-    Within vmap it takes all samples at once: those that have converged stand still until the last one has.
+    Within vmap it takes all samples at once. Samples that have converged no longer change.
     """
 
     tol: float | None
@@ -101,11 +101,11 @@ class Iteration:
 
 
 class Course:
-    """How far each sample is.
+    """The progress of each sample.
 
-    A sample that seems to have converged is set aside, and judged when all others are: how large its residual may be
-    costs a derivative of the residual, for all samples at once. That is asked after 1, 2, 4, 8, ... steps, too, for the
-    first guess may tell little of it.
+    A sample that seems to have converged is set aside until all others are. Then they are judged together, because the
+    size that a residual may have costs a derivative of the residual for all samples. That size is also computed after
+    1, 2, 4, 8, ... steps, since the first guess may tell little about it.
     """
 
     def __init__(self, problem: Nonlinear, tol: float) -> None:
@@ -123,18 +123,18 @@ class Course:
 
     @property
     def near(self) -> Tensor:
-        """Whether the residual is as small as rounding may leave it."""
+        """Whether the residual is as small as rounding allows."""
         return self.size <= SLACK * self._tol * self._scale
 
     def goes_on(self, v: Tensor) -> bool:
-        """Whether there are steps to take, from here."""
+        """Whether there are more steps to take."""
         if self._steps and not self._steps & (self._steps - 1) and anywhere(self.active):
             self._scale = torch.where(self.active, self._problem.measured(v)[1], self._scale)
             self._aside = self._aside | (self.active & (self.size <= self._tol * self._scale))
         return anywhere(self.active) or (self.judge(v) and anywhere(self.active))
 
     def judge(self, v: Tensor) -> bool:
-        """Look at those that were set aside, if there are any."""
+        """Judge the samples that were set aside, if there are any."""
         aside = self._aside & (self.code == UNFINISHED)
         if not anywhere(aside):
             return False
@@ -145,7 +145,7 @@ class Course:
         return True
 
     def step(self, active: Tensor, residual: Tensor, stuck: Tensor) -> None:
-        """Note a step of the active samples, some of which may have come to where no step makes the residual less."""
+        """Record a step of the active samples; for some, no step may reduce the residual any more."""
         self.residual, self.size = residual, norm(residual)
         self._steps += 1
         self.iterations = self.iterations + active.to(self.iterations.dtype)

@@ -1,7 +1,7 @@
-"""Krylov methods: linear systems by products with their matrix.
+"""Krylov methods: solve linear systems by products with their matrix.
 
-Each is written for one system. Under vmap it is many, which all take part in every product until the last has
-converged; those that have stand still.
+Each is written for one system. Under vmap there are many systems, and all take part in every product until the last has
+converged. Systems that have converged no longer change.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class cg(LinearSolver):
         code = _judged(norm(r), aim)
         iterations = torch.zeros_like(code)
         bound = aim
-        largest = torch.zeros_like(aim)  # what is known of the norm of the matrix
+        largest = torch.zeros_like(aim)  # the largest estimate of the norm of the matrix
         for _ in range(_limit(self.max_iterations, problem.size)):
             if not anywhere(code == UNFINISHED):
                 break
@@ -134,14 +134,14 @@ class gmres(LinearSolver):
             bound = _bound(problem, aim, largest * norm(x))
             code = torch.where(active, _judged(norm(r), bound), code)
             stuck = active & (code == UNFINISHED) & ~(norm(r) < 0.999999 * before)
-            # a Krylov space that grows no more and does not contain the solution
+            # a Krylov space that no longer grows and does not contain the solution
             code = coded(stuck & cycle.closed, SINGULAR, code)
             stalled = stalled | stuck
         return x, state(code, iterations, norm(r), bound)
 
 
 class _Cycle:
-    """Minimize a residual over its Krylov space, as far as that is needed."""
+    """Minimize a residual over its Krylov space, as far as needed."""
 
     def __init__(self, problem: LinearProblem, r: Tensor, active: Tensor, bound: Tensor, limit: int) -> None:
         eps = problem.eps
@@ -170,7 +170,7 @@ class _Cycle:
             height = torch.where(height > 8 * eps * size, height, torch.zeros_like(height))
             self.closed = self.closed | (going & (height == 0)) | (len(basis) >= problem.size)
             column = torch.cat([heights, height.unsqueeze(0)])
-            # a sample that has converged stands still
+            # a sample that has converged no longer changes
             columns.append(torch.where(going, column, torch.zeros_like(column)))
             basis.append(divide(w, height))
             self._directions.append(direction)
@@ -204,7 +204,7 @@ def _limit(chosen: int | None, size: int) -> int:
 
 
 def _bound(problem: LinearProblem, aim: Tensor, size: Tensor) -> Tensor:
-    """The aim, or what rounding allows of it; not for a solution that is as large as those of singular systems."""
+    """The aim, or the residual that rounding allows; no bound for a solution as large as those of singular systems."""
     limit: Tensor = torch.max(aim, torch.min(16 * problem.eps * size, problem.eps**0.5 * norm(problem.b)))
     return limit
 

@@ -1,4 +1,4 @@
-"""linear_solve: a matrix-free solve whose derivative is another one."""
+"""linear_solve: a matrix-free linear solve, whose derivative is another linear solve."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def linear_solve(
 
 
 def ready(solve: Any) -> Any:
-    """A solver, also of its class."""
+    """A solver; a class is instantiated."""
     return solve() if isinstance(solve, type) and issubclass(solve, LinearSolver) else solve
 
 
@@ -198,7 +198,7 @@ def _filled(vectors: Sequence[Any], like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def solve_numbers(system: System, b: Tensor, tensors: Tensors) -> tuple[Tensor, Status]:
-    """The solution as a real vector, and how it was found; nothing to differentiate."""
+    """The solution as a real vector, and how it was found, without a graph."""
     options, layout = system.options, system.layout
     solve = options.solve
     if system.is_transposed and options.transpose_solve is not None:
@@ -211,7 +211,7 @@ def solve_numbers(system: System, b: Tensor, tensors: Tensors) -> tuple[Tensor, 
         x, status = solve.run(problem)
     else:
         x, status = _by_callable(solve, problem, tensors)
-    if options.symmetric and not options.definite:  # what is definite here is the Hessian of an objective
+    if options.symmetric and not options.definite:  # the definite matrix is the Hessian of an objective
         _check_symmetric(problem, x, options.name)
     return x, status
 
@@ -236,7 +236,7 @@ def _by_callable(solve: Callable[..., Any], problem: LinearProblem, tensors: Ten
 
 
 def _check_symmetric(problem: LinearProblem, x: Tensor, name: str) -> None:
-    """<u, A x> = <A u, x> for a vector u, else a derivative would be that of another matrix."""
+    """Raise unless <u, A x> = <A u, x> for a vector u; a derivative would be that of another matrix."""
     u = signs(x)
     au, ax = problem.matvec(u), problem.matvec(x)
     difference = (dot(u, ax) - dot(au, x)).abs()

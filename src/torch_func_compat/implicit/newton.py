@@ -17,7 +17,7 @@ _HALVINGS = 30
 class newton(Iteration):
     """Newton's method, with steps that are halved until they reduce the residual.
 
-    The linear systems of the steps are solved as those of the derivatives are: see `linear` of `root`.
+    The linear systems of the steps are solved like those of the derivatives: see `linear` of `root`.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class newton(Iteration):
     tensor(1.4142)
     """
 
-    power = 0.9  # the last step may as well be a good one
+    power = 0.9  # Newton converges quadratically, so the last step may as well be accurate
 
     def __init__(self, *, tol: float | None = None, max_iterations: int = 50, progress: bool = False) -> None:
         check_settings("newton", tol, max_iterations)
@@ -57,7 +57,7 @@ class newton(Iteration):
         while course.goes_on(v) and step < self.max_iterations:
             self.show(step, course)
             direction, status = problem.newton_step(v, course.residual)
-            failed = (status.code != SOLVED) & (status.code != UNFINISHED)  # half a solution is a step, too
+            failed = (status.code != SOLVED) & (status.code != UNFINISHED)  # an approximate solution is a step, too
             course.fail(course.active & failed, status.code)
             active, length = course.active, torch.ones_like(course.size)
             for _ in range(_HALVINGS):

@@ -1,4 +1,4 @@
-"""Solvers of the user's, which torch need not see into: one sample at a time, and numbers only."""
+"""The user's solvers, which may leave torch: called with one sample at a time, without a graph."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Outside(Function):
 
 
 def name_of(func: Any) -> str:
-    """As messages call a callable."""
+    """The name of a callable, for messages."""
     return str(getattr(func, "__name__", None) or repr(func))
 
 
 def returned(tree: Any, layout: Layout, name: str) -> tuple[Tensor, ...]:
-    """What a solver returned for the unknown, on its own memory; numpy arrays and numbers are taken, too."""
+    """The unknown that a solver returned, copied; numpy arrays and numbers are accepted."""
     leaves, spec = trees.flatten(tree)
     if spec != layout.spec:
         raise TypeError(f"expected {name} to return the structure of {layout.what}, {layout.spec}, got {spec}")

@@ -1,4 +1,4 @@
-"""root, fixed_point and argmin: solutions whose derivative follows from what they solve."""
+"""root, fixed_point and argmin: solutions whose derivative follows from their equations."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def fixed_point(
         leaves, spec = trees.flatten(step(z, *params))
         before, shape = trees.flatten(z)
         alike = spec == shape and all(isinstance(x, Tensor) and x.shape == y.shape for x, y in zip(leaves, before))
-        # what is not alike is said as of the step itself
+        # errors about the structure name the step itself
         return spec.unflatten([x - y for x, y in zip(leaves, before)] if alike else leaves)
 
     options = _options("fixed_point", linear, symmetric, False, preconditioner, on_failure)

@@ -1,4 +1,4 @@
-"""Families of linear systems: a square matrix that depends on tensors, known by its products."""
+"""Families of linear systems: a square matrix that depends on tensors, given by its products."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Operator = Callable[[Leaves], Leaves]
 
 
 class Options:
-    """How systems are solved: the solvers of a matrix and of its transpose, and what is known of it."""
+    """How systems are solved: the solvers of a matrix and of its transpose, and its properties."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class System:
         raise NotImplementedError
 
     def precondition(self, tensors: Tensors) -> Operator | None:
-        """What is about the inverse."""
+        """Multiply with an approximate inverse."""
         raise NotImplementedError
 
     @property
@@ -172,7 +172,7 @@ class ProductSystem(System):
     def matrix(self, tensors: Tensors) -> Tensor:
         layout = self.layout
         units = torch.eye(layout.size, dtype=layout.dtype, device=layout.device)
-        with use_fallback("silent"):  # a product that leaves torch is welcome
+        with use_fallback("silent"):  # a product may leave torch
             return vmap(lambda v: layout.ravel(self._product(layout.unravel(v), tensors)), out_dims=1)(units)  # type: ignore[no-any-return]
 
     def precondition(self, tensors: Tensors) -> Operator | None:

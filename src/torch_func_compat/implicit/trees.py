@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator, Sequence, Tuple
 
 from torch import Tensor
 
-# What tells two structures apart, the number of leaves, and how to build the tree from an iterator of leaves.
+# A key of the structure, the number of leaves, and a function that builds the tree from an iterator of leaves.
 _Node = Tuple[Any, int, Callable[[Iterator[Any]], Any]]
 
 
@@ -75,7 +75,7 @@ def _describe(kind: Any) -> str:
 
 
 class Arguments:
-    """Arguments of a function without their tensors, which come and go."""
+    """The arguments of a function without their tensors."""
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         leaves, self._spec = flatten(args)
@@ -83,12 +83,12 @@ class Arguments:
         self._rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
     def tensors(self, args: tuple[Any, ...]) -> list[Tensor]:
-        """Those of the arguments."""
+        """The tensors of the arguments."""
         leaves = flatten(args)[0]
         return [leaves[i] for i in self._where]
 
     def filled(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-        """The arguments with these."""
+        """The arguments with these tensors."""
         leaves = list(self._rest)
         for i, tensor in zip(self._where, tensors):
             leaves[i] = tensor

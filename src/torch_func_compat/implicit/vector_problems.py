@@ -1,4 +1,4 @@
-"""What the ready solvers work on: one linear system in real vectors, numbers only."""
+"""The problem of the ready solvers: one linear system in real vectors, without a graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import Status
 from .systems import System
 from .vectors import Layout
 
-# Unknowns up to which a matrix is assembled where nothing else was asked for
+# The number of unknowns up to which a matrix is assembled by default
 DENSE = 512
 
 

@@ -1,6 +1,6 @@
-"""Unknowns as real vectors: how a pytree lies in one, and a few numbers that are made of them.
+"""Unknowns as real vectors: the layout of a pytree in a vector, and norms and quotients of vectors.
 
-A complex leaf is two real ones, so that equations with conjugates or absolute values in them are linearized rightly.
+A complex leaf becomes two real ones, so that equations with conjugates or absolute values are linearized correctly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def is_differentiable(value: Any) -> bool:
 
 
 class Layout:
-    """The structure, shapes and dtypes of a pytree of tensors, and its place in a vector.
+    """The structure, shapes and dtypes of a pytree of tensors, and the places of its leaves in a vector.
 
     Parameters
     ----------
@@ -116,12 +116,12 @@ def _real(dtype: torch.dtype) -> torch.dtype:
 
 
 def values(x: Tensor) -> Tensor:
-    """Numbers to look at: of all samples, where a vmap is running."""
+    """The values of a tensor; those of all samples within a vmap."""
     return unwrap(x).detach()
 
 
 def anywhere(flags: Tensor) -> bool:
-    """Whether any of the samples is meant."""
+    """Whether it is true for any of the samples."""
     return bool(values(flags).any())
 
 
@@ -146,7 +146,7 @@ def divide(x: Tensor, y: Tensor) -> Tensor:
 
 
 def signs(like: Tensor) -> Tensor:
-    """Of 1 and -1, in an order that no structure of a matrix is likely to cancel."""
+    """A vector of 1 and -1, in an order that no structure of a matrix is likely to cancel."""
     wave = torch.cos(torch.arange(1, like.numel() + 1, device=like.device, dtype=like.dtype))
     ones = torch.ones_like(wave)
     return torch.where(wave > 0, ones, -ones).reshape(like.shape)

@@ -1,7 +1,7 @@
-"""Jacobians, Hessians and Gauss-Newton matrices as linear operators, for what is too large to be a matrix.
+"""Jacobians, Hessians and Gauss-Newton matrices as linear operators, for sizes at which the matrix is too large.
 
-The function is evaluated once; each product with a vector costs a backward pass, whatever the size. Eigensolvers and
-linear solvers of scipy take what `LinearOperator.to_scipy` returns.
+The function is evaluated once. Each product with a vector costs a few passes, whatever the size. The eigensolvers and
+linear solvers of scipy take the result of `LinearOperator.to_scipy`.
 
 >>> import torch
 >>> from torch_func_compat.operators import hessian_operator

@@ -89,12 +89,14 @@ def hessian_operator(
 ) -> LinearOperator:
     """Hessian as a linear operator, of one recorded evaluation of the gradient.
 
-    Parameters are those of `jacobian_operator`, and:
-
     Parameters
     ----------
     func : callable
         Returns a tensor of no dimensions.
+    *primals : pytrees of tensors
+        Where to evaluate; see `jacobian_operator`.
+    chunk_size, memory, progress
+        Columns at a time, of products with matrices; see `vmap`.
 
     Returns
     -------
@@ -139,13 +141,11 @@ def ggn_operator(
     memory: int | str | None = None,
     progress: bool = False,
 ) -> LinearOperator:
-    """Generalised Gauss-Newton matrix of ``loss(func(*primals))``: that of the Hessian without the curvature of `func`.
+    """Generalised Gauss-Newton matrix of ``loss(func(*primals))``: its Hessian without the curvature of `func`.
 
     With the Jacobian J of `func` and the Hessian H of `loss`, it is ``J.T @ H @ J``: positive semidefinite where the
     loss is convex. For a square loss it is the Gauss-Newton matrix, and for the cross-entropy the Fisher information
     of its softmax.
-
-    Parameters are those of `jacobian_operator`, and:
 
     Parameters
     ----------
@@ -153,6 +153,10 @@ def ggn_operator(
         The model: returns a pytree of real tensors.
     loss : callable
         Takes what `func` returns, and returns a tensor of no dimensions.
+    *primals : pytrees of tensors
+        Where to evaluate; see `jacobian_operator`.
+    chunk_size, memory, progress
+        Columns at a time, of products with matrices; see `vmap`.
 
     Returns
     -------

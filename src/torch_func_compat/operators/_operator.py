@@ -1,4 +1,4 @@
-"""Linear operators: a matrix by its products with vectors."""
+"""Linear operators: matrices that are given by their products with vectors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ AT_ONCE = 2**22
 
 
 class LinearOperator:
-    """A matrix that is known by its products with vectors; made by `jacobian_operator` and its like.
+    """A matrix that is given by its products with vectors; made by `jacobian_operator` and its like.
 
     ``operator @ vector`` takes a vector of shape ``(columns,)`` or a matrix of shape ``(columns, k)``, whose columns
-    are multiplied in one batched call, `chunk_size` at a time. It also takes pytrees: a tuple with what stands for
-    each argument of the function, as `jvp` (or, for the transpose, `vjp`) does, and returns what they return.
+    are multiplied in one batched call, `chunk_size` at a time. It also takes pytrees: a tuple with one pytree for each
+    argument of the function, as `jvp` (or, for the transpose, `vjp`) does, and returns the same as they do.
     ``torch.matmul``, ``torch.mv`` and ``torch.mm`` with the operator on the left do the same.
 
     Attributes
@@ -36,6 +36,14 @@ class LinearOperator:
     device : torch.device
     T : LinearOperator
         The transpose.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.operators import jacobian_operator
+    >>> operator = jacobian_operator(torch.sin, torch.zeros(2))
+    >>> operator.shape, operator.T @ torch.tensor([1.0, 2.0])
+    (torch.Size([2, 2]), tensor([1., 2.]))
     """
 
     def __init__(
@@ -67,7 +75,7 @@ class LinearOperator:
         """
         if self._map is self._transposed_map:
             return self
-        # made anew: one that knew its own transpose would be freed, with its graph, by the garbage collector only
+        # made anew, since a reference to its own transpose would leave the graph to the garbage collector
         name = self._name[:-2] if self._name.endswith(".T") else f"{self._name}.T"
         maps = (self._transposed_map, self._map)
         return LinearOperator(name, *maps, self._image, self._domain, of_output=not self._of_output)

@@ -15,7 +15,8 @@ class Product:
 
     def __init__(self, pull: Callable[[Tensor], Any], chunks: dict[str, Any]) -> None:
         self._pull, self._chunks = pull, chunks
-        # The vjp_fn itself: all backends batch its backward passes. A function about it would be called for each row.
+        # The vjp_fn itself, because all backends batch its backward passes. A function around it would be called for
+        # each row.
         self._many = vmap(pull, **chunks)
 
     def one(self, vector: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class Chain:
         return vector
 
     def rows(self, vectors: Tensor) -> Tensor:
-        """Of each row of a matrix, as rows; what lies between two maps is there for a chunk only."""
+        """The products with each row of a matrix, as rows; intermediates between maps exist for one chunk only."""
         found = []
         for part in torch.split(vectors, self._step or max(len(vectors), 1)):
             for product in self._maps:

@@ -1,8 +1,8 @@
-"""Jacobians and Hessians of which most entries are zero, by as many products as there are colors.
+"""Sparse Jacobians and Hessians, by as many products as there are colors.
 
-Columns that have no row in common can be found by one product with the Jacobian, and so for rows; a coloring of the
-pattern says which. A chain of thousands of atoms takes 15 products for its Hessian, where `hessian` takes one for each
-coordinate.
+Columns without a common row can share one product with the Jacobian, and rows without a common column likewise. A
+coloring of the pattern tells which share. The Hessian of a chain of thousands of atoms takes 15 products; `hessian`
+takes one for each coordinate.
 
 >>> import torch
 >>> from torch_func_compat.sparse import detect_pattern, sparse_jacobian

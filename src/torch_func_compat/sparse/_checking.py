@@ -1,4 +1,4 @@
-"""Whether a matrix of a pattern is all of a derivative, by one random product."""
+"""Test with one random product whether a derivative has entries outside its pattern."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def verify(api: str, plan: Plan, values: Tensor, product: Tensor, precision: flo
         difference = (product - plan.times_last_seed(values)).abs()
         scale = _sums(plan, values.abs())
         finite = torch.where(scale < float("inf"), scale, torch.zeros_like(scale))
-        # Rounding: each product is a sum of the entries' size, and what cancels within it may be larger.
+        # Rounding: each product is a sum, and terms that cancel within it may be larger than the sum.
         bound = precision**0.75 * scale + 1e3 * precision * finite.max() if len(scale) else scale
-        # NaN and inf within the pattern speak for themselves
+        # NaN and inf within the pattern need no check
         wrong = ~(difference <= bound) & (scale < float("inf"))
         if is_batched(wrong):
             # of each sample the first place, since the samples may be along any dimension
@@ -56,7 +56,7 @@ def _true(mask: Tensor) -> list[int]:
 
 
 def _sums(plan: Plan, sizes: Tensor) -> Tensor:
-    """Sums of the entries' sizes, in each place."""
+    """Sums of the sizes of the entries, in each place."""
     return sizes.new_zeros(plan.width).index_add(0, plan.index("marks", sizes.device), sizes)
 
 

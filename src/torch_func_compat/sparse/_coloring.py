@@ -1,4 +1,4 @@
-"""Which rows or columns of a sparse matrix share a product."""
+"""Colorings: which rows or columns of a sparse matrix share a product."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ class Coloring:
     lower_bound : int
         No coloring has fewer: the entries of the largest row (of the largest column, for rows). For a symmetric
         matrix, the entries of its lower half by its rows, of the densest part that greedy removal finds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.sparse import Pattern, coloring
+    >>> diagonal = Pattern(torch.arange(3), torch.arange(3), (3, 3))
+    >>> coloring(diagonal, "forward").count
+    1
     """
 
     def __init__(self, pattern: Pattern, mode: str, colors: Tensor, lower_bound: int) -> None:
@@ -107,14 +115,15 @@ def _colored(pattern: Pattern, mode: str, ratio: float) -> Coloring:
 
 
 def lines_and_marks(pattern: Pattern, mode: str) -> tuple[Tensor, Tensor, int, int]:
-    """What is colored and where its entries are: columns in rows (forward) or rows in columns; and their numbers."""
+    """The lines to color and the marks of their entries: columns and rows (forward), or rows and columns; and the
+    numbers of both."""
     if mode == "forward":
         return pattern.columns, pattern.rows, pattern.shape[1], pattern.shape[0]
     return pattern.rows, pattern.columns, pattern.shape[0], pattern.shape[1]
 
 
 def _largest(pattern: Pattern, mode: str) -> int:
-    """The most lines that meet in one place: so many colors it takes."""
+    """The largest number of lines that meet in one place, a lower bound of the number of colors."""
     _, marks, _, places = lines_and_marks(pattern, mode)
     return int(torch.bincount(marks, minlength=max(places, 1)).max())
 
@@ -124,7 +133,7 @@ def _one_sided(pattern: Pattern, mode: str) -> Coloring:
     lines, marks, count, places = lines_and_marks(blocks, mode)
     members = lists(lines, marks, count)
     bound = _largest(blocks, mode)
-    # the columns in whose rows there is most
+    # the columns whose rows have the most entries
     crowd = torch.bincount(marks, minlength=max(places, 1))
     crowded = torch.zeros(count, dtype=torch.long).index_add(0, lines, crowd[marks])
 
@@ -192,6 +201,6 @@ def lists(lines: Tensor, marks: Tensor, count: int) -> Lists:
 
 
 def _of_blocks(colors: list[int], size: int) -> Tensor:
-    """The colors of rows, each of a block in a color of its own."""
+    """The colors of rows: each row of a block has its own color."""
     own = torch.tensor(colors, dtype=torch.long)
     return (own[:, None] * size + torch.arange(size)).reshape(-1)

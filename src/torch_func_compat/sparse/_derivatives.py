@@ -119,8 +119,6 @@ def sparse_hessian(
 ) -> Callable[..., Any]:
     """Hessian of which most entries are zero, by one product for each color of a star coloring.
 
-    Parameters are those of `sparse_jacobian`, and:
-
     Parameters
     ----------
     func : callable
@@ -128,6 +126,8 @@ def sparse_hessian(
     pattern : Pattern, Coloring, Tensor or pair of Tensors
         Where the Hessian has entries, symmetric; see `neighbor_pattern` for that of atoms. A coloring is one of
         ``coloring(pattern, 'symmetric')``.
+    argnums, layout, has_aux, check, chunk_size, memory, progress
+        See `sparse_jacobian`.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from ._products import Options, by_columns, by_rows
 
 __all__ = ["detect_pattern"]
 
-# Into how many parts a group of rows is divided: more of them take fewer evaluations and more products.
+# The number of parts that a group of rows is divided into: more parts take fewer evaluations and more products.
 PARTS = 4
 
 
@@ -129,7 +129,7 @@ def _detected(
 def _probe(
     func: Callable[..., Any], x: Tensor, shape: tuple[int, int], generator: torch.Generator, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Rows and columns of what is not zero at one point."""
+    """Rows and columns of the nonzero entries at one point."""
     forward = shape[0] > 1.5 * shape[1]
     size, width = shape[::-1] if forward else shape
     # the first lines of the groups, and which of them have an entry at which mark

@@ -1,4 +1,4 @@
-"""Which entries of a matrix can be other than zero."""
+"""Patterns: which entries of a matrix can be nonzero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Pattern", "as_pattern", "neighbor_pattern"]
 
 
 class Pattern:
-    """The entries of a matrix that can be other than zero, in an order of their own.
+    """The entries of a matrix that can be nonzero, in a fixed order.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Pattern:
 
     @aside
     def sized(self, rows: int, columns: int) -> Pattern:
-        """The same pattern of a matrix of so many rows and columns."""
+        """The same pattern for a matrix with so many rows and columns."""
         if self.shape == (rows, columns):
             return self
         if not (self.open_ended and rows >= self.shape[0] and columns >= self.shape[1]):
@@ -127,7 +127,7 @@ class Pattern:
 
     @aside
     def missing_transposes(self) -> list[tuple[int, int]]:
-        """Entries whose transpose is not one of the pattern."""
+        """Entries whose transpose is missing in the pattern."""
         size = max(self.shape)
         there, back = self.rows * size + self.columns, self.columns * size + self.rows
         # counted once where only there, twice where only back, three times where both
@@ -193,6 +193,10 @@ def neighbor_pattern(i: Tensor, j: Tensor, atoms: int, *, block_size: int = 3) -
     TypeError, ValueError
         As for `Pattern`.
 
+    Notes
+    -----
+    Cost: a sort of the pairs.
+
     Examples
     --------
     >>> import torch
@@ -218,7 +222,7 @@ def neighbor_pattern(i: Tensor, j: Tensor, atoms: int, *, block_size: int = 3) -
 
 @aside
 def as_pattern(pattern: Any) -> Pattern:
-    """What users give for a pattern, as one."""
+    """A pattern from any of the forms that users may give."""
     if isinstance(pattern, Pattern):
         return pattern
     if isinstance(pattern, (tuple, list)) and len(pattern) == 2 and all(isinstance(p, Tensor) for p in pattern):

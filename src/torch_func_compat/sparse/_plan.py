@@ -1,4 +1,4 @@
-"""From a coloring to the products that it needs, and from the products to the entries."""
+"""The products that a coloring needs, and the entries from the products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._patterns import Pattern
 
 
 class Plan:
-    """What is multiplied and where each entry is found, for one size of the matrix.
+    """The vectors to multiply with, and the place of each entry in the products, for one size of the matrix.
 
     Products are those of the `seeds` with the lines that were colored; the result has one row for each seed, in it one
     number for each mark: ``(count, marks)``. The last seed is the random one by which the others are checked.
@@ -58,7 +58,7 @@ class Plan:
         seeds = torch.zeros(max(self.coloring.count, 1) + 1, self.size, dtype=dtype)
         taking_part = torch.unique(self.lines)
         seeds[self.colors[taking_part], taking_part] = 1
-        # not of torch's generators, whose state is the user's; and no small numbers, which would hide entries
+        # torch's generators are not used, since their state is the user's; no small numbers, which would hide entries
         draw = random.Random(0)
         numbers = [draw.uniform(0.5, 1.5) * draw.choice((-1, 1)) for _ in range(self.size)]
         seeds[-1] = torch.tensor(numbers, dtype=torch.float64).to(dtype)
@@ -80,6 +80,6 @@ class Plan:
         return products.reshape(-1).index_select(0, self.index("slots", products.device))
 
     def times_last_seed(self, values: Tensor) -> Tensor:
-        """What the random product is if there is nothing outside the pattern."""
+        """The random product if there is no entry outside the pattern."""
         vector = self.seeds(values, True)[-1].index_select(0, self.index("lines", values.device))
         return values.new_zeros(self.width).index_add(0, self.index("marks", values.device), values * vector)

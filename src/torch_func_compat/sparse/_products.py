@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..autograd import jacfwd, jacrev
 
-# From rows and columns of the Jacobian, and a tensor like which it shall be, to what it is multiplied by
+# (rows and columns of the Jacobian, a tensor with its dtype and device) -> the vectors to multiply with
 SeedsOf = Callable[[int, int, Tensor], Tensor]
 
 
 class Options(NamedTuple):
-    """Parameters that all derivatives here share."""
+    """Parameters of all derivatives here."""
 
     argnums: int
     has_aux: bool

@@ -1,12 +1,12 @@
-"""The names of ``tad_mctc.autograd``, of its releases with a shim (0.8 and before) and of those without (0.11).
+"""The names of ``tad_mctc.autograd``: of 0.8 and older, which have a shim, and of 0.11, which has none.
 
 For packages that import them::
 
     from torch_func_compat import tad_mctc as autograd   # instead of: from tad_mctc import autograd
 
-Signatures and defaults are those of that package, its submodules are here, too. What they do is done elsewhere in
-this library, so that it is the same on every torch and batched Hessians, tuples of arguments, ``in_dims`` and the
-checks work everywhere; new code had better use that.
+Signatures, defaults and submodules are those of that package. The rest of this library does the work, so that results
+are the same on every torch, and batched Hessians, tuples of arguments, ``in_dims`` and the checks work everywhere. New
+code should use the rest of this library directly.
 """
 
 from __future__ import annotations

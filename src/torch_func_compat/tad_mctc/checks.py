@@ -14,17 +14,71 @@ __all__ = ["is_batched", "is_functorch_tensor", "is_gradtracking", "is_vmapped"]
 
 
 def is_gradtracking(x: Any) -> bool:
-    """Whether a transform that is running tracks `x`, at any layer; True while torch.compile traces."""
+    """Whether a running transform tracks `x`, at any layer; True while torch.compile traces.
+
+    Parameters
+    ----------
+    x : Tensor
+        Anything else is never wrapped.
+
+    Returns
+    -------
+    bool
+        False while no transform runs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import is_gradtracking
+    >>> is_gradtracking(torch.ones(3))
+    False
+    """
     return is_compiling() or checks.is_gradtracking(x)
 
 
 def is_batched(x: Any) -> bool:
-    """Whether a vmap that is running maps `x`, at any layer; True while torch.compile traces."""
+    """Whether a running vmap maps `x`, at any layer; True while torch.compile traces.
+
+    Parameters
+    ----------
+    x : Tensor
+        Anything else is never wrapped.
+
+    Returns
+    -------
+    bool
+        False while no transform runs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import is_batched
+    >>> is_batched(torch.ones(3))
+    False
+    """
     return is_compiling() or checks.is_batched(x)
 
 
 def is_functorch_tensor(x: Any) -> bool:
-    """`is_gradtracking` or `is_batched`."""
+    """Whether a running transform has wrapped `x`: `is_gradtracking` or `is_batched`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Anything else is never wrapped.
+
+    Returns
+    -------
+    bool
+        False while no transform runs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import is_functorch_tensor
+    >>> is_functorch_tensor(torch.ones(3))
+    False
+    """
     return is_gradtracking(x) or is_batched(x)
 
 

@@ -1,4 +1,4 @@
-"""Jacobians and maps that never wrap a tensor: by the autograd backend, whatever the others could do."""
+"""Jacobians and maps that never wrap a tensor: they always use the autograd backend."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def jacrev_compat(
     Parameters
     ----------
     f : callable
+        Returns a tensor.
     argnums : int or tuple of int
         Tensors to differentiate by; the other arguments may be anything.
     create_graph : bool
@@ -38,13 +39,33 @@ def jacrev_compat(
     vectorize : bool
         All rows at once, which is faster and takes more memory, instead of one by one.
     strategy : {'reverse-mode', 'forward-mode'}
+        `jacrev` or `jacfwd`.
     **kwargs
         Of `jacrev`: ``has_aux``, ``chunk_size``.
+
+    Returns
+    -------
+    callable
+        Returns a tensor of shape ``output.shape + argument.shape``, or a tuple of them for a tuple `argnums`.
 
     Raises
     ------
     RuntimeError
         An argument to differentiate by is no tensor, or `strict` is not met.
+    ValueError
+        There is no such strategy.
+
+    Notes
+    -----
+    Cost: one forward pass, and a backward pass for each element of the output, one by one unless `vectorize`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import jacrev_compat
+    >>> jacrev_compat(torch.square)(torch.tensor([1.0, 2.0]))
+    tensor([[2., 0.],
+            [0., 4.]])
     """
     jacobian = _jacobian(f, argnums, create_graph, vectorize, strategy, kwargs)
 
@@ -70,7 +91,7 @@ def _jacobian(
     strategy: str,
     options: dict[str, Any],
 ) -> Callable[..., Any]:
-    """By the backend of the moment."""
+    """The Jacobian by the backend of the moment."""
     modes: dict[str, Callable[..., Any]] = {"reverse-mode": jacrev, "forward-mode": jacfwd}
     if strategy not in modes:
         raise ValueError(f"unknown strategy {strategy!r}: expected one of {', '.join(map(repr, modes))}")
@@ -93,7 +114,7 @@ def _strictly(
     create_graph: bool,
     strategy: str,
 ) -> Any:
-    """By torch itself, which is strict about the graph that it sees."""
+    """The Jacobian by torch.autograd.functional, which has `strict`."""
     if strategy != "reverse-mode":
         raise RuntimeError("torch.autograd.functional.jacobian: `strict=True` and `strategy='forward-mode'` exclude")
 
@@ -113,7 +134,35 @@ def vmap_compat(
 ) -> Callable[..., Any]:
     """`vmap` by the autograd backend: a call of `func` for each sample, with plain tensors.
 
-    Parameters are those of `vmap`; only the default of `randomness` is that of a loop.
+    Parameters
+    ----------
+    func, in_dims, out_dims
+        See `torch_func_compat.vmap`.
+    randomness : {'error', 'different', 'same'}
+        What random operations in `func` do; by default each sample draws its own, as in a loop.
+    **kwargs
+        The other options of `torch_func_compat.vmap`.
+
+    Returns
+    -------
+    callable
+        Takes what `func` takes, with a batch dimension more where `in_dims` says so.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `torch_func_compat.vmap`.
+
+    Notes
+    -----
+    Cost: one evaluation per sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import vmap_compat
+    >>> vmap_compat(torch.dot)(torch.ones(2, 3), torch.ones(2, 3))
+    tensor([3., 3.])
     """
     mapped = vmap(func, in_dims, out_dims, randomness, **kwargs)
 

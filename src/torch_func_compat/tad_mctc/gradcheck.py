@@ -32,7 +32,7 @@ __all__ = [
 
 
 def numgrad(function: Callable[[Any], Tensor], structure: Any) -> Tensor:
-    """Finite-difference Jacobian of what `function` makes of a structure with respect to its positions.
+    """Finite-difference Jacobian of a function of a structure with respect to its positions.
 
     Parameters
     ----------
@@ -45,6 +45,29 @@ def numgrad(function: Callable[[Any], Tensor], structure: Any) -> Tensor:
     -------
     Tensor
         Of shape ``(..., nat, nat, 3)``; the structures of a batch are moved together.
+
+    Raises
+    ------
+    AttributeError
+        `structure` has no ``positions`` or no ``replace``.
+
+    Notes
+    -----
+    Cost: two evaluations of `function` for each of the ``3 nat`` coordinates.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import numgrad
+    >>> class Molecule:
+    ...     def __init__(self, positions):
+    ...         self.positions = positions
+    ...     def replace(self, positions):
+    ...         return Molecule(positions)
+    >>> heights = lambda molecule: molecule.positions[:, 2]
+    >>> molecule = Molecule(torch.zeros(2, 3, dtype=torch.float64))
+    >>> numgrad(heights, molecule).shape
+    torch.Size([2, 2, 3])
     """
     positions = structure.positions.detach()
     shift = positions.new_zeros(positions.shape[-2:])
@@ -59,6 +82,44 @@ def numgrad(function: Callable[[Any], Tensor], structure: Any) -> Tensor:
 def positions_gradchecker(
     function: Callable[[Any], Tensor], structure: Any
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """`function` as one of the positions of a structure alone, and those positions, for `dgradcheck`."""
+    """`function` of the positions of a structure alone, and those positions, for `dgradcheck`.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a structure, returns a tensor.
+    structure : object
+        Has ``positions`` and ``replace(positions=...)``.
+
+    Returns
+    -------
+    func : callable
+        Takes positions.
+    positions : Tensor
+        A copy of those of the structure, which requires grad.
+
+    Raises
+    ------
+    AttributeError
+        `structure` has no ``positions``.
+
+    Notes
+    -----
+    Cost: a copy of the positions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import dgradcheck, positions_gradchecker
+    >>> class Molecule:
+    ...     def __init__(self, positions):
+    ...         self.positions = positions
+    ...     def replace(self, positions):
+    ...         return Molecule(positions)
+    >>> heights = lambda molecule: molecule.positions[:, 2]
+    >>> molecule = Molecule(torch.zeros(2, 3, dtype=torch.float64))
+    >>> dgradcheck(*positions_gradchecker(heights, molecule))
+    True
+    """
     positions = structure.positions.detach().clone().requires_grad_()
     return lambda positions: function(structure.replace(positions=positions)), positions

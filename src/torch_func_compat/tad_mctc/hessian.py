@@ -1,4 +1,4 @@
-"""Hessians as the Jacobian of the gradient, in reverse mode twice: custom functions need no forward mode."""
+"""Hessians by reverse over reverse mode, for which custom functions need no forward mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,38 @@ __all__ = ["hess_fn_rev", "hessian"]
 
 
 def hess_fn_rev(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    """A function that returns the Hessian of `f`: ``jacrev(jacrev(f))``."""
+    """Hessian of `f` as ``jacrev(jacrev(f))``.
+
+    Parameters
+    ----------
+    f : callable
+        Returns a tensor.
+    argnums : int or tuple of int
+        Arguments to differentiate.
+
+    Returns
+    -------
+    callable
+        Returns tensors of shape ``output.shape + argument.shape + argument.shape``.
+
+    Raises
+    ------
+    RuntimeError
+        As for `torch_func_compat.jacrev`.
+
+    Notes
+    -----
+    Cost: one forward and one backward pass per element of the output, and as many passes through both as the arguments
+    have elements.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import hess_fn_rev
+    >>> hess_fn_rev(lambda x: x.pow(3).sum())(torch.tensor([1.0, 2.0]))
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    """
     return jacrev(jacrev(f, argnums), argnums)
 
 
@@ -32,7 +63,7 @@ def hessian(
     vectorize: bool = False,
     strategy: str = "reverse-mode",
 ) -> Any:
-    """Hessian of the sum of what `f` returns.
+    """Hessian of the sum of `f`'s output.
 
     Parameters
     ----------
@@ -66,6 +97,14 @@ def hessian(
     -----
     Cost: one gradient, and a backward pass through it per element of the inputs. A single Hessian is computed on
     plain tensors, by the autograd backend; batched ones by the backend of the moment.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.tad_mctc import hessian
+    >>> hessian(lambda x, power: x.pow(power).sum(), (torch.tensor([1.0, 2.0]), 3), argnums=0)
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
     """
     chosen = positions(argnums, len(inputs))
     for i in chosen:
@@ -83,7 +122,7 @@ def hessian(
 
 
 def _batch_dims(f: Callable[..., Any], inputs: tuple[Any, ...], chosen: tuple[int, ...]) -> tuple[int | None, ...]:
-    """0 for the inputs that are mapped, None for those that are shared; an error where there is doubt."""
+    """0 for mapped inputs, None for shared ones; raises if the sizes do not tell which."""
     sizes = {inputs[i].shape[:1] for i in chosen}
     if len(sizes) != 1 or sizes == {torch.Size()}:
         shapes = [tuple(inputs[i].shape) for i in chosen]
@@ -93,7 +132,7 @@ def _batch_dims(f: Callable[..., Any], inputs: tuple[Any, ...], chosen: tuple[in
     shared = tuple(0 if i in chosen else None for i in range(len(inputs)))
     if mapped == shared or not any(size[0] in inputs[i].shape[1:] for i in chosen):
         return mapped
-    # As many samples as a sample has rows: the others could be either. What f returns may tell.
+    # There are as many samples as a sample has rows, so the others could be mapped or shared. The output of f may tell.
     found = {dims: _shape_of_a_sample(f, inputs, dims) for dims in (mapped, shared)}
     possible = [dims for dims in found if found[dims] is not None]
     if not possible or found[mapped] == found[shared]:
@@ -102,7 +141,7 @@ def _batch_dims(f: Callable[..., Any], inputs: tuple[Any, ...], chosen: tuple[in
             f"is_batched=True: inputs {doubtful} could be mapped or shared, for there are {size[0]} samples and a "
             f"sample has that size, too: pass in_dims, {mapped} for the one and {shared} for the other"
         )
-    # where both are, a batch within a sample has made its output the larger one
+    # if both are possible, a batch within a sample makes the output larger
     return min(possible, key=lambda dims: len(found[dims] or ()))
 
 

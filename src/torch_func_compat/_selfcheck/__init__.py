@@ -1,24 +1,21 @@
-"""Closed forms for every operator, and a look at what answers it: what ``python -m`` on this package runs.
+"""Closed forms for every operator: what ``python -m`` on this package checks.
 
 Everything here goes through the public transforms, as a user's call does, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
 from typing import Any, Callable, Iterator, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
 
-from . import _transforms
-from ._backends.autograd import loop as _loop
-from ._backends.autograd.batched_vjp import Rows
-from ._torch import facts, pytree
-from .autograd import batched, derivatives, internals, use_backend, use_fallback
+from .._torch import facts
+from ..autograd import batched, derivatives, internals, use_backend, use_fallback
+from .comparison import difference as _difference
+from .routes import Watch as _Watch
 
-# What an operator gave, and what it should have given: pytrees of the same structure
+# The result of an operator and the expected one: pytrees of the same structure
 Case = Tuple[Any, Any]
 
 
@@ -48,7 +45,7 @@ def limit_on(device: str) -> float:
 
 
 def energy(x: Tensor, a: Tensor) -> Tensor:
-    """A scalar, of which every derivative is known: exp(a x)."""
+    """A scalar with known derivatives of every order: exp(a x)."""
     return torch.exp((a * x).sum())
 
 
@@ -243,85 +240,34 @@ CHECKS: dict[str, Callable[[Point], Iterator[Case]]] = {
 }
 
 
-def _difference(actual: Any, expected: Any) -> float:
-    """Largest deviation over the leaves; raises where structure, shape, dtype or device are others."""
-    leaves, spec = pytree.flatten(actual)
-    wanted, wanted_spec = pytree.flatten(expected)
-    if spec != wanted_spec:
-        raise AssertionError(f"the result has structure {spec}, expected {wanted_spec}")
-    largest = 0.0
-    for leaf, want in zip(leaves, wanted):
-        kind, wanted_kind = ((tuple(t.shape), t.dtype, str(t.device)) for t in (leaf, want))
-        if kind != wanted_kind:
-            raise AssertionError(f"the result is {kind}, expected {wanted_kind}")
-        if leaf.requires_grad:
-            raise AssertionError("the result requires grad, and nothing outside does")
-        error = float((leaf - want).abs().max())
-        if not error <= largest:  # also NaN
-            largest = error
-    return largest
-
-
 def largest_error(operator: str, backend: str, device: str) -> float:
     """Largest deviation of `operator` from its closed forms, NaN included; raises what the operator raises."""
-    # without the fallback: it is this backend that is looked at
+    # Without the fallback, so that no other backend answers for this one.
     with use_backend(backend), use_fallback("error"):
         errors = [_difference(*case) for case in CHECKS[operator](Point.on(device))]
     return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
-_DERIVED = {derive.__module__ for derive in (*_transforms.TRANSFORMS.values(), *_transforms.PRODUCTS.values())}
-
-
-class _Watch:
-    """A profile function (``sys.setprofile``) that sees which of this package's routes a call takes."""
-
-    def __init__(self) -> None:
-        self.derived = False
-        self.looped = False
-        self.rows: set[bool | None] = set()
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_globals.get("__name__") in _DERIVED:
-            self.derived = True
-        elif event == "call" and frame.f_code is _loop.loop.__code__:
-            self.looped = True
-        elif event == "return" and frame.f_code is Rows.__call__.__code__:
-            self.rows.add(frame.f_locals["self"].vectorised)
-
-    def __enter__(self) -> _Watch:
-        self.before = sys.getprofile()
-        sys.setprofile(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        sys.setprofile(self.before)
-
-
 def answered_by(operator: str, backend: str, device: str = "cpu") -> str:
-    """What a plain call of `operator` comes to, observed while it runs.
+    """The route that a plain call of `operator` takes, observed while it runs.
 
     Returns
     -------
     str
-        ``"native"``: the library's own transform. ``"vectorised rows"``: rows of the derivative in one batched
-        backward pass. ``"looped"``: samples or rows one by one. ``"derived"``: anything else that is made of
-        the backend's primitives. ``"raised TypeError"`` and the like where it fails.
+        ``"native"``: torch's own transform. ``"vectorised rows"``: rows of the derivative in one batched backward
+        pass. ``"looped"``: samples or rows one by one. ``"derived"``: another composition of the backend's
+        primitives. ``"raised TypeError"`` and the like where it fails.
     """
-    # A watched frame keeps its variables alive, which a probe may take for torch's doing: probe before.
+    # A watched frame keeps its variables alive, and a probe may mistake that for torch's doing: probe first.
     for fact in facts.FACTS:
         facts.has(fact)
     point, watch = Point.on(device), _Watch()
     with use_backend(backend), use_fallback("error"):
         try:
-            next(CHECKS[operator](point))  # what torch imports at the first call takes long to watch
+            next(CHECKS[operator](point))  # torch imports much at a first call, which would take long to watch
             with watch:
                 next(CHECKS[operator](point))
-        # A report is what is made here, of whatever happened.
+        # The report tells what happens, whatever it is.
         except Exception as error:  # noqa: BLE001
             return f"raised {type(error).__name__}"
-    if not watch.derived:
-        return "native"
-    if watch.looped or False in watch.rows:
-        return "looped"
-    return "vectorised rows" if True in watch.rows else "derived"
+    return watch.route
