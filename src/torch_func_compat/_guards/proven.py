@@ -12,7 +12,7 @@ import pkgutil
 from typing import AbstractSet, Iterable
 
 from .._torch import facts
-from .recorder import COMPLEX
+from .recorder import bare
 
 # These read what a tensor is, make one without values, or switch a setting, and compute nothing.
 METADATA = frozenset(
@@ -63,4 +63,4 @@ def unproven(pairs: Iterable[tuple[str, str]]) -> AbstractSet[str]:
     """
     known = table(*facts.TORCH[:2])
     found = {name for name, levels in pairs if levels and levels not in known.get(name, ())}
-    return {name for name in found if name.replace(COMPLEX, "") not in METADATA}
+    return {name for name in found if bare(name) not in METADATA}
