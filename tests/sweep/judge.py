@@ -164,14 +164,14 @@ def _computing(pairs: list[list[str]]) -> set[tuple[str, str]]:
 
 
 def _names(pairs: set[tuple[str, str]]) -> str:
-    return " ".join(sorted({name for name, _ in pairs})) or "?"
+    return " ".join(sorted({name for name, _ in pairs}))
 
 
 def _by_operation(entries: list[dict[str, Any]]) -> list[str]:
     """One line for each operation, with the shortest of the strings of levels as its example."""
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
-        name = _names(entry["blamed"]) if "blamed" in entry else re.split(r"::|\.|special_| ", entry["name"])[-1]
+        name = _names(entry.get("blamed", ())) or re.split(r"::|\.|special_", entry["name"])[-1]
         found.setdefault(name, []).append(entry)
     lines = []
     for name, wrong in sorted(found.items()):
