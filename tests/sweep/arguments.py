@@ -104,14 +104,17 @@ ROWS: list[tuple[str, Callable[..., Any], tuple[Kind, ...]]] = []
 TABLE: dict[str, Callable[[], Iterator[Case]]] = {}
 
 
-def add(name: str, function: Callable[..., Any], *kinds: Kind) -> None:
-    """One entry; the name is that of the operation, and what is particular about it after a space."""
+def add(name: str, function: Callable[..., Any], *kinds: Kind, finish: Callable[..., Any] = lambda y: y) -> None:
+    """One entry; the name is that of the operation, and what is particular about it after a space.
+
+    `finish` is what is made of its result, and is not under test.
+    """
 
     def cases() -> Iterator[Case]:
         torch.manual_seed(0)
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         points = [[kind(generator) for kind in kinds] for generator in generators]
-        yield Case(name, function, [[x for x, _ in point] for point in points], [p for _, p in points[0]])
+        yield Case(name, function, [[x for x, _ in point] for point in points], [p for _, p in points[0]], finish)
 
     assert name not in TABLE, name
     TABLE[name] = cases

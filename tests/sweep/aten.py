@@ -60,4 +60,4 @@ def table(database: list[Any]) -> dict[str, Callable[[], Iterator[Case]]]:
                     break
         except Exception:  # noqa: BLE001
             continue
-    return {name: _cases(entries) for name, entries in sorted(found.items()) if entries}
+    return {name: _cases(entries) for name, entries in sorted(found.items()) if entries and "empty" not in name}

@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-SAMPLES = {torch.float64: 6, torch.complex128: 3}
+SAMPLES = {torch.float64: 4, torch.complex128: 2}
 LOOKED_AT = 40  # of what an operation's database yields
 
 
@@ -92,8 +92,10 @@ def _chosen(samples: Sequence[Any], count: int) -> list[int]:
     fitting = []
     for k, sample in enumerate(samples):
         tensors = [x for x in leaves((sample.input, sample.args, sample.kwargs)) if isinstance(x, Tensor)]
-        if tensors and all(map(usable, tensors)) and 0 < _numel(sample) <= 2000:
+        if tensors and all(map(usable, tensors)) and 0 < _numel(sample) <= 10000:
             fitting.append(k)
+    small = [k for k in fitting if _numel(samples[k]) <= 2000]
+    fitting = small or fitting[:1]
     kinds: dict[Any, list[int]] = {}
     for k in fitting:
         sample = samples[k]
@@ -120,9 +122,10 @@ def of_database(info: Any, dtype: torch.dtype) -> Iterator[Case]:
         names += [(".inplace", info.inplace_variant)] if getattr(info, "inplace_variant", None) else []
         names += [(f".{alias.name}", alias.op) for alias in getattr(info, "aliases", ())]
         method = getattr(info, "method_variant", None)
-        names += [(".method", method)] if method is not None and method is not info.op else []
+        if method is not None and getattr(method, "__name__", "") != getattr(info.op, "__name__", ""):
+            names.append((".method", method))
     for suffix, function in names:
-        for k in _chosen(first, count if not suffix else 2 if suffix == ".inplace" else 1):
+        for k in _chosen(first, 1 if suffix else count):
             inplace = suffix == ".inplace"
             if inplace and getattr(first[k], "broadcasts_input", False):
                 continue

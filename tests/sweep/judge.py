@@ -11,7 +11,7 @@ from typing import Any, Iterator
 import torch
 
 from torch_func_compat._guards.proven import METADATA
-from torch_func_compat._guards.recorder import COMPLEX, UNKNOWN
+from torch_func_compat._guards.recorder import UNKNOWN, bare
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parents[2] / "src" / "torch_func_compat" / "_guards" / "proven"
@@ -42,6 +42,7 @@ class Verdict:
         self.wrong: list[dict[str, Any]] = []
         self.refused: list[dict[str, Any]] = []
         self.plain: list[dict[str, Any]] = []
+        self.times: Counter[tuple[str, str]] = Counter()
         self.right: set[tuple[str, str]] = set()
         singles: set[tuple[str, str]] = set()
         wrong_singles: set[tuple[str, str]] = set()
@@ -54,6 +55,7 @@ class Verdict:
             self.counts.setdefault(levels, Counter())[outcome] += entry["count"]
             if outcome == "right":
                 self.right |= main | entry["every"]
+                self.times.update(dict.fromkeys(main, entry["count"]))
                 if len(main) == 1:
                     singles |= main
             elif outcome == "wrong":
@@ -73,10 +75,7 @@ class Verdict:
         for result in self.results:
             for key, entry in result["found"].items():
                 levels, outcome, main, every = json.loads(key)
-                pairs = (
-                    {tuple(p) for p in some if p[0].replace(COMPLEX, "") not in METADATA} for some in (main, every)
-                )
-                first, second = pairs
+                first, second = _computing(main), _computing(every)
                 yield {
                     **entry,
                     "name": result["name"],
@@ -91,16 +90,18 @@ class Verdict:
         main = entry["main"]
         names = {part.rstrip("_") for part in re.split(r"\W+", entry["name"])}
         names |= {"_".join(re.split(r"\W+", entry["name"])[:2])}
-        named = (
-            set()
-            if " " in entry["name"]
-            else {pair for pair in main if pair[0].replace(COMPLEX, "").rstrip("_") in names}
-        )
-        return named or (main - alone) or main
+        named = {pair for pair in main if bare(pair[0]).rstrip("_") in names}
+        named = set() if " " in entry["name"] else named  # one of ours, whose name says where and not what
+        suspects = named or (main - alone)
+        if suspects or not main:
+            return suspects
+        # All of them are right alone: those are blamed that have been so least often.
+        least = min(self.times[pair] for pair in main)
+        return {pair for pair in main if self.times[pair] <= 4 * least}
 
     def _is_proven(self, pair: tuple[str, str]) -> bool:
         name, levels = pair
-        if name.startswith(UNKNOWN) or name.replace(COMPLEX, "") in NEVER:
+        if name.startswith(UNKNOWN) or bare(name) in NEVER:
             return False
         return not any(name == other and _contains(levels, part) for other, part in self.disproved)
 
@@ -158,15 +159,20 @@ class Verdict:
             (TABLES / f"{minor}.txt").write_text(self.table(), encoding="utf-8")
 
 
+def _computing(pairs: list[list[str]]) -> set[tuple[str, str]]:
+    return {(name, levels) for name, levels in pairs if bare(name) not in METADATA}
+
+
 def _names(pairs: set[tuple[str, str]]) -> str:
-    return " ".join(sorted({name for name, _ in pairs})) or "?"
+    return " ".join(sorted({name for name, _ in pairs}))
 
 
 def _by_operation(entries: list[dict[str, Any]]) -> list[str]:
     """One line for each operation, with the shortest of the strings of levels as its example."""
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
-        found.setdefault(_names(entry["blamed"]) if "blamed" in entry else entry["name"], []).append(entry)
+        name = _names(entry.get("blamed", ())) or re.split(r"::|\.|special_", entry["name"])[-1]
+        found.setdefault(name, []).append(entry)
     lines = []
     for name, wrong in sorted(found.items()):
         levels = sorted({entry["levels"] for entry in wrong}, key=lambda x: (len(x), x))

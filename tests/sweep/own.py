@@ -38,7 +38,7 @@ def _in_place() -> None:
     add("fill_ by a tensor", written(lambda x, v: x.fill_(v)), x, normal())
     add("fill_", written(lambda x: x.fill_(2.0)), x)
     add("zero_", written(lambda x: x.zero_()), x)
-    add("zero_ of a row", written(lambda x: x[1].zero_() and None), x)
+    add("zero_ of a row", written(lambda x: (x[1].zero_(), None)[1]), x)
     add("masked_fill_", written(lambda x, m: x.masked_fill_(m, 2.0)), x, mask(3, 4))
     add("masked_fill_ broadcast", written(lambda x, m, s: x.masked_fill_(m, s)), x, mask(4), normal())
     add("masked_scatter_", written(lambda x, m, v: x.masked_scatter_(m, v)), x, mask(3, 4), normal(3, 4))
@@ -85,9 +85,9 @@ def _in_place() -> None:
     add("dropout in evaluation", lambda x: F.dropout(x, 0.5, training=False), x)
     add("alpha_dropout in evaluation", lambda x: F.alpha_dropout(x, 0.5, training=False), x)
     add("pow_", written(lambda x, p: x.pow_(p)), positive(3, 4), v)
-    add("add_ to a view", written(lambda x, v: x[0].add_(v) and None), x, v)
-    add("mul_ of a diagonal", written(lambda x: x.diagonal().mul_(2) and None), normal(3, 3))
-    add("add_ to an unbind", written(lambda x: x.unbind(0)[1].add_(x[0]) and None), x)
+    add("add_ to a view", written(lambda x, v: (x[0].add_(v), None)[1]), x, v)
+    add("mul_ of a diagonal", written(lambda x: (x.diagonal().mul_(2), None)[1]), normal(3, 3))
+    add("add_ to an unbind", written(lambda x: (x.unbind(0)[1].add_(x[0]), None)[1]), x)
     add("data of", lambda x: x.data * x, x)
     add("detach of", lambda x: x.detach() * x, x)
 
@@ -277,7 +277,7 @@ def _promotion() -> None:
     x, s = single(3), normal()
     for name in ("add", "sub", "mul", "div", "pow", "atan2", "fmod", "maximum", "copysign", "hypot", "xlogy", "where"):
         if name == "where":
-            add("where promotes", lambda x, s: torch.where(x > 0, x, s), x, s)
+            add("where promotes", lambda m, x, s: torch.where(m, x, s), mask(3), x, s)
         else:
             add(f"{name} promotes", lambda x, s, name=name: getattr(torch, name)(x.abs() + 1, s.abs() + 1), x, s)
             if name in ("add", "sub", "mul", "div", "pow"):

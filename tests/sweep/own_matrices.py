@@ -8,6 +8,7 @@ import torch
 from arguments import (
     D,
     add,
+    complex_,
     complex_matrix,
     degenerate,
     each,
@@ -22,13 +23,28 @@ from arguments import (
 )
 
 
+def squares(values: Any) -> Any:
+    return (values * values).sum()
+
+
+def exponential(values_and_vectors: Any) -> Any:
+    w, q = values_and_vectors
+    return (q * w.exp().to(q.dtype)) @ q.conj().transpose(-2, -1)
+
+
+def product(factors: Any) -> Any:
+    u, s, v = factors
+    return (u * s.to(u.dtype)) @ v
+
+
 def _matrices() -> None:
     L: Any = torch.linalg
     a, b, v, z = matrix(3), normal(3, 2), normal(3), complex_matrix(3)
+    real = b, v, normal(2, 3)
     for name, at_ in (("", a), (" singular", singular(3)), (" complex", z), (" of zeros", zeros(3, 3))):
         add(f"det{name}", lambda a: torch.det(a), at_)
         add(f"linalg_det{name}", lambda a: L.det(a), at_)
-    for name, at_ in (("", a), (" complex", z)):
+    for name, at_, (b, v, w) in (("", a, real), (" complex", z, (complex_(3, 2), complex_(3), complex_(2, 3)))):
         add(f"slogdet{name}", lambda a: torch.slogdet(a)[1], at_)
         add(f"linalg_slogdet{name}", lambda a: L.slogdet(a), at_)
         each(
@@ -39,41 +55,40 @@ def _matrices() -> None:
             lambda a: torch.linalg.pinv(a),
             lambda a: torch.pinverse(a),
         )
-        add(f"linalg_solve{name}", lambda a, b: L.solve(a, b.to(a.dtype)), at_, b)
-        add(f"linalg_solve of a vector{name}", lambda a, b: L.solve(a, b.to(a.dtype)), at_, v)
-        add(f"linalg_solve_ex{name}", lambda a, b: L.solve_ex(a, b.to(a.dtype))[0], at_, b)
-        add(f"linalg_solve from the right{name}", lambda a, b: L.solve(a, b.to(a.dtype), left=False), at_, normal(2, 3))
+        add(f"linalg_solve{name}", lambda a, b: L.solve(a, b), at_, b)
+        add(f"linalg_solve of a vector{name}", lambda a, b: L.solve(a, b), at_, v)
+        add(f"linalg_solve_ex{name}", lambda a, b: L.solve_ex(a, b)[0], at_, b)
+        add(f"linalg_solve from the right{name}", lambda a, b: L.solve(a, b, left=False), at_, w)
         add(f"linalg_lu{name}", lambda a: L.lu(a)[1:], at_)
         add(f"linalg_lu_factor{name}", lambda a: L.lu_factor(a)[0], at_)
-        add(f"linalg_lu_solve{name}", lambda a, b: L.lu_solve(*L.lu_factor(a), b.to(a.dtype)), at_, b)
-        add(f"lu_solve{name}", lambda a, b: torch.lu_solve(b.to(a.dtype), *torch.linalg.lu_factor(a)), at_, b)
+        add(f"linalg_lu_solve{name}", lambda a, b: L.lu_solve(*L.lu_factor(a), b), at_, b)
+        add(f"lu_solve{name}", lambda a, b: torch.lu_solve(b, *torch.linalg.lu_factor(a)), at_, b)
         add(f"linalg_cholesky{name}", lambda a: L.cholesky(hermitian(a) @ hermitian(a)), at_)
-        solve = lambda a, b: torch.cholesky_solve(b.to(a.dtype), a.tril())
+        solve = lambda a, b: torch.cholesky_solve(b, a.tril())
         add(f"cholesky_solve{name}", solve, factor(3) if not name else at_, b)
         add(
             f"cholesky_solve upper{name}",
-            lambda a, b: torch.cholesky_solve(b.to(a.dtype), a.triu(), upper=True),
+            lambda a, b: torch.cholesky_solve(b, a.triu(), upper=True),
             at_,
             b,
         )
         add(f"cholesky_inverse{name}", lambda a: torch.cholesky_inverse(a.tril()), at_)
-        add(f"triangular_solve{name}", lambda a, b: torch.triangular_solve(b.to(a.dtype), a)[0], at_, b)
-        triangular = lambda a, b: torch.triangular_solve(b.to(a.dtype), a, upper=False, transpose=True)[0]
+        add(f"triangular_solve{name}", lambda a, b: torch.triangular_solve(b, a)[0], at_, b)
+        triangular = lambda a, b: torch.triangular_solve(b, a, upper=False, transpose=True)[0]
         add(f"triangular_solve lower{name}", triangular, at_, b)
-        unit = lambda a, b: torch.triangular_solve(b.to(a.dtype), a, unitriangular=True)[0]
+        unit = lambda a, b: torch.triangular_solve(b, a, unitriangular=True)[0]
         add(f"triangular_solve unit{name}", unit, at_, b)
-        add(f"linalg_solve_triangular{name}", lambda a, b: L.solve_triangular(a, b.to(a.dtype), upper=True), at_, b)
-        add(f"linalg_qr{name}", lambda a: abs(L.qr(a)[1]), at_)
-        add(f"qr{name}", lambda a: abs(torch.qr(a)[1]), at_)
+        add(f"linalg_solve_triangular{name}", lambda a, b: L.solve_triangular(a, b, upper=True), at_, b)
+        add(f"linalg_qr{name}", lambda a: L.qr(a)[1], at_, finish=abs)
+        add(f"qr{name}", lambda a: torch.qr(a)[1], at_, finish=abs)
         add(f"linalg_eigvalsh{name}", lambda a: L.eigvalsh(hermitian(a)), at_)
-        function = lambda a: (lambda w, q: (q * w.exp().to(q.dtype).unsqueeze(0)) @ q.conj().transpose(-2, -1))(
-            *L.eigh(hermitian(a))
-        )
-        add(f"linalg_eigh of a function{name}", function, at_)
+        add(f"linalg_eigh of a function{name}", lambda a: L.eigh(hermitian(a)), at_, finish=exponential)
         add(f"linalg_svdvals{name}", lambda a: L.svdvals(a), at_)
-        add(f"linalg_svd{name}", lambda a: (lambda u, s, v: (u * s.to(u.dtype)) @ v)(*L.svd(a)), at_)
-        add(f"linalg_eig of a trace{name}", lambda a: L.eig(a)[0].pow(3).sum(), at_)
-        add(f"linalg_eigvals{name}", lambda a: L.eigvals(a).pow(2).sum(), at_)
+        add(
+            f"linalg_svd{name}", lambda a: L.svd(a), at_, finish=lambda usv: (usv[0] * usv[1].to(usv[0].dtype)) @ usv[2]
+        )
+        add(f"linalg_eig of a trace{name}", lambda a: L.eig(a)[0], at_, finish=squares)
+        add(f"linalg_eigvals{name}", lambda a: L.eigvals(a), at_, finish=squares)
         add(f"linalg_matrix_exp{name}", lambda a: torch.matrix_exp(a / 4), at_)
         each(
             f"power{name}",
@@ -81,21 +96,22 @@ def _matrices() -> None:
             lambda a: torch.linalg.matrix_power(a, 3),
             lambda a: torch.linalg.matrix_power(a, -1),
         )
-        add(f"linalg_householder_product{name}", lambda a, v: L.householder_product(a, v.to(a.dtype)), at_, v)
-        add(f"ormqr{name}", lambda a, v, b: torch.ormqr(a, v.to(a.dtype), b.to(a.dtype)), at_, v, b)
+        add(f"linalg_householder_product{name}", lambda a, v: L.householder_product(a, v), at_, v)
+        add(f"ormqr{name}", lambda a, v, b: torch.ormqr(a, v, b), at_, v, b)
         add(
             f"linalg_matrix_norm{name}", lambda a: (L.matrix_norm(a), L.matrix_norm(a, "nuc"), L.matrix_norm(a, 2)), at_
         )
         add(f"linalg_cond{name}", lambda a: L.cond(a), at_)
-        add(f"linalg_multi_dot{name}", lambda a, b: L.multi_dot([a, a, b.to(a.dtype)]), at_, b)
+        add(f"linalg_multi_dot{name}", lambda a, b: L.multi_dot([a, a, b]), at_, b)
         add(f"kron{name}", lambda a, b: torch.kron(a, b), at_, b)
-        add(f"linalg_lstsq{name}", lambda a, b: L.lstsq(a, b.to(a.dtype))[0], at_, b)
+        add(f"linalg_lstsq{name}", lambda a, b: L.lstsq(a, b)[0], at_, b)
+    b, v, _ = real
     add("logdet", lambda a: torch.logdet(gram(a)), a)
     add("linalg_solve of a shared matrix", lambda b: L.solve(torch.tensor([[2.0, 1], [0, 3]], dtype=D), b), normal(2))
     add("linalg_tensorsolve", lambda a, b: L.tensorsolve(a.reshape(2, 2, 4), b), matrix(4), normal(2, 2))
     add("linalg_tensorinv", lambda a: L.tensorinv(a.reshape(2, 2, 2, 2)), matrix(4))
-    add("linalg_eigvalsh degenerate", lambda a: L.eigvalsh(symmetric(a)).pow(2).sum(), degenerate)
-    add("linalg_svdvals degenerate", lambda a: L.svdvals(a).pow(2).sum(), degenerate)
+    add("linalg_eigvalsh degenerate", lambda a: L.eigvalsh(symmetric(a)), degenerate, finish=squares)
+    add("linalg_svdvals degenerate", lambda a: L.svdvals(a), degenerate, finish=squares)
     add("linalg_matrix_norm at zero", lambda a: L.matrix_norm(a), zeros(3, 3))
     add("linalg_cross", lambda v, w: (L.cross(v, w), torch.cross(v, w, dim=-1)), v, v)
     add("det of a batch", lambda a: torch.det(a), lambda g: (torch.randn(2, 3, 3, generator=g, dtype=D), True))

@@ -154,15 +154,11 @@ def _attention() -> None:
         )
         add("scaled_dot_product_attention bias", lambda q, k, m: attend(q, k, k, m), q, q, normal(3, 3))
     torch.manual_seed(0)
-    layers: dict[str, Any] = {"MultiheadAttention": torch.nn.MultiheadAttention(4, 2, batch_first=True).double()}
-    for name, layer in layers.items():
-        for parameter in layer.parameters():
-            parameter.requires_grad_(False)
-        add(name, lambda x, layer=layer: layer(x, x, x)[0], q)
-        add(f"{name} without weights", lambda x, layer=layer: layer(x, x, x, need_weights=False)[0], q)
-    encoder = torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).double()
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(False)
+    # without batch_first, which torch 1.8 lacks
+    attention = torch.nn.MultiheadAttention(4, 2).double().requires_grad_(False)
+    add("MultiheadAttention", lambda x: attention(x, x, x)[0], q)
+    add("MultiheadAttention without weights", lambda x: attention(x, x, x, need_weights=False)[0], q)
+    encoder = torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0).double().requires_grad_(False)
     add("TransformerEncoderLayer", lambda x: encoder(x), q)
     add("matmul of scores", lambda q, k: (q @ k.transpose(-2, -1) / 2).softmax(-1) @ k, q, q)
     add("solve and norm", lambda a, x: torch.linalg.solve(a, x).norm(), matrix(3), normal(3))

@@ -46,7 +46,7 @@ class Point:
         self.x = [t for t, p in zip(tensors, run.case.primal) if p]
         self.c = [t for t, p in zip(tensors, run.case.primal) if not p]
         self.y = [y.detach() for y in run.all_outputs(self.x, self.c)]
-        self.outputs = [y for y in self.y if is_number(y)]
+        self.outputs = [y.detach() for y in run.outputs(self.x, self.c)]
         self.u, self.u2 = _like(self.outputs, seed), _like(self.outputs, seed + 1)
         self.t, self.s = _like(self.x, seed + 2), _like(self.x, seed + 3)
         self._known: dict[str, Any] = {}
@@ -90,9 +90,6 @@ class Point:
 
         return self.known(f"second {u} {t}", make)
 
-    def third(self) -> list[Tensor]:
-        return self.known("third", lambda: self._plain(self.x, self.u, 3, [self.t, self.s]))
-
     def differences(self, f: Callable[[list[Tensor]], Tensor], t: list[Tensor]) -> Tensor | None:
         """The derivative of f along t by finite differences; None where f has a kink."""
 
@@ -114,6 +111,12 @@ class Prepared:
     """A case with its points, batched."""
 
     def __init__(self, case: Case) -> None:
+        if not any(case.primal):  # a number, by which what is computed is multiplied
+            call, points = case.function, [[*tensors, torch.rand((), dtype=torch.float64)] for tensors in case.points]
+            case = case._replace(function=lambda *given: call(*given[:-1]), points=points, primal=[*case.primal, True])
+            self.constant = True
+        else:
+            self.constant = False
         self.case = case
         self.main: set[tuple[str, str]] = set()
         self.random = False
@@ -141,7 +144,16 @@ class Prepared:
         return [y for y in leaves(self.case.finish(result)) if isinstance(y, Tensor)]
 
     def outputs(self, x: Any, c: Any) -> list[Tensor]:
-        return [y for y in self.all_outputs(x, c) if is_number(y)]
+        """What is differentiated: the numbers, and all else times a number, so that its value counts."""
+        found = []
+        for y in self.all_outputs(x, c):
+            if is_number(y) and not self.constant:
+                found.append(y)
+            elif not y.is_floating_point():
+                found.append((y if y.is_complex() else y.double()) * _weight(x))
+            else:
+                found.append(y * _weight(x).to(y.dtype))
+        return found
 
     def stack(self, name: str) -> list[Tensor]:
         columns = zip(*(getattr(self.points[k], name) for k in self.pattern))
@@ -149,6 +161,13 @@ class Prepared:
 
     def wanted(self, make: Callable[[Point], list[Tensor]]) -> list[Tensor]:
         return stacked(make(self.points[k]) for k in self.pattern)
+
+
+def _weight(x: Any) -> Tensor:
+    total: Any = 1.0
+    for t in x:
+        total = total + (t.real if t.is_complex() else t).double().sum()
+    return total
 
 
 def stacked(samples: Iterable[list[Tensor]]) -> list[Tensor]:

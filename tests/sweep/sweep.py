@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -58,7 +59,8 @@ def _operations(only: str | None) -> list[tuple[str, Any]]:
     if facts.has("torch_function_modes") and (not only or "aten" in only):
         import aten
 
-        found += aten.table(_database()).items()
+        known = {re.sub(r"\W", "_", name) for name, _ in found} | {re.split(r"\W", name)[-1] for name, _ in found}
+        found += [row for row in aten.table(_database()).items() if row[0].split("::")[1] not in known]
     return found
 
 

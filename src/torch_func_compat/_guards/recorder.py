@@ -8,7 +8,7 @@ of is not. This is not seen:
 * operations of C++ extensions that are called as Python functions, and not by ``torch.ops``;
 * the forward of a `torch.autograd.Function`, which counts as ``custom_function_call`` within a transform;
 * what runs in a backward pass, a hook, another thread or ``torch._C.DisableTorchFunction()``;
-* which arguments an operation has, but for ``inplace=True``, ``out`` and complex numbers;
+* which arguments an operation has, but for ``inplace=True``, ``out`` and what kinds of numbers;
 * the insides of ``torch.compile``: a compiled function raises within a transform, and is not seen outside;
 * whether plain autograd records what happens, which is no level of functorch;
 * on torch 2.0, ``x[i]`` and ``x[i] = v`` where `i` is one number, slice or tensor, or where `v` is a tensor.
@@ -32,8 +32,9 @@ Pairs = Set[Tuple[str, str]]
 # Names that begin so are no operation's: no table has them.
 UNKNOWN = "?"
 SCRIPT = UNKNOWN + "TorchScript"
-# Names of operations that complex numbers go into end so: formulas for them are wrong where real ones are right.
-COMPLEX = ":complex"
+# So end the names of operations that complex numbers go into, or floating numbers of several precisions: these can be
+# wrong where others are right.
+COMPLEX, MIXED = ":complex", ":mixed"
 
 
 @functools.lru_cache(None)
@@ -108,19 +109,38 @@ def _find_name(func: Any) -> str:
     return str(name) if _is_torchs(func) and name.isidentifier() and name != "fn" else unknown
 
 
-def _has_complex(values: Any) -> bool:
+_FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_COMPLEX = {torch.complex128, torch.complex64}
+
+
+def _numbers(values: Any, first: Any = None) -> Any:
+    """`COMPLEX` or `MIXED` where that is what numbers are, else the floating dtype of all that there are, or None."""
     for value in values:
         kind = type(value)
         if kind is torch.Tensor:
-            if value.is_complex():
-                return True
-        elif kind is complex or (kind in (list, tuple) and _has_complex(value)):
-            return True
+            dtype = value.dtype
+        elif kind is complex:
+            return COMPLEX
+        elif kind is tuple or kind is list:
+            first = _numbers(value, first)
+            if first is COMPLEX:
+                return first
+            continue
         elif isinstance(value, torch.Tensor):
             with torch._C.DisableTorchFunction():  # a subclass does not see that it is asked
-                if value.is_complex():
-                    return True
-    return False
+                dtype = value.dtype
+        else:
+            continue
+        if dtype in _COMPLEX:
+            return COMPLEX
+        if dtype is not first and dtype in _FLOATING:
+            first = dtype if first is None else MIXED
+    return first
+
+
+def bare(name: str) -> str:
+    """A name without what it says of numbers."""
+    return name.replace(COMPLEX, "").replace(MIXED, "")
 
 
 _names: dict[Any, str] = {}
@@ -212,8 +232,11 @@ def _mode() -> Callable[[Pairs], Any]:
                     name += "_"
                 if kwargs.get("out") is not None:
                     name += ".out"
-            if _has_complex(args) or (kwargs and _has_complex(kwargs.values())):
-                name += COMPLEX
+            numbers = _numbers(args)
+            if kwargs and numbers is not COMPLEX:
+                numbers = _numbers(kwargs.values(), numbers)
+            if numbers is COMPLEX or numbers is MIXED:
+                name += numbers
             self._add((name, self._levels))
             return func(*args, **(kwargs or {}))
 
