@@ -36,7 +36,11 @@ BATCHED_RIGHTLY = frozenset(
 
 
 # What a node is, by its class: bits.
-_LEAF, _UNTRUSTED, _NOTABLE, _COMPOSED = 1, 2, 4, 8
+_LEAF, _UNTRUSTED, _NOTABLE, _COMPOSED, _DETERMINANT = 1, 2, 4, 8, 16
+
+# Their backward solves with the matrix, which fails at a singular one, unless a graph is created: then it takes singular
+# values. The derivative, the adjugate, exists there.
+_DETERMINANTS = ("LinalgDetBackward", "DetBackward", "DetLuBasedHelperBackward")
 _kinds: dict[type, int] = {}
 
 
@@ -52,6 +56,8 @@ def _kind(cls: type) -> int:
             kind |= _NOTABLE
         if order_of(name):
             kind |= _COMPOSED
+        if name in _DETERMINANTS:
+            kind |= _DETERMINANT
     _kinds[cls] = kind
     return kind
 
@@ -73,14 +79,16 @@ class Graph:
         Whether torch is known to batch all of its nodes rightly.
     notable : list
         Nodes of custom Functions, of TorchScript, and those whose own derivative torch gets wrong.
+    determinants : bool
+        Whether it has a determinant, whose backward has to create a graph to be right at singular matrices.
     """
 
-    __slots__ = ("nodes", "outside", "user", "fused", "trusted", "notable")
+    __slots__ = ("determinants", "nodes", "outside", "user", "fused", "trusted", "notable")
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.notable: list[Any] = []
         self.trusted = True
-        self.outside = self.user = False
+        self.outside = self.user = self.determinants = False
         self.fused = 0
         seen: set[Any] = set()
         self.nodes = seen
@@ -106,6 +114,8 @@ class Graph:
                         self._meet(owner_of(node))
                 else:
                     self.trusted = False
+                    if kind & _DETERMINANT:
+                        self.determinants = True
                     if kind & _NOTABLE:
                         self.notable.append(node)
                     if kind & _COMPOSED:

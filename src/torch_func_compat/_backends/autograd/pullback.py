@@ -39,7 +39,8 @@ class Pullback:
     def _apply(
         self, cotangents: Sequence[Tensor], create_graph: bool, retain_graph: bool = True
     ) -> list[Tensor | None]:
-        return self.level.gradients(self.outputs, self.inputs, cotangents, create_graph, retain_graph)
+        create = create_graph or self.graph.determinants
+        return self.level.gradients(self.outputs, self.inputs, cotangents, create, retain_graph)
 
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
         """Apply to one vector of cotangents, as torch.func's ``vjp_fn`` with the same two flags."""
