@@ -371,8 +371,22 @@ class SavesAnIntermediate(torch.autograd.Function):
         return grad * torch.sigmoid(squares) * 2 * x
 
 
-def test_a_second_derivative_that_lacks_terms_raises(backend):
-    func = lambda x: SavesAnIntermediate.apply(x).sum()
+class KeepsASlope(SavesAnIntermediate):
+    """The same by an attribute of ctx; its gradient depends on nothing, as far as autograd can see."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = torch.sigmoid(x * x) * 2 * x
+        return torch.nn.functional.softplus(x * x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.slope
+
+
+@pytest.mark.parametrize("function", [SavesAnIntermediate, KeepsASlope])
+def test_a_second_derivative_that_lacks_terms_raises(backend, function):
+    func = lambda x: function.apply(x).sum()
     with tfc.use_fallback("silent"):
         assert_close(tfc.grad(func)(X), torch.sigmoid(X * X) * 2 * X)
         for derivative in (tfc.hessian(func), tfc.jacrev(tfc.grad(func)), tfc.jacfwd(tfc.grad(func))):
@@ -380,3 +394,18 @@ def test_a_second_derivative_that_lacks_terms_raises(backend):
                 derivative(X)
         with pytest.raises(RuntimeError, match="finite differences"):
             tfc.vmap(tfc.hessian(func))(BATCH)
+
+
+@pytest.mark.skipif(not facts.has("torch_func"), reason="no torch.func")
+def test_forward_mode_within_transforms_of_the_library(monkeypatch):
+    """There is no falling back, and the transpose of reverse mode answers."""
+    matrix = lambda x: torch.diag(x.exp()) + 0.1 * torch.outer(x, x)
+    solve = lambda x: torch.linalg.solve(matrix(x), x.sin())
+    expected = torch.stack([differences(solve, x) for x in BATCH])
+    for func in (
+        tfc.jacfwd(solve),
+        lambda x: tfc.vmap(lambda t: tfc.jvp(solve, (x,), (t,))[1])(torch.eye(3).double()).t(),
+    ):
+        assert_close(torch.func.vmap(func)(BATCH), expected, rtol=1e-7, atol=1e-9)
+    assert_close(torch.func.vmap(tfc.jacfwd(Doubled.apply))(BATCH), torch.diag_embed(BATCH.cos()))
+    assert_close(torch.func.grad(lambda x: tfc.jvp(Doubled.apply, (x,), (X,))[1].sum())(X), -X.sin() * X)

@@ -7,7 +7,8 @@ its running transforms, its own levels answer, since no other backend can see in
 
 from __future__ import annotations
 
-from typing import Any, Callable, ContextManager, Sequence
+import contextlib
+from typing import Any, Callable, ContextManager, Iterator, Sequence
 
 from torch import Tensor
 
@@ -48,17 +49,19 @@ class CombinedBackend:
         made = self._native.native(name, func, options)
         if made is None or name != "vmap":
             return made
-        is_active, in_dims = self._native.is_active, options.in_dims
+        is_active, in_dims, entered = self._native.is_active, options.in_dims, self._native.entered
 
         def mapped(*args: Any, **kwargs: Any) -> Any:
             if is_active():
                 return made(*args, **kwargs)
             trial = Trial(func, ("vmap", shapes(args), in_dims, options.randomness))
             if trial.is_settled():
-                return made(*args, **kwargs)
+                with entered:
+                    return made(*args, **kwargs)
 
             def compute() -> tuple[list[Tensor], Any]:
-                result = made(*args, **kwargs)
+                with entered:
+                    result = made(*args, **kwargs)
                 return pytree.flatten(result)[0], result
 
             return tried_vmap(trial, compute, BatchedCall(func, in_dims, 0, args, kwargs))
@@ -67,7 +70,7 @@ class CombinedBackend:
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         def compute() -> tuple[list[Tensor], tuple[list[Tensor], list[Any]]]:
-            with self._native.around():
+            with self._native.entered, self._native.around():
                 results = self._native.vmap(call, tensors, randomness)
             return results[0], results
 
@@ -83,7 +86,7 @@ class CombinedBackend:
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         def compute() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-            with self._native.around():
+            with self._native.entered, self._native.around():
                 return self._native.jvp(func, primals, tangents, strict)
 
         if self._native.is_active():
@@ -100,14 +103,20 @@ class CombinedBackend:
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         if recordings() and not self._native.is_active():
             return self._plain.pushforward(func, primals, randomness)
-        push, aux = self._native.pushforward(func, primals, randomness)
-        around = _Around(push, self._native.around)
+        with self._native.entered:
+            push, aux = self._native.pushforward(func, primals, randomness)
+        around = _Around(push, self._entering)
         if self._native.is_active():
             return around, aux
         trial = Trial(func.func, ("pushforward", shapes(primals), randomness))
         if trial.is_settled():
             return around, aux
         return TriedPush(trial, around, func, primals, self._plain), aux
+
+    @contextlib.contextmanager
+    def _entering(self) -> Iterator[None]:
+        with self._native.entered, self._native.around():
+            yield
 
     def linearize(
         self, func: Differentiable, primals: Sequence[Tensor]

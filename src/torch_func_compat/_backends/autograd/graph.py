@@ -38,8 +38,8 @@ BATCHED_RIGHTLY = frozenset(
 # What a node is, by its class: bits.
 _LEAF, _UNTRUSTED, _NOTABLE, _COMPOSED, _DETERMINANT = 1, 2, 4, 8, 16
 
-# Their backward solves with the matrix, which fails at a singular one, unless a graph is created: then it takes singular
-# values. The derivative, the adjugate, exists there.
+# Their backward solves with the matrix, which fails at a singular one, unless a graph is created: then it takes
+# singular values. The derivative, the adjugate, exists there.
 _DETERMINANTS = ("LinalgDetBackward", "DetBackward", "DetLuBasedHelperBackward")
 _kinds: dict[type, int] = {}
 
