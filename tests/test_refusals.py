@@ -80,11 +80,10 @@ PROVOKED = {
     "broadcast_by_vmap": (_vmap(refused.inplace_add), (1, 11), None),
     "sparse": (_mapped(tfc.jacrev(refused.sparse)), (2, 0), None),
     "saved_tensor_hooks": (_mapped(tfc.jacrev(refused.saved_tensor_hooks)), (1, 11), None),
-    "mistaken_rows": (
-        _mapped(tfc.jacrev(lambda x: torch.nn.functional.prelu(x, X[:1])), BATCH.repeat(1, 2))
-        if refused.TORCH >= (2, 0)
-        else _mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()),
-        (1, 11),
+    "mistaken_rows": (_mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()), (1, 11), (2, 0)),
+    "mistaken_rows_of_prelu": (
+        _mapped(tfc.jacrev(lambda x: torch.nn.functional.prelu(x, X[:1])), BATCH.repeat(1, 2)),
+        (2, 0),
         None,
     ),
     "mistaken_nesting": (
@@ -502,3 +501,26 @@ def test_hessians_of_normalisations_within_the_librarys_own_vmap(name):
     expected = torch.stack([_rows(lambda y: tfc.grad(func)(y), x) for x in BATCH])
     found = tfc.autograd.internals.fvmap(tfc.hessian(func))(BATCH)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Branch(torch.nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > -9 else x
+
+
+@needs_native
+@pytest.mark.filterwarnings("always")
+def test_warnings_name_what_happened(recwarn):
+    def said(call):
+        recwarn.clear()
+        call()
+        return [str(w.message) for w in recwarn if issubclass(w.category, tfc.FallbackWarning)]
+
+    network = Branch(*[torch.nn.Linear(4, 4).double() for _ in range(30)])
+    (text,) = said(_vmap(network))
+    assert "vmap of `Branch` is computed" in text and "\n" not in text
+    layer = torch.nn.PReLU(4).double()
+    texts = said(lambda: tfc.vmap(tfc.grad(lambda x: layer(x[None]).pow(2).sum()))(BATCH))
+    assert not any("cdist" in text for text in texts)
+    points = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+    assert said(lambda: tfc.batch_laplacian(lambda x: points(x))(BATCH)) == []

@@ -223,6 +223,13 @@ CAPABILITIES: tuple[Capability, ...] = (
         cost=LOOPED,
     ),
     Capability(
+        "mistaken_rows_of_prelu",
+        MISTAKEN_ROWS.format(r"Prelu\w*"),
+        "it uses prelu, whose batched backward is wrong in torch, without an error",
+        "write it as torch.where(x > 0, x, weight * x), or use chunk_size=1",
+        cost=BY_ROWS,
+    ),
+    Capability(
         "mistaken_rows",
         MISTAKEN_ROWS.format(r"\w+"),
         "it uses an operation whose batched backward is wrong in torch, without an error (torch.cdist)",
