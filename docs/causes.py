@@ -131,6 +131,11 @@ CAUSES: dict[str, list[Cause]] = {
         ),
     ],
     "Choosing a backend": [
+        Cause(
+            "torch.jit.trace of a derivative would end the process",
+            "a function with a derivative in it was given to `torch.jit.trace` on torch 1.8 to 1.10",
+            "trace the function itself and differentiate what is traced, or upgrade torch",
+        ),
         Cause("unknown backend", "no backend has that name", "take one of those that the message lists"),
         Cause(
             "the backend 'torch.func' needs",
@@ -465,6 +470,26 @@ CAUSES: dict[str, list[Cause]] = {
             "torch refused the function; the result is right, and slower than need be",
             "what the message says after 'To stay native', or `set_fallback('silent')`. "
             "[All refusals](falling-back.md)",
+        ),
+        Cause(
+            "torch gives a function under vmap or grad a plain tensor",
+            "only with `set_fallback('error')`: an input is a subclass of Tensor",
+            "allow falling back, or make the subclass inside of the function",
+        ),
+        Cause(
+            "torch casts other operations under vmap",
+            "only with `set_fallback('error')`: autocast around or within what is mapped",
+            "allow falling back, or cast by hand",
+        ),
+        Cause(
+            "torch does not run the backward hooks of",
+            "only with `set_fallback('error')`: a module with backward hooks is mapped while grad mode is on",
+            "allow falling back, remove the hooks, or use `no_grad()`",
+        ),
+        Cause(
+            "wrong in this transform, and a compiled graph cannot tell",
+            "only with `torch.compile(fullgraph=True)`: the function has an operation that torch may get wrong",
+            "leave out `fullgraph=True`, so that the graph breaks there",
         ),
         Cause(
             "torch takes what … saved for constant",

@@ -33,6 +33,21 @@ def refusals() -> str:
     return table("the function ... | torch says | what it costs here | to stay native", rows)
 
 
+def wrong_answers() -> str:
+    """What torch gets wrong, from the table of it."""
+    from torch_func_compat._guards.known_mistakes import WRONG_ANSWERS
+
+    right = [f"{row.what} | {row.where} | {row.remedy} | `{row.test}`" for row in WRONG_ANSWERS if row.remedy]
+    others = [row for row in WRONG_ANSWERS if not row.remedy]
+    raised = [f"{row.what} | {row.where} | `{row.test}`" for row in others if not row.is_open]
+    still = [f"{row.what} | {row.where}" for row in others if row.is_open]
+    return (
+        f"## Computed right\n\n{table('what | where | what this library does | test', right)}\n"
+        f"## Raised\n\n{table('what | where | test', raised)}\n"
+        f"## Not avoided\n\n{table('what | where', still)}"
+    )
+
+
 def _words(pattern: str) -> str:
     """The first text that a regular expression of the table stands for, as far as it can be read."""
     first = re.split(r"(?<!\\)\|", re.sub(r"(?<!\\)\((?:[^()\\]|\\.)*\)\??", "…", pattern))[0]
@@ -82,6 +97,7 @@ def cost_of_falling_back() -> str:
 
 FILES: dict[str, Callable[[], str]] = {
     "refusals.md": refusals,
+    "wrong-answers.md": wrong_answers,
     "messages.md": messages,
     "support.md": support_matrix.page,
     "falling-back.svg": cost_of_falling_back,

@@ -393,3 +393,23 @@ def test_a_library_around_and_within():
             assert_close(library(tfc.jacrev(torch.sin))(BATCH), torch.diag_embed(BATCH.cos()))
             with pytest.raises(RuntimeError):
                 library(tfc.jacrev(refused.branch))(BATCH)
+
+
+TRACED = {
+    "jacfwd": lambda x: tfc.jacfwd(lambda y: y.sin() * y[0])(x),
+    "jvp": lambda x: tfc.jvp(lambda y: (y.sin() * y).sum(), (x,), (x,))[1],
+    "hessian": lambda x: tfc.hessian(lambda y: (y.sin() * y).sum())(x),
+    "gradients of samples": lambda x: tfc.vmap(tfc.grad(lambda y: y.sin() * y))(x),
+}
+
+
+@pytest.mark.skipif(refused.TORCH >= (2, 0), reason="torch.jit is deprecated, and traces torch.func or refuses it")
+@pytest.mark.parametrize("name", TRACED)
+def test_traced_by_jit(name):
+    func = TRACED[name]
+    if refused.TORCH < (1, 11):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace of a derivative"):
+            torch.jit.trace(func, (X,), check_trace=False)
+        return
+    traced = torch.jit.trace(func, (X,), check_trace=False)
+    assert_close(traced(2 * X), func(2 * X))

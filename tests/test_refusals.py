@@ -80,11 +80,10 @@ PROVOKED = {
     "broadcast_by_vmap": (_vmap(refused.inplace_add), (1, 11), None),
     "sparse": (_mapped(tfc.jacrev(refused.sparse)), (2, 0), None),
     "saved_tensor_hooks": (_mapped(tfc.jacrev(refused.saved_tensor_hooks)), (1, 11), None),
-    "mistaken_rows": (
-        _mapped(tfc.jacrev(lambda x: torch.nn.functional.prelu(x, X[:1])), BATCH.repeat(1, 2))
-        if refused.TORCH >= (2, 0)
-        else _mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()),
-        (1, 11),
+    "mistaken_rows": (_mapped(tfc.jacrev(torch.cdist), BATCH, BATCH.cos()), (1, 11), (2, 0)),
+    "mistaken_rows_of_prelu": (
+        _mapped(tfc.jacrev(lambda x: torch.nn.functional.prelu(x, X[:1])), BATCH.repeat(1, 2)),
+        (2, 0),
         None,
     ),
     "mistaken_nesting": (
@@ -126,6 +125,7 @@ PROVOKED = {
     "memory_format": (_vmap(refused.channels_last), (1, 11), None),
     "size_by_values": (lambda: tfc.vmap(torch.nn.functional.one_hot)(torch.tensor([[0, 2], [2, 1]])), (1, 11), None),
     "autocast": (_vmap(refused.autocast_linear), (1, 11), None),
+    "module_hooks": (_vmap(refused.module_with_hook), (1, 11), None),
     "tensor_subclass": (lambda: tfc.vmap(lambda x: x.act(X[:2]))(X.as_subclass(refused.Angle)), (1, 11), None),
     "inference_mode": (_mapped(tfc.grad(refused.inference_mode)), (1, 11), None),
     "internal_error": (_vmap(refused.scatter_strided), (2, 6), None),
@@ -458,3 +458,69 @@ def test_attributes_of_subclasses_reach_the_function(backend, name):
     with tfc.use_fallback("silent"):
         found = SUBCLASSED[name](torch.sin, indexed)
     assert_close(found.as_subclass(torch.Tensor), SUBCLASSED[name](lambda x: 3 * torch.sin(x), ANGLES))
+
+
+HOOKS = ["full", "legacy"] + (["before"] if refused.TORCH >= (2, 0) else [])
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_backward_hooks_of_modules_run(backend, kind):
+    layer = torch.nn.Linear(4, 2).double()
+
+    def twice(gradients):
+        return tuple(None if gradient is None else 2 * gradient for gradient in gradients)
+
+    if kind == "full":
+        layer.register_full_backward_hook(lambda module, inputs, outputs: twice(inputs))
+    elif kind == "before":
+        layer.register_full_backward_pre_hook(lambda module, outputs: twice(outputs))
+    else:
+        layer.register_backward_hook(lambda module, inputs, outputs: twice(inputs))
+
+    def gradient(func):
+        x = BATCH.clone().requires_grad_()
+        return torch.autograd.grad(func(x).sin().sum(), x)[0]
+
+    expected = gradient(lambda x: torch.stack([layer(one) for one in x]))
+    with tfc.use_fallback("silent"):
+        assert_close(gradient(lambda x: tfc.vmap(layer)(x)), expected)
+        if kind != "legacy":  # of which torch says that it may see any part of a gradient
+            assert_close(tfc.vmap(tfc.grad(lambda x: layer(x).sin().sum()))(BATCH), expected)
+    with torch.no_grad(), tfc.use_fallback("error"):  # there is no backward pass
+        assert_close(tfc.vmap(layer)(BATCH), layer(BATCH))
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["layer_norm", "group_norm"])
+def test_hessians_of_normalisations_within_the_librarys_own_vmap(name):
+    normalised = {
+        "layer_norm": lambda x: torch.nn.functional.layer_norm(x, (4,)),
+        "group_norm": lambda x: torch.nn.functional.group_norm(x[None], 2)[0],
+    }[name]
+    func = lambda x: (normalised(x) ** 3).sum()
+    expected = torch.stack([_rows(lambda y: tfc.grad(func)(y), x) for x in BATCH])
+    found = tfc.autograd.internals.fvmap(tfc.hessian(func))(BATCH)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Branch(torch.nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > -9 else x
+
+
+@needs_native
+@pytest.mark.filterwarnings("always")
+def test_warnings_name_what_happened(recwarn):
+    def said(call):
+        recwarn.clear()
+        call()
+        return [str(w.message) for w in recwarn if issubclass(w.category, tfc.FallbackWarning)]
+
+    network = Branch(*[torch.nn.Linear(4, 4).double() for _ in range(30)])
+    (text,) = said(_vmap(network))
+    assert "vmap of `Branch` is computed" in text and "\n" not in text
+    layer = torch.nn.PReLU(4).double()
+    texts = said(lambda: tfc.vmap(tfc.grad(lambda x: layer(x[None]).pow(2).sum()))(BATCH))
+    assert not any("cdist" in text for text in texts)
+    points = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+    assert said(lambda: tfc.batch_laplacian(lambda x: points(x))(BATCH)) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cProfile
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from support.tolerances import assert_close
 from torch.autograd.function import once_differentiable
 
 import torch_func_compat as tfc
+from torch_func_compat._guards.known_mistakes import WRONG_ANSWERS
 from torch_func_compat._torch import facts
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
@@ -525,3 +527,13 @@ def test_forward_mode_of_a_collective(monkeypatch):
     with tfc.use_fallback("silent"):
         found = tfc.jvp(lambda x: torch.ops._c10d_functional.wait_tensor(x).sin(), (x,), (torch.ones(3),))[1]
     assert_close(found, x.cos())
+
+
+@pytest.mark.parametrize("row", WRONG_ANSWERS, ids=lambda row: row.what[:40])
+def test_each_known_mistake_has_a_test(row):
+    if row.is_open:
+        assert not row.remedy and not row.test
+        return
+    file, _, name = row.test.partition("::")
+    source = (Path(__file__).resolve().parent.parent / file).read_text(encoding="utf-8")
+    assert f"def {name or 'test_'}" in source

@@ -28,6 +28,8 @@ def name_of(func: Callable[..., Any]) -> str:
     """What to call `func` in a message; partials and modules have no ``__name__``."""
     if isinstance(func, functools.partial):
         return f"functools.partial({name_of(func.func)}, ...)"
+    if isinstance(func, torch.nn.Module):
+        return type(func).__name__  # whose repr() is as long as the network
     return getattr(func, "__name__", None) or repr(func)
 
 

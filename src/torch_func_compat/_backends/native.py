@@ -24,7 +24,8 @@ from .._guards.by_graph import (
     require_derivatives,
 )
 from .._guards.compositions import composing
-from .._guards.mapped_inputs import NoAutocast, attributed, require_plain
+from .._guards.mapped_inputs import Batch, NoAutocast, attributed, require_plain
+from .._guards.recognition import refusal
 from .._guards.trial import ERRORS, Trial
 from .._guards.verdicts import RIGHT, shapes
 from .._guards.wrong_answers import MistakenRule
@@ -81,6 +82,7 @@ class NativePullback:
 
     def __init__(self, at_once: AtOnce, pull: Pull, outputs: Sequence[Tensor], found: Look, private: Any) -> None:
         self.outputs = outputs
+        self.values = outputs  # the same on the level around
         self._at_once = at_once
         self._pull = pull
         self._found = found
@@ -96,7 +98,15 @@ class NativePullback:
     def batched(self, *cotangents: Tensor) -> list[Tensor]:
         self._check()
         create = torch.is_grad_enabled()
-        return NativeMap(self._at_once, lambda *rows: self._pull(rows, True, create), "error").batched(*cotangents)
+        rows = NativeMap(self._at_once, lambda *row: self._pull(row, True, create), "error")
+        try:
+            return rows.batched(*cotangents)
+        except RuntimeError as error:
+            row = refusal(error)
+            if row is None or row.name not in ("inplace_into_unbatched", "broadcast_by_vmap"):
+                raise
+        # Torch writes mapped values into what it has made of cotangents that are not mapped: so they are made mapped.
+        return rows.batched(*(c + torch.zeros_like(value) for c, value in zip(cotangents, self.values)))
 
     def __call__(self, *cotangents: Tensor) -> list[Tensor]:
         return self.pull(cotangents, True, None)
@@ -228,7 +238,7 @@ class NativeBackend:
             return tuple(outputs) or (slices[0],)
 
         require_plain(tensors)
-        with NoAutocast():
+        with Batch():
             stacked = self.library.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)
         wanted = sum(dim is not None for dim in call.flat_out_dims)
         return list(stacked[:wanted]), shared
@@ -271,7 +281,9 @@ class NativeBackend:
             return tuple(recorded), aux
 
         outputs, pull, aux = self.record(self.guard(noted, forward=False), primals)
-        return outputs, NativePullback(self.at_once, pull, recorded, findings[0], self._private), aux
+        pullback = NativePullback(self.at_once, pull, recorded, findings[0], self._private)
+        pullback.values = outputs
+        return outputs, pullback, aux
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool

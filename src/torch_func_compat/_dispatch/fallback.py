@@ -51,6 +51,8 @@ def answer(
             return answer(record, name, func, on, args, kwargs)
     active = active_native()
     backend: Backend = active or chosen()
+    if active is None and _is_traced():
+        backend = _traceable(name)
     if active is None and not backend.loops and name not in REVERSE and name != "vmap" and recordings():
         # Plain autograd is about to differentiate this. It cannot do so through every formula of forward mode.
         backend = _backends.load("autograd")
@@ -131,6 +133,23 @@ def _note(record: Record, name: str, func: Callable[..., Any], refused: Capabili
         record.refused = refused
         remember(name, func, refused)
     tell(name, func, refused, text)
+
+
+_is_traced: Callable[[], Any] = (
+    torch._C._get_tracing_state
+    if facts.has("traces_of_derivatives_crash") or facts.has("traces_of_transforms_crash")
+    else lambda: None
+)
+
+
+def _traceable(name: str) -> Backend:
+    """The backend whose operations torch.jit.trace can record on an old torch."""
+    if name != "vmap" and facts.has("traces_of_derivatives_crash"):
+        raise RuntimeError(
+            f"{name}: torch.jit.trace of a derivative would end the process on torch < 1.11: trace the function, and "
+            f"differentiate what is traced, or upgrade torch"
+        )
+    return _backends.load("autograd")
 
 
 _in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabled", bool)

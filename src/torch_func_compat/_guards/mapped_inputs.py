@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .wrong_answers import MISTAKEN_AUTOCAST, MISTAKEN_SUBCLASS, MistakenRule
+from .wrong_answers import MISTAKEN_AUTOCAST, MISTAKEN_MODULE_HOOKS, MISTAKEN_SUBCLASS, MistakenRule
 
 
 @functools.lru_cache(maxsize=256)
@@ -41,6 +41,7 @@ _is_autocast_on: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enable
 
 class _Thread(threading.local):
     maps = 0
+    batches = 0
 
 
 _thread = _Thread()
@@ -64,16 +65,50 @@ class NoAutocast:
         _thread.maps -= 1
 
 
+class Batch(NoAutocast):
+    """Within, a library maps the user's function: backward hooks of modules raise, too.
+
+    A batched tensor does not require grad, so that no module registers its hooks, and the backward pass through the
+    batch goes without them.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        _thread.batches += 1
+
+    def __exit__(self, *_: Any) -> None:
+        _thread.batches -= 1
+        super().__exit__()
+
+
 @functools.lru_cache(maxsize=None)
 def _watch() -> None:
-    """Let autocast raise within a map. Its class is the one place that all ways to enter it lead through."""
+    """Let autocast and modules with backward hooks raise within a map, at the places that all ways lead through."""
     autocast: Any = torch.autocast
-    enter = autocast.__enter__
+    module: Any = torch.nn.Module
+    autocast.__enter__ = _watched_autocast(autocast.__enter__)
+    for name in ("_get_backward_hooks", "_get_backward_pre_hooks"):  # the second one from torch 2.0 on
+        if hasattr(module, name):
+            setattr(module, name, _watched_hooks(getattr(module, name)))
 
+
+def _watched_autocast(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(enter)
     def watched(self: Any) -> Any:
         if _thread.maps and self._enabled:
             raise MistakenRule(MISTAKEN_AUTOCAST)
         return enter(self)
 
-    autocast.__enter__ = watched
+    return watched
+
+
+def _watched_hooks(hooks_of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(hooks_of)
+    def watched(self: Any) -> Any:
+        if _thread.batches and torch.is_grad_enabled():
+            raise MistakenRule(MISTAKEN_MODULE_HOOKS.format(type(self).__name__))
+        return hooks_of(self)
+
+    return watched

@@ -382,6 +382,21 @@ FACTS: dict[str, Fact] = {
         (2, 4),
         "measured: jacfwd of x * 2 with chunk_size=auto on torch 1.13.1, 2.0.1, 2.1.2 and 2.2.2; right on 2.4.1",
     ),
+    "traces_of_derivatives_crash": Fact(
+        "torch.jit.trace of a function that differentiates kills the process, or hangs",
+        # not probed, for that reason; 1.9 and 1.10 were not looked at
+        _between(None, (1, 11)),
+        None,
+        (1, 11),
+        "measured: 1.8.1, jvp, jacfwd and hessian of (x.sin() * x).sum(); not 1.11.0",
+    ),
+    "traces_of_transforms_crash": Fact(
+        "torch.jit.trace of functorch's transforms kills the process or fails an assertion",
+        _between((1, 11), (2, 0)),
+        (1, 11),
+        (2, 0),
+        "measured: 1.11.0, vmap(grad(f)) and jvp; not a loop of torch.autograd.grad",
+    ),
     "inference_mode": Fact(
         "torch.inference_mode exists",
         _has("is_inference_mode_enabled"),

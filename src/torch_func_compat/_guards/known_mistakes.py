@@ -1,0 +1,264 @@
+"""What torch gets wrong without an error, where, what this library does about it, and the test of that.
+
+The rows are documentation: docs/wrong-answers.md is generated from them, and a test looks for each row's test. What
+acts on them is in ``by_operation.py``, ``by_graph.py``, ``by_profile.py``, ``compositions.py`` and ``trial.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class WrongAnswer(NamedTuple):
+    """One mistake of torch's.
+
+    Attributes
+    ----------
+    what, where : str
+        The mistake, with the issue upstream if there is one, and the releases that have it.
+    remedy : str
+        What this library does; nothing where it raises, or where `is_open`.
+    test : str
+        A file of tests, or a test in it.
+    """
+
+    what: str
+    where: str
+    remedy: str = ""
+    test: str = ""
+    is_open: bool = False
+
+
+WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
+    WrongAnswer(
+        "`jacrev` of `torch.cdist` within a transform of torch.func",
+        "functorch 0.1 to torch 2.15",
+        "computes the distances from elementary operations (2.0 and newer) or the rows one by one",
+        test="tests/test_wrong_answers.py::test_cdist",
+    ),
+    WrongAnswer(
+        "`vmap(jacrev(f))` of `prelu`, where there are as many samples as elements of one",
+        "2.0 to 2.15",
+        "looks for it in the graph and takes the autograd backend",
+        test="tests/test_wrong_answers.py::test_mapped_rows_of_prelu",
+    ),
+    WrongAnswer(
+        "`jacfwd` and `hessian` with negative `argnums` are zero",
+        "functorch 0.1 to torch 2.15",
+        "counts from the front",
+        test="tests/conformance/test_transforms.py",
+    ),
+    WrongAnswer(
+        "Batched rows of `layer_norm` (1.8), `group_norm` (to 2.6 at least) with `create_graph`, and of "
+        "`as_strided_scatter` (1.13 and newer), by `is_grads_batched` or `torch.autograd.functional` "
+        "with `vectorize=True`",
+        "1.8 and newer",
+        "compares rows with an unbatched pass",
+        test="tests/test_rows.py",
+    ),
+    WrongAnswer(
+        "`vmap` with `out_dims` other than 0 of an output that is not mapped "
+        "([178425](https://github.com/pytorch/pytorch/issues/178425))",
+        "2.0 to 2.14",
+        "stacks in front and moves the dimension afterwards",
+        test="tests/conformance/test_vmap.py",
+    ),
+    WrongAnswer(
+        "`vmap` with a dict in `in_dims` whose keys are in another order",
+        "2.13, 2.15",
+        "goes by key",
+        test="tests/conformance/test_vmap.py",
+    ),
+    WrongAnswer(
+        "forward mode within another derivative (`jacrev(jacfwd)`, `jvp(jvp)`) of `layer_norm` "
+        "([196700](https://github.com/pytorch/pytorch/issues/196700)), `batch_norm` and `instance_norm` "
+        "([196699](https://github.com/pytorch/pytorch/issues/196699)), `householder_product`, and "
+        "before 2.15 of `det`, `logdet` and `linalg.solve` "
+        "([192540](https://github.com/pytorch/pytorch/issues/192540))",
+        "functorch 0.1 to torch 2.15",
+        "notices the operation and takes the autograd backend",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "the same where plain autograd takes the other derivative: `jvp` or `jacfwd` at, or of a "
+        "function that holds, tensors that require grad, then `backward()`",
+        "functorch 0.1 to torch 2.15",
+        "looks for the operation in the graph that plain autograd records and takes the autograd backend",
+        test="tests/test_wrong_answers.py::test_one_derivative_by_a_transform_and_one_by_plain_autograd",
+    ),
+    WrongAnswer(
+        "`jvp` and `jacfwd` of a `torch.library.custom_op` with `register_autograd` are zero",
+        "2.4 to 2.15",
+        "looks for registered operators and takes the autograd backend",
+        test="tests/test_refusals.py::test_a_refusal_is_known_by_its_row",
+    ),
+    WrongAnswer(
+        "nested derivatives of TorchScript that its optimizer has seen; plain ones, too, once a batched "
+        "backward was optimized",
+        "functorch 0.1 to torch 2.15",
+        "keeps TorchScript from optimizing within transforms, and computes what was optimized before on "
+        "the autograd backend",
+        test="tests/test_wrong_answers.py::test_derivatives_of_torchscript_at_every_stage_of_its_optimizer",
+    ),
+    WrongAnswer(
+        "second derivatives through saved-tensor hooks that compute",
+        "functorch 0.1 and 0.2",
+        "notices the hooks and takes the autograd backend",
+        test="tests/test_fallback.py::test_second_derivatives_of_what_is_refused",
+    ),
+    WrongAnswer(
+        "`torch.autograd.functional` within a transform gives zeros ([functorch "
+        "847](https://github.com/pytorch/functorch/issues/847))",
+        "functorch 0.1",
+        "notices the call and takes the autograd backend",
+        test="tests/test_fallback.py::test_second_derivatives_of_what_is_refused",
+    ),
+    WrongAnswer(
+        "`abs`, `angle`, `rfft`, `stft` and other ways through complex numbers, in forward mode or mapped",
+        "functorch 0.1 and 0.2",
+        "notices the calls that make complex numbers, and within derivatives `abs` and norms of those "
+        "made in any way, and takes the autograd backend",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "forward mode over the backward of `triangular_solve`",
+        "1.11 to 1.13",
+        "notices the operation and takes the autograd backend",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "forward mode of `logcumsumexp` by the double-backward trick is not a number",
+        "every torch",
+        "contracts the rows of the pullback",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "second derivatives of `weight_norm` by its `v` "
+        "([198017](https://github.com/pytorch/pytorch/issues/198017) is the umbrella)",
+        "1.12 to 2.15",
+        "evaluates it in elementary operations where another derivative may be taken (2.0 and newer), else raises",
+        test="tests/test_wrong_answers.py::test_second_derivatives_of_weight_norm",
+    ),
+    WrongAnswer(
+        "forward mode of what `no_grad()` is around ([78961](https://github.com/pytorch/pytorch/issues/78961))",
+        "functorch 0.1 to torch 2.15",
+        "notices the switch of grad mode and takes the transpose of reverse mode",
+        test="tests/conformance/test_state.py",
+    ),
+    WrongAnswer(
+        "an output that changes with an input, of numbers that left torch or of operations without a "
+        "derivative (zeros)",
+        "every torch",
+        "evaluates it at another point; raises or warns where it moves, unless `detach()` or "
+        "`no_grad()` says that zero is meant",
+        test="tests/test_backends.py",
+    ),
+    WrongAnswer(
+        "forward mode of `cholesky_inverse` (1.12 and newer) and of products by `scatter_reduce` (1.13 and newer)",
+        "functorch 0.2 to torch 2.15",
+        "notices the operation and takes the autograd backend",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "second derivatives of eigenvectors, and of `cumprod` where it meets a zero, are not a number "
+        "in reverse over forward mode",
+        "functorch 0.1 to torch 2.15",
+        "notices the operation and takes the autograd backend",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "forward mode in two threads at once",
+        "2.0 to 2.15",
+        "one thread at a time",
+        test="tests/conformance/test_state.py",
+    ),
+    WrongAnswer(
+        "forward mode through a backward that is not differentiable, by the double-backward trick",
+        "every torch",
+        "checks the transpose against the pullback",
+        test="tests/test_wrong_answers.py::test_forward_mode_through_a_backward_that_is_not_differentiable",
+    ),
+    WrongAnswer(
+        "Second derivatives through a custom `autograd.Function` whose backward is not differentiable "
+        "(`once_differentiable`, numpy inside), on the autograd backend",
+        "every torch",
+        test="tests/test_wrong_answers.py::test_second_derivatives_through_it_raise",
+    ),
+    WrongAnswer(
+        "Mixed derivatives of `kl_div` by its input and its target, also where plain autograd takes one of them",
+        "1.8 to 1.12",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "Second derivatives of `weight_norm` by its `v`",
+        "1.12 to 1.13",
+        test="tests/test_wrong_answers.py::test_second_derivatives_of_weight_norm",
+    ),
+    WrongAnswer(
+        "Third derivatives of `layer_norm` and `batch_norm`, on every backend "
+        "([175754](https://github.com/pytorch/pytorch/issues/175754), "
+        "[186256](https://github.com/pytorch/pytorch/issues/186256))",
+        "before 2.0; from 2.0 on they are composed of elementary operations",
+        test="tests/test_wrong_answers.py::test_third_derivatives_by_plain_autograd_raise",
+    ),
+    WrongAnswer(
+        "second derivatives of `acosh` of complex numbers, as of plain autograd",
+        "1.12 and older",
+        is_open=True,
+    ),
+    WrongAnswer(
+        "a backward that is differentiable by its cotangent but takes a value of the input by numpy or "
+        "`detach()`: its second derivative lacks that part, as in plain autograd",
+        "every torch",
+        is_open=True,
+    ),
+    WrongAnswer(
+        "`vmap(vjp_fn)` of `prelu` within another `vmap`, where there are as many samples as elements of one",
+        "2.0 to 2.15",
+        is_open=True,
+    ),
+    WrongAnswer(
+        "autocast within or around `vmap`: linear layers with a bias and convolutions stay float32, dot "
+        "products become bfloat16 ([105442](https://github.com/pytorch/pytorch/issues/105442))",
+        "functorch 0.1 to torch 2.15",
+        "notices autocast and loops over the samples",
+        test="tests/test_refusals.py::test_autocast_casts_as_for_a_sample",
+    ),
+    WrongAnswer(
+        "`vmap` and `grad` within it give the function a plain tensor for an instance of a subclass",
+        "functorch 0.1 to torch 2.15",
+        "notices the class and takes the autograd backend",
+        test="tests/test_refusals.py::test_subclasses_reach_the_function_as_they_came",
+    ),
+    WrongAnswer(
+        "backward hooks of modules do not run in a backward pass through `vmap`",
+        "functorch 0.1 to torch 2.15",
+        "notices the hooks and loops over the samples, where grad mode is on",
+        test="tests/test_refusals.py::test_backward_hooks_of_modules_run",
+    ),
+    WrongAnswer(
+        "a checkpoint within `functional_call` runs again with the module's own parameters",
+        "1.8 to 2.15",
+        "puts the given ones back for the time of the second run",
+        test="tests/test_module.py::test_what_a_checkpoint_runs_again_finds_what_was_given",
+    ),
+    WrongAnswer(
+        "`functional_call` within `parametrize.cached()` uses what was cached of other parameters",
+        "1.9 to 2.15",
+        "takes nothing from that cache",
+        test="tests/test_module.py::test_cached_parametrizations",
+    ),
+    WrongAnswer(
+        "`stack_module_state` within a differentiated function detaches what `functional_call` was "
+        "given ([182842](https://github.com/pytorch/pytorch/issues/182842))",
+        "1.8 to 2.15",
+        "stacks it attached",
+        test="tests/test_module.py::test_an_ensemble_within_what_is_differentiated",
+    ),
+    WrongAnswer(
+        "the same mistakes under `torch.compile`, where nothing can be tested",
+        "2.5 to 2.15",
+        "breaks the graph at operations that are known by name, or raises if `fullgraph=True`",
+        test="tests/test_compiled_guards.py::test_the_graph_breaks",
+    ),
+)
