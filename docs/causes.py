@@ -539,6 +539,21 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or leave the hooks out",
         ),
         Cause(
+            "a plain tensor for a",
+            "only with `set_fallback('error')`: a tensor subclass reaches a library's transform, which would unwrap it",
+            "allow falling back, or pass plain tensors",
+        ),
+        Cause(
+            "torch casts other operations under vmap than autocast does",
+            "only with `set_fallback('error')`: `torch.autocast` is entered within a mapped function",
+            "allow falling back, or enter autocast around the transform",
+        ),
+        Cause(
+            "a compiled graph cannot tell",
+            "torch.compile traces an operation that torch is known to get wrong in this transform, or may",
+            "call the transform outside of torch.compile, or write the function in other operations",
+        ),
+        Cause(
             "… (_guards/trial.py)",
             "only with `set_fallback('error')`: a test of the first call found torch's batch or its forward mode wrong",
             "allow falling back, or write the function in other operations",
@@ -795,6 +810,58 @@ CAUSES: dict[str, list[Cause]] = {
         Cause("expected restart to be positive", "no vector at all", "at least one"),
         Cause("a solver is not differentiated", "a fault of this library", "report it"),
         Cause("… (implicit/", "a fault of this library: a base class was used", "report it"),
+    ],
+    "torch_func_compat.testing": [
+        Cause(
+            "… (testing/_check.py)",
+            "a `DerivativeError`: an operator differs from its reference on a backend; the message has the table",
+            "mend the function's `backward`, or report it if plain `torch.autograd` is right",
+        ),
+        Cause("there is no operator", "no operator has that name", "one of those that the message lists"),
+        Cause("against has no closed form of", "`against=` is a dictionary without that operator", "add it"),
+        Cause(
+            "one closed form goes with one operator",
+            "`against=` is a function, and there are several operators",
+            "a dictionary with a closed form for each",
+        ),
+        Cause("there is nothing to differentiate", "no input is made of floating-point tensors", "convert one"),
+        Cause(
+            "is to be differentiated: expected a pytree of floating-point tensors",
+            "`argnums=` names an input that cannot be differentiated",
+            "convert it, or leave it out of `argnums`",
+        ),
+        Cause(
+            "expected floating-point tensors. Split complex numbers",
+            "the function returned integers, complex numbers or no tensors",
+            "return `torch.view_as_real` of complex numbers",
+        ),
+        Cause(
+            "finite differences evaluate the function in float64",
+            "the function raises for inputs in float64",
+            "make its constants follow the dtype of the inputs, or pass `against='loop'`",
+        ),
+        Cause(
+            "finite differences need a function that computes in float64",
+            "the function returns a lower precision for inputs in float64",
+            "convert its constants and parameters, or pass `against='loop'`",
+        ),
+        Cause("no row of", "the report has no such operator or backend", "look at `print(report)`"),
+        Cause(
+            "expected 'finite-differences', 'loop' or a callable",
+            "there is no such reference",
+            "one of those that the message lists",
+        ),
+        Cause("an input is complex: split it", "an input is complex", "give real and imaginary parts as two inputs"),
+        Cause(
+            "takes a function that returns one number",
+            "the operator needs a scalar function",
+            "sum the output, or choose other operators",
+        ),
+        Cause(
+            "expected inputs with one batch size in dimension 0",
+            "an operator of whole batches got inputs of different sizes",
+            "give all of them the same size in dimension 0",
+        ),
     ],
     "Inside": [
         Cause(

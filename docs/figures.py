@@ -52,10 +52,18 @@ def arrow(x: float, y: float, to: float) -> str:
 
 # Room -> the files that the picture of the rooms names; a test looks for each.
 ROOMS = {
-    "": ["autograd", "tad_mctc", "distributed", "sparse", "operators", "implicit"],
+    "": ["autograd", "tad_mctc", "distributed", "sparse", "operators", "implicit", "testing"],
     "_dispatch": ["transform.py", "fallback.py", "choice.py", "refused.py"],
     "_transforms": ["vmap.py", "products.py", "jacobian.py", "hessian.py", "diagonal.py", "basis.py"],
-    "_backends": ["combined.py", "autograd", "native.py", "torch_func.py", "functorch.py", "traced.py", "tried.py"],
+    "_backends": [
+        "combined.py",
+        "autograd",
+        "native.py",
+        "torch_func.py",
+        "functorch.py",
+        "traced.py",
+        "tried_vmap.py",
+    ],
     "_functions": ["apply.py", "plain_autograd.py", "interpreters.py"],
     "_arguments": ["call.py", "mapped.py", "batch.py", "chunks.py", "protocol.py"],
     "_guards": ["refusals.py", "wrong_answers.py", "compositions.py", "trial.py"],
@@ -74,7 +82,7 @@ def rooms() -> str:
         return box(x, y, w, h, f"{name or 'public'}: {question}", lines(name, per_line), colour)
 
     parts = [
-        room(20, 16, 720, 56, "", "what may I call?", 6, INK),
+        room(20, 16, 720, 56, "", "what may I call?", 7, INK),
         arrow(380, 72, 92),
         room(20, 92, 720, 56, "_dispatch", "who answers?", 4, ORANGE),
         arrow(180, 148, 172),

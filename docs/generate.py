@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -108,7 +109,8 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def write_all() -> None:
-    """Write every generated file."""
+    """Write every generated file. Pages of names that have gone are removed; autosummary writes the others."""
+    shutil.rmtree(DOCS / "reference", ignore_errors=True)
     GENERATED.mkdir(exist_ok=True)
     made = {name: make() for name, make in FILES.items()}
     for name, content in {**made, **support_matrix.pictures()}.items():

@@ -123,8 +123,14 @@ def test_every_public_name_has_a_page():
     data = {"__version__", "__api_version__", "functional"}
     assert sorted(names["torch_func_compat"]) == sorted({*tfc.__all__} - data)
     for module, found in names.items():
-        if module != "torch_func_compat":
-            assert sorted(found) == sorted(importlib.import_module(module).__all__), module
+        public = importlib.import_module(module)
+        if module == "torch_func_compat.tad_mctc":  # the others are the same objects under the names of tad_mctc
+            own = [
+                name for name in public.__all__ if getattr(getattr(public, name), "__module__", "").startswith(module)
+            ]
+            assert sorted(found) == sorted({*own} - {"is_vmapped"})
+        elif module != "torch_func_compat":
+            assert sorted(found) == sorted(public.__all__), module
 
 
 @pytest.mark.parametrize(

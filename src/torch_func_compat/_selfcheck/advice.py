@@ -54,8 +54,8 @@ LIMITS = {
     ),
     "compiled Function": Limit(
         lambda backends: facts.has("compiled_transforms") and facts.has("compiled_transforms_pass_backward_by"),
-        "With torch.compile, the graph breaks where a transform meets a custom autograd.Function",
-        "Expect that graph break, or write the function in plain torch operations",
+        "Within torch.compile, a transform of a custom autograd.Function may raise, or differentiate its forward",
+        "Transform such functions outside of torch.compile, or write them in plain torch operations",
     ),
     "normalisation thrice": Limit(
         lambda backends: not facts.has("torch_func"),
