@@ -106,6 +106,7 @@ def _matrices() -> None:
         add(f"kron{name}", lambda a, b: torch.kron(a, b), at_, b)
         add(f"linalg_lstsq{name}", lambda a, b: L.lstsq(a, b)[0], at_, b)
     b, v, _ = real
+    add("cholesky", lambda a: torch.cholesky(gram(a)), a)
     add("logdet", lambda a: torch.logdet(gram(a)), a)
     add("linalg_solve of a shared matrix", lambda b: L.solve(torch.tensor([[2.0, 1], [0, 3]], dtype=D), b), normal(2))
     add("linalg_tensorsolve", lambda a, b: L.tensorsolve(a.reshape(2, 2, 4), b), matrix(4), normal(2, 2))

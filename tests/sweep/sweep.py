@@ -45,9 +45,9 @@ def _operations(only: str | None) -> list[tuple[str, Any]]:
 
     def database(info: Any) -> Any:
         def make() -> Iterator[Any]:
-            for dtype in (torch.float64, torch.complex128):
-                if info.supports_dtype(dtype, "cpu") if hasattr(info, "supports_dtype") else dtype == torch.float64:
-                    yield from of_database(info, dtype)
+            dtypes = [dtype for dtype in (torch.float64, torch.complex128) if info.supports_dtype(dtype, "cpu")]
+            for dtype in dtypes or [torch.int64]:
+                yield from of_database(info, dtype)
 
         return make
 
@@ -94,7 +94,7 @@ def examine(name: str, make: Any) -> dict[str, Any]:
                 differentiable = any(case.primal) and bool(run.points[0].outputs)
                 doubtful = 3  # the order of derivatives from which on plain autograd is not trusted
                 low = run.tolerance > 1e-6  # differences say nothing in low precision
-                if differentiable and not run.random and not low:
+                if differentiable and case.differences and not run.random and not low:
                     try:
                         for levels, got, want in plain(run):
                             if not same(got, want, max(1e-4, 10 * run.tolerance)):
