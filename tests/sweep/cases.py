@@ -109,7 +109,7 @@ def _chosen(samples: Sequence[Any], count: int) -> list[int]:
     order = sorted(kinds.values(), key=lambda ks: min(ks))
     picked = [ks[0] for ks in order]
     if len(picked) > count:  # evenly, the first and the last among them
-        picked = [picked[round(i * (len(picked) - 1) / (count - 1))] for i in range(count)]
+        picked = [picked[round(i * (len(picked) - 1) / max(count - 1, 1))] for i in range(count)]
     rest = [k for k in fitting if k not in picked]
     return (picked + rest)[:count]
 

@@ -42,6 +42,7 @@ class Verdict:
         self.wrong: list[dict[str, Any]] = []
         self.refused: list[dict[str, Any]] = []
         self.plain: list[dict[str, Any]] = []
+        self.broken: list[str] = []
         self.times: Counter[tuple[str, str]] = Counter()
         self.right: set[tuple[str, str]] = set()
         singles: set[tuple[str, str]] = set()
@@ -51,6 +52,8 @@ class Verdict:
             if entry["kind"] == "plain":
                 if outcome == "wrong":
                     self.plain.append(entry)
+                elif outcome == "broken":
+                    self.broken.append(f"{entry['name']} ({entry['text'][:60]})")
                 continue
             self.counts.setdefault(levels, Counter())[outcome] += entry["count"]
             if outcome == "right":
@@ -147,7 +150,8 @@ class Verdict:
             by_text.setdefault((text, " ".join(sorted(found))), set()).add(levels)
         for (text, found), at in sorted(by_text.items()):
             lines.append(f"  [{' '.join(sorted(at))}] {text}: {found}")
-        lines += ["", "Crashed or hung:", *_wrapped(crashed), "", "Nothing right, or not looked at:", *_wrapped(silent)]
+        lines += ["", "Crashed or hung:", *_wrapped(crashed), "", "Not made, or not all:"]
+        lines += [*_wrapped(self.broken), "", "Nothing right, or not looked at:", *_wrapped(silent)]
         return "\n".join(lines) + "\n"
 
     def write(self) -> None:

@@ -130,7 +130,7 @@ def examine(name: str, make: Any) -> dict[str, Any]:
                     if main or outcome != "right" or not facts.has("torch_function_modes"):
                         note(kind, levels, outcome, case.name, text, main, every - main)
         except Exception as error:  # noqa: BLE001
-            note("plain", "", "unknown", name, f"{type(error).__name__}: {error}")
+            note("plain", "", "broken", name, f"{type(error).__name__}: {error}")
     return {"name": name, "seconds": round(time.process_time() - began, 2), "cases": cases, "found": found}
 
 
