@@ -278,6 +278,13 @@ def test_the_sweep_proves_what_was_right_and_never_wrong():
     assert "roll [v]" in verdict.report()
 
 
+def test_the_sweep_proves_in_place_what_it_proves_out_of_place():
+    cases = [("x", "v", "right", "add_"), ("x", "v", "right", "add"), ("x", "v", "right", "fill_")]
+    assert _verdict(*cases).proven == {("add_", "v"), ("add", "v"), ("fill_", "v"), ("reshape", "v")}
+    cases = [("x", "j", "right", "cumprod_"), ("x", "j", "refused", "cumprod"), ("x", "j", "right", "__add__")]
+    assert _verdict(*cases).proven == {("__add__", "j"), ("reshape", "v")}
+
+
 def test_the_sweep_blames_the_operation_that_is_not_right_alone():
     alone = [("mul", "v", "right", "mul"), ("fold", "j", "right", "fold")]
     assert _verdict(*alone, ("x of y", "v", "wrong", "mul", "fold")).disproved == {("fold", "v")}

@@ -43,6 +43,7 @@ class Verdict:
         self.refused: list[dict[str, Any]] = []
         self.plain: list[dict[str, Any]] = []
         self.broken: list[str] = []
+        self.known: set[str] = set()  # the names that something was recorded of
         self.times: Counter[tuple[str, str]] = Counter()
         self.right: set[tuple[str, str]] = set()
         singles: set[tuple[str, str]] = set()
@@ -56,6 +57,7 @@ class Verdict:
                     self.broken.append(f"{entry['name']} ({entry['text'][:60]})")
                 continue
             self.counts.setdefault(levels, Counter())[outcome] += entry["count"]
+            self.known |= {name for name, _ in main}
             if outcome == "right":
                 self.right |= main | entry["every"]
                 self.times.update(dict.fromkeys(main, entry["count"]))
@@ -105,6 +107,14 @@ class Verdict:
     def _is_proven(self, pair: tuple[str, str]) -> bool:
         name, levels = pair
         if name.startswith(UNKNOWN) or bare(name) in NEVER:
+            return False
+        # What writes in place has fewer cases: it is what it does out of place that is proven or not.
+        base = _out_of_place(name)
+        if (
+            base in self.known
+            and base != name
+            and not ((base, levels) in self.right and self._is_proven((base, levels)))
+        ):
             return False
         return not any(name == other and _contains(levels, part) for other, part in self.disproved)
 
@@ -161,6 +171,10 @@ class Verdict:
             TABLES.mkdir(exist_ok=True)
             minor = ".".join(self.version.split(".")[:2])
             (TABLES / f"{minor}.txt").write_text(self.table(), encoding="utf-8")
+
+
+def _out_of_place(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])_(?=:|$)", "", name)
 
 
 def _computing(pairs: list[list[str]]) -> set[tuple[str, str]]:

@@ -76,6 +76,7 @@ def _in_place() -> None:
     add("as_strided_", written(lambda x: x.as_strided_((2, 2), (1, 2), 1)), x)
     add("cumsum_", written(lambda x: x.cumsum_(0)), x)
     add("cumprod_", written(lambda x: x.cumprod_(0)), x)
+    add("cumprod_ with zeros", written(lambda x: x.cumprod_(0)), at(1.0, 0.0, 2.0, 0.0))
     add("relu inplace", written(lambda x: F.relu(x, inplace=True)), x)
     for name in ("leaky_relu", "elu", "celu", "silu", "hardtanh", "hardswish", "mish", "relu6", "threshold", "selu"):
         more = (0.1, 20.0) if name == "threshold" else ()
