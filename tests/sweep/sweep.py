@@ -64,6 +64,17 @@ def _operations(only: str | None) -> list[tuple[str, Any]]:
     return found
 
 
+def _with_single_primals(cases: Iterator[Any]) -> Iterator[Any]:
+    """Cases; and the first one by its first and by its last tensor alone, since formulas leave out what is constant."""
+    for k, case in enumerate(cases):
+        yield case
+        primal = [i for i, is_primal in enumerate(case.primal) if is_primal]
+        if k == 0 and len(primal) > 1:
+            for i in (primal[0], primal[-1]):
+                alone = [j == i for j in range(len(case.primal))]
+                yield case._replace(name=f"{case.name} by {i}", primal=alone)
+
+
 def examine(name: str, make: Any) -> dict[str, Any]:
     """What became of each kind of each case of an operation."""
     from kinds import KINDS, quiet
@@ -82,7 +93,7 @@ def examine(name: str, make: Any) -> dict[str, Any]:
     cases = 0
     with quiet():
         try:
-            for case in make():
+            for case in _with_single_primals(make()):
                 if cases and time.process_time() - began > SECONDS:
                     break
                 cases += 1
