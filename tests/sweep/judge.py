@@ -17,7 +17,6 @@ RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parents[2] / "src" / "torch_func_compat" / "_guards" / "proven"
 # These are what somebody else's code does, and never proven.
 NEVER = {"custom_function_call"}
-Pair = "tuple[str, str]"
 
 
 def _contains(levels: str, part: str) -> bool:

@@ -6,9 +6,7 @@ plain autograd differentiates the result.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import torch
 from points import Point, Prepared, curvature, dot, slope, stacked
@@ -297,11 +295,3 @@ def backward_through_vmap_of_jvp(r: Prepared) -> Any:
         return _mapped(r, lambda x, c, u, t: dot(u, _push(r, x, c, t)), x, "u", "t").sum()
 
     return _backward(r, value, r.stack("x")), r.wanted(lambda p: p.second())
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    unchecked = getattr(tfc, "use_checks", lambda mode: contextlib.nullcontext())  # what is swept decides what to check
-    with warnings.catch_warnings(), tfc.use_fallback("error"), unchecked("off"):
-        warnings.simplefilter("ignore")
-        yield

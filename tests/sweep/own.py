@@ -1,4 +1,7 @@
-"""What torch's database lacks: writes in place, memory formats, mapped scalars and indices."""
+"""What torch's database lacks: writes in place, memory formats, mapped scalars and indices.
+
+This file is a table, and longer than others for that.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ one takes the process down or too long, the next worker goes on after it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -64,6 +66,16 @@ def _operations(only: str | None) -> list[tuple[str, Any]]:
     return found
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    import torch_func_compat as tfc
+
+    unchecked = getattr(tfc, "use_checks", lambda mode: contextlib.nullcontext())  # what is swept decides what to check
+    with warnings.catch_warnings(), tfc.use_fallback("error"), unchecked("off"):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _with_single_primals(cases: Iterator[Any]) -> Iterator[Any]:
     """Cases; and the first one by its first and by its last tensor alone, since formulas leave out what is constant."""
     for k, case in enumerate(cases):
@@ -77,7 +89,7 @@ def _with_single_primals(cases: Iterator[Any]) -> Iterator[Any]:
 
 def examine(name: str, make: Any) -> dict[str, Any]:
     """What became of each kind of each case of an operation."""
-    from kinds import KINDS, quiet
+    from kinds import KINDS
     from points import Prepared, Unknown, is_nan_only, plain, same
 
     from torch_func_compat._guards.recorder import recorded
@@ -91,7 +103,7 @@ def examine(name: str, make: Any) -> dict[str, Any]:
         entry["count"] += 1
 
     cases = 0
-    with quiet():
+    with _quiet():
         try:
             for case in _with_single_primals(make()):
                 if cases and time.process_time() - began > SECONDS:
@@ -151,7 +163,7 @@ def _brief(tensors: Any) -> str:
     return f"[{text}] of {', '.join(str(tuple(t.shape)) for t in tensors[:2])}"
 
 
-def work(start: int, step: int, only: str | None) -> None:
+def work(start: int, only: str | None) -> None:
     """Write a line for each operation from `start` on: its number before, what was found after."""
     sys.path.insert(0, str(HERE))
     import torch
@@ -190,7 +202,7 @@ def run(only: str | None = None) -> list[dict[str, Any]]:
                 ended = True
             elif current is not None:
                 results.append(entry)
-                current, start = None, start
+                current = None
         timer.cancel()
         worker.wait()
         if not ended:
@@ -209,7 +221,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", help="such a file, to write the tables anew")
     options = parser.parse_args()
     if options.start is not None:
-        work(options.start, 1, options.only)
+        work(options.start, options.only)
         return
     sys.path.insert(0, str(HERE))
     import judge
