@@ -121,6 +121,11 @@ def _matrices() -> None:
         add(f"{name} by a batch", solver, many, b)
         add(f"{name} of a batch", solver, a, lambda g: (torch.randn(2, 3, 2, generator=g, dtype=D), True))
         add(f"{name} by a batch of a batch", solver, many, lambda g: (torch.randn(2, 3, 2, generator=g, dtype=D), True))
+    # Where all sizes coincide, a right-hand side can be taken for vectors.
+    square: Kind = lambda g: (torch.randn(2, 2, 2, generator=g, dtype=D) + 3 * torch.eye(2, dtype=D), True)
+    for name, solver in solvers.items():
+        add(f"{name} where sizes coincide", solver, square, normal(2, 2))
+        add(f"{name} where batches coincide", solver, square, normal(2, 2, 2))
     each(
         "many",
         (many,),
