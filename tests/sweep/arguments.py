@@ -104,17 +104,25 @@ ROWS: list[tuple[str, Callable[..., Any], tuple[Kind, ...]]] = []
 TABLE: dict[str, Callable[[], Iterator[Case]]] = {}
 
 
-def add(name: str, function: Callable[..., Any], *kinds: Kind, finish: Callable[..., Any] = lambda y: y) -> None:
+def add(
+    name: str,
+    function: Callable[..., Any],
+    *kinds: Kind,
+    finish: Callable[..., Any] = lambda y: y,
+    differences: bool = True,
+) -> None:
     """One entry; the name is that of the operation, and what is particular about it after a space.
 
-    `finish` is what is made of its result, and is not under test.
+    `finish` is what is made of its result, and is not under test; `differences` are those of `Case`.
     """
 
     def cases() -> Iterator[Case]:
         torch.manual_seed(0)
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         points = [[kind(generator) for kind in kinds] for generator in generators]
-        yield Case(name, function, [[x for x, _ in point] for point in points], [p for _, p in points[0]], finish)
+        yield Case(
+            name, function, [[x for x, _ in point] for point in points], [p for _, p in points[0]], finish, differences
+        )
 
     assert name not in TABLE, name
     TABLE[name] = cases

@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-SAMPLES = {torch.float64: 4, torch.complex128: 2}
+SAMPLES = {torch.float64: 4, torch.complex128: 2, torch.int64: 2}
 LOOKED_AT = 40  # of what an operation's database yields
 
 
@@ -26,6 +26,8 @@ class Case(NamedTuple):
         Which of the tensors are differentiated.
     finish : callable
         What is made of its result before it is compared, such as a phase taken away.
+    differences : bool
+        Whether its derivative is that of its values: not where it detaches.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Case(NamedTuple):
     points: list[list[Tensor]]
     primal: list[bool]
     finish: Callable[[Any], Any] = lambda result: result
+    differences: bool = True
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -76,7 +79,7 @@ def _samples(info: Any, dtype: torch.dtype, seed: int) -> list[Any]:
     torch.manual_seed(seed)
     found = []
     # not sample_inputs(), which sets the seed for each sample
-    for sample in info.sample_inputs_func(info, "cpu", dtype, True):
+    for sample in info.sample_inputs_func(info, "cpu", dtype, dtype != torch.int64):
         found.append(sample)
         if len(found) == LOOKED_AT:
             break
@@ -106,7 +109,7 @@ def _chosen(samples: Sequence[Any], count: int) -> list[int]:
     order = sorted(kinds.values(), key=lambda ks: min(ks))
     picked = [ks[0] for ks in order]
     if len(picked) > count:  # evenly, the first and the last among them
-        picked = [picked[round(i * (len(picked) - 1) / (count - 1))] for i in range(count)]
+        picked = [picked[round(i * (len(picked) - 1) / max(count - 1, 1))] for i in range(count)]
     rest = [k for k in fitting if k not in picked]
     return (picked + rest)[:count]
 

@@ -17,7 +17,6 @@ RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parents[2] / "src" / "torch_func_compat" / "_guards" / "proven"
 # These are what somebody else's code does, and never proven.
 NEVER = {"custom_function_call"}
-Pair = "tuple[str, str]"
 
 
 def _contains(levels: str, part: str) -> bool:
@@ -42,6 +41,8 @@ class Verdict:
         self.wrong: list[dict[str, Any]] = []
         self.refused: list[dict[str, Any]] = []
         self.plain: list[dict[str, Any]] = []
+        self.broken: list[str] = []
+        self.known: set[str] = set()  # the names that something was recorded of
         self.times: Counter[tuple[str, str]] = Counter()
         self.right: set[tuple[str, str]] = set()
         singles: set[tuple[str, str]] = set()
@@ -51,8 +52,11 @@ class Verdict:
             if entry["kind"] == "plain":
                 if outcome == "wrong":
                     self.plain.append(entry)
+                elif outcome == "broken":
+                    self.broken.append(f"{entry['name']} ({entry['text'][:60]})")
                 continue
             self.counts.setdefault(levels, Counter())[outcome] += entry["count"]
+            self.known |= {name for name, _ in main}
             if outcome == "right":
                 self.right |= main | entry["every"]
                 self.times.update(dict.fromkeys(main, entry["count"]))
@@ -103,6 +107,14 @@ class Verdict:
         name, levels = pair
         if name.startswith(UNKNOWN) or bare(name) in NEVER:
             return False
+        # What writes in place has fewer cases: it is what it does out of place that is proven or not.
+        base = _out_of_place(name)
+        if (
+            base in self.known
+            and base != name
+            and not ((base, levels) in self.right and self._is_proven((base, levels)))
+        ):
+            return False
         return not any(name == other and _contains(levels, part) for other, part in self.disproved)
 
     def table(self) -> str:
@@ -147,7 +159,8 @@ class Verdict:
             by_text.setdefault((text, " ".join(sorted(found))), set()).add(levels)
         for (text, found), at in sorted(by_text.items()):
             lines.append(f"  [{' '.join(sorted(at))}] {text}: {found}")
-        lines += ["", "Crashed or hung:", *_wrapped(crashed), "", "Nothing right, or not looked at:", *_wrapped(silent)]
+        lines += ["", "Crashed or hung:", *_wrapped(crashed), "", "Not made, or not all:"]
+        lines += [*_wrapped(self.broken), "", "Nothing right, or not looked at:", *_wrapped(silent)]
         return "\n".join(lines) + "\n"
 
     def write(self) -> None:
@@ -157,6 +170,10 @@ class Verdict:
             TABLES.mkdir(exist_ok=True)
             minor = ".".join(self.version.split(".")[:2])
             (TABLES / f"{minor}.txt").write_text(self.table(), encoding="utf-8")
+
+
+def _out_of_place(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])_(?=:|$)", "", name)
 
 
 def _computing(pairs: list[list[str]]) -> set[tuple[str, str]]:

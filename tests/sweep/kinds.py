@@ -6,9 +6,7 @@ plain autograd differentiates the result.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import torch
 from points import Point, Prepared, curvature, dot, slope, stacked
@@ -125,6 +123,16 @@ def jvp_of_vmap(r: Prepared) -> Any:
     return [dot(u, pushed)], [_numbers(r, slope)[0].sum()]
 
 
+@kind("vj", 1)
+def vmap_of_columns(r: Prepared) -> Any:
+    """As in vmap(jacfwd(f)): the tangents are mapped once more than the rest."""
+
+    def both(x: Any, c: Any, u: Any, t: Any, s: Any) -> Any:
+        return _vmap(lambda t: dot(u, _push(r, x, c, t)), [torch.stack(pair) for pair in zip(t, s)])
+
+    return [_over(r, both, "u", "t", "s")], _numbers(r, lambda p: torch.stack([slope(p), slope(p, t="s")]))
+
+
 @kind("vg", 1)
 def vmap_of_grad(r: Prepared) -> Any:
     return _over(r, lambda x, c, u: _gradient(r, x, c, u), "u"), r.wanted(lambda p: p.first())
@@ -181,6 +189,17 @@ def columns_of_rows(r: Prepared) -> Any:
     return _vmap(column, tangents), stacked
 
 
+@kind("vjg", 2)
+def vmap_of_columns_of_grad(r: Prepared) -> Any:
+    """As in vmap(hessian(f))."""
+
+    def both(x: Any, c: Any, u: Any, t: Any, s: Any) -> Any:
+        return _vmap(lambda t: _push_gradient(r, x, c, u, t), [torch.stack(pair) for pair in zip(t, s)])
+
+    want = r.wanted(lambda p: [torch.stack(pair) for pair in zip(p.second(), p.second(t="s"))])
+    return _over(r, both, "u", "t", "s"), want
+
+
 @kind("jj", 2)
 def jvp_of_jvp(r: Prepared) -> Any:
     p = r.points[0]
@@ -194,6 +213,17 @@ def vmap_of_jvp_of_jvp(r: Prepared) -> Any:
         return dot(u, tfc.jvp(lambda *x: tuple(_push(r, x, c, t)), tuple(x), tuple(s))[1])
 
     return [_over(r, twice, "u", "t", "s")], _numbers(r, curvature)
+
+
+@kind("vjj", 2)
+def vmap_of_columns_of_columns(r: Prepared) -> Any:
+    """As in vmap(jacfwd(jacfwd(f)))."""
+
+    def number(x: Any, c: Any, u: Any, t: Any, s: Any) -> Any:
+        column = lambda *x: (_vmap(lambda t: dot(u, _push(r, x, c, t)), [v.unsqueeze(0) for v in t]),)
+        return _vmap(lambda s: tfc.jvp(column, tuple(x), tuple(s))[1][0], [v.unsqueeze(0) for v in s]).sum()
+
+    return [_over(r, number, "u", "t", "s")], _numbers(r, curvature)
 
 
 @kind("vgj", 2)
@@ -265,11 +295,3 @@ def backward_through_vmap_of_jvp(r: Prepared) -> Any:
         return _mapped(r, lambda x, c, u, t: dot(u, _push(r, x, c, t)), x, "u", "t").sum()
 
     return _backward(r, value, r.stack("x")), r.wanted(lambda p: p.second())
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    unchecked = getattr(tfc, "use_checks", lambda mode: contextlib.nullcontext())  # what is swept decides what to check
-    with warnings.catch_warnings(), tfc.use_fallback("error"), unchecked("off"):
-        warnings.simplefilter("ignore")
-        yield

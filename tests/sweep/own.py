@@ -1,4 +1,7 @@
-"""What torch's database lacks: writes in place, memory formats, mapped scalars and indices."""
+"""What torch's database lacks: writes in place, memory formats, mapped scalars and indices.
+
+This file is a table, and longer than others for that.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def _in_place() -> None:
     add("clamp_ by tensors", written(lambda x, lo: x.clamp_(min=lo)), x, v)
     add("fill_diagonal_", written(lambda x: x.fill_diagonal_(2.0)), x)
     add("renorm_", written(lambda x: x.renorm_(2, 0, 1.0)), x)
-    for name in ("t_", "squeeze_", "detach_"):
+    for name in ("t_", "squeeze_"):
         add(name, written(lambda x, name=name: getattr(x, name)()), normal(1, 3))
     add("transpose_", written(lambda x: x.transpose_(0, 1)), x)
     add("swapaxes_", written(lambda x: x.swapaxes_(0, 1)), x)
@@ -76,6 +79,7 @@ def _in_place() -> None:
     add("as_strided_", written(lambda x: x.as_strided_((2, 2), (1, 2), 1)), x)
     add("cumsum_", written(lambda x: x.cumsum_(0)), x)
     add("cumprod_", written(lambda x: x.cumprod_(0)), x)
+    add("cumprod_ with zeros", written(lambda x: x.cumprod_(0)), at(1.0, 0.0, 2.0, 0.0))
     add("relu inplace", written(lambda x: F.relu(x, inplace=True)), x)
     for name in ("leaky_relu", "elu", "celu", "silu", "hardtanh", "hardswish", "mish", "relu6", "threshold", "selu"):
         more = (0.1, 20.0) if name == "threshold" else ()
@@ -88,8 +92,14 @@ def _in_place() -> None:
     add("add_ to a view", written(lambda x, v: (x[0].add_(v), None)[1]), x, v)
     add("mul_ of a diagonal", written(lambda x: (x.diagonal().mul_(2), None)[1]), normal(3, 3))
     add("add_ to an unbind", written(lambda x: (x.unbind(0)[1].add_(x[0]), None)[1]), x)
-    add("data of", lambda x: x.data * x, x)
-    add("detach of", lambda x: x.detach() * x, x)
+    add("data of", lambda x: x.data * x, x, differences=False)
+    add("detach of", lambda x: x.detach() * x, x, differences=False)
+    add("detach_ of", written(lambda x: x.detach_()), normal(3, 4), differences=False)
+    add("item of", lambda x: x.sum().item() * x, x, differences=False)
+    add("__float__ of", lambda x: float(x.detach().sum()) * x, x, differences=False)
+    add("tolist of", lambda x: x.new_tensor(x[0].tolist()) * x, x, differences=False)
+    add("__bool__ of", lambda x: x * 2 if x.sum() > 0 else x * 3, x)
+    add("__index__ of", lambda x, i: x[:, : int(i) + 1].sum() + range(5)[i] * x, x, integers(3))
 
 
 def _indices() -> None:
@@ -138,8 +148,10 @@ def _indices() -> None:
     add("select", lambda x: x.select(1, 1), x)
     add("one_hot", lambda x, i: F.one_hot(i, 4) * x, x, integers(4, 3))
     add("embedding", lambda i, w: F.embedding(i, w), integers(3, 5), x)
-    add("embedding padding_idx", lambda i, w: F.embedding(i, w, padding_idx=0), integers(3, 5), x)
-    add("embedding max_norm", lambda i, w: F.embedding(i, w.clone(), max_norm=1.0), integers(3, 5), x)
+    add("embedding padding_idx", lambda i, w: F.embedding(i, w, padding_idx=0), integers(3, 5), x, differences=False)
+    add(
+        "embedding max_norm", lambda i, w: F.embedding(i, w.clone(), max_norm=1.0), integers(3, 5), x, differences=False
+    )
     for mode in ("sum", "mean", "max"):
         add(f"embedding_bag {mode}", lambda i, w, mode=mode: F.embedding_bag(i, w, mode=mode), integers(3, 2, 3), x)
     bag = lambda i, w, s: F.embedding_bag(i, w, mode="sum", per_sample_weights=s)
@@ -307,6 +319,8 @@ def _promotion() -> None:
         lambda x, y: x > y,
         lambda x, y: x <= 0,
         lambda x, y: x == y,
+        lambda x, y: x != y,
+        lambda x, y: x >= y,
         lambda x, y: ~(x < y),
         lambda x, y: (x > 0) & (y > 0),
         lambda x, y: (x > 0) | (y > 0),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from arguments import (
     D,
+    Kind,
     add,
     complex_,
     complex_matrix,
@@ -106,6 +107,38 @@ def _matrices() -> None:
         add(f"kron{name}", lambda a, b: torch.kron(a, b), at_, b)
         add(f"linalg_lstsq{name}", lambda a, b: L.lstsq(a, b)[0], at_, b)
     b, v, _ = real
+    many: Kind = lambda g: (torch.randn(2, 3, 3, generator=g, dtype=D) + 3 * torch.eye(3, dtype=D), True)
+    solvers: dict[str, Any] = {
+        "linalg_solve": lambda a, b: L.solve(a, b),
+        "linalg_solve_triangular": lambda a, b: L.solve_triangular(a, b, upper=False),
+        "linalg_lu_solve": lambda a, b: L.lu_solve(*L.lu_factor(a), b),
+        "lu_solve": lambda a, b: torch.lu_solve(b, *L.lu_factor(a)),
+        "cholesky_solve": lambda a, b: torch.cholesky_solve(b, a.tril()),
+        "triangular_solve": lambda a, b: torch.triangular_solve(b, a)[0],
+        "matmul": lambda a, b: torch.matmul(a, b),
+    }
+    for name, solver in solvers.items():
+        add(f"{name} by a batch", solver, many, b)
+        add(f"{name} of a batch", solver, a, lambda g: (torch.randn(2, 3, 2, generator=g, dtype=D), True))
+        add(f"{name} by a batch of a batch", solver, many, lambda g: (torch.randn(2, 3, 2, generator=g, dtype=D), True))
+    # Where all sizes coincide, a right-hand side can be taken for vectors.
+    square: Kind = lambda g: (torch.randn(2, 2, 2, generator=g, dtype=D) + 3 * torch.eye(2, dtype=D), True)
+    for name, solver in solvers.items():
+        add(f"{name} where sizes coincide", solver, square, normal(2, 2))
+        add(f"{name} where batches coincide", solver, square, normal(2, 2, 2))
+    each(
+        "many",
+        (many,),
+        lambda a: torch.cholesky_inverse(a.tril()),
+        lambda a: torch.inverse(a),
+        lambda a: torch.logdet(gram(a)),
+        lambda a: torch.slogdet(a)[1],
+        lambda a: L.cholesky(gram(a)),
+        lambda a: L.eigvalsh(symmetric(a)),
+        lambda a: L.matrix_exp(a / 4),
+        lambda a: L.matrix_norm(a),
+    )
+    add("cholesky", lambda a: torch.cholesky(gram(a)), a)
     add("logdet", lambda a: torch.logdet(gram(a)), a)
     add("linalg_solve of a shared matrix", lambda b: L.solve(torch.tensor([[2.0, 1], [0, 3]], dtype=D), b), normal(2))
     add("linalg_tensorsolve", lambda a, b: L.tensorsolve(a.reshape(2, 2, 4), b), matrix(4), normal(2, 2))

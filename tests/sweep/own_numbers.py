@@ -1,4 +1,7 @@
-"""The same for numbers: complex ones, and points where a formula is 0 / 0."""
+"""The same for numbers: complex ones, and points where a formula is 0 / 0.
+
+This file is a table, and longer than others for that.
+"""
 
 from __future__ import annotations
 
