@@ -429,12 +429,14 @@ def run_pytest(tmp_path, suite, *arguments):
 PLUGIN = ["-p", "pytest_torch_func_compat"]
 
 
+@pytest.mark.any_torch
 def test_the_fixture_runs_a_test_on_every_backend(tmp_path):
     process = run_pytest(tmp_path, SUITE, *PLUGIN)
     assert process.returncode == 0, process.stdout + process.stderr
     assert f"{len(tfc.available_backends()) + 2} passed" in process.stdout
 
 
+@pytest.mark.any_torch
 def test_the_plugin_imports_no_torch_before_it_is_used(tmp_path):
     suite = """
     import sys
