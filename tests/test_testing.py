@@ -429,6 +429,7 @@ def run_pytest(tmp_path, suite, *arguments):
 PLUGIN = ["-p", "pytest_torch_func_compat"]
 
 
+@pytest.mark.slow
 @pytest.mark.any_torch
 def test_the_fixture_runs_a_test_on_every_backend(tmp_path):
     process = run_pytest(tmp_path, SUITE, *PLUGIN)
