@@ -194,6 +194,7 @@ def test_looked_up_when_called():
     assert set(seen) == {AVAILABLE[0]}
 
 
+@pytest.mark.any_torch
 @pytest.mark.slow
 def test_environment_variable():
     """Read at the first use and not at the import; a wrong value is an error that names the variable."""
