@@ -191,6 +191,7 @@ assert PACKAGE == "somepkg._vendor.tfc"
 """
 
 
+@pytest.mark.slow
 def test_vendored_twice(tmp_path):
     for folder in (tmp_path / "somepkg" / "_vendor", tmp_path / "otherpkg"):
         shutil.copytree(PACKAGE, folder / "tfc", ignore=shutil.ignore_patterns("__pycache__"))

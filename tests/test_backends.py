@@ -194,6 +194,8 @@ def test_looked_up_when_called():
     assert set(seen) == {AVAILABLE[0]}
 
 
+@pytest.mark.any_torch
+@pytest.mark.slow
 def test_environment_variable():
     """Read at the first use and not at the import; a wrong value is an error that names the variable."""
     missing = next(name for name in NAMES if name not in AVAILABLE)
@@ -314,6 +316,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("where", ["outside", "inside"])
@@ -355,6 +358,7 @@ for backend in tfc.available_backends():
 """
 
 
+@pytest.mark.slow
 def test_in_the_place_of_torch_func():
     """As a test suite may put it: it must not come to call itself."""
     process = run_python("-c", REPLACED)

@@ -196,6 +196,7 @@ for function in (careful, vmap(careful)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(facts.TORCH < (2, 6), reason="vmap is traced as a whole from 2.6 on")
 def test_compiled():
     process = run_python("-c", COMPILED)

@@ -74,6 +74,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_is_eager(case):
     """In one graph where torch.compile traces transforms; before, as the documentation says, around them."""

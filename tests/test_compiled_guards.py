@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 
-import compiling
 import pytest
-import refused
 import torch
-from tolerances import assert_close
+from support import compiling, refused
+from support.tolerances import assert_close
 from torch.nn import functional as F
 
 import torch_func_compat as tfc

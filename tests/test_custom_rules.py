@@ -321,6 +321,7 @@ def test_forward_mode_of_torch_itself(scaled):
             scaled(dual)(X)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch, "compiler"), reason="torch.compile traces autograd.Functions from 2.1 on")
 @pytest.mark.parametrize("kind", ["custom_vjp", "custom_jvp"])
 @pytest.mark.parametrize(

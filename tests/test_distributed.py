@@ -36,6 +36,7 @@ def reports(tmp_path_factory):
     return {place: json.loads((folder / "report{}.{}.json".format(*place)).read_text()) for place in places}
 
 
+@pytest.mark.slow
 @needs_distributed
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", CASES)

@@ -58,6 +58,7 @@ def test_evaluations_and_passes(backend, name, monkeypatch):
     assert seen == {"evaluations": evaluations, "passes": passes}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_compiler_is_imported():
     script = (
         "import sys, torch, torch_func_compat as tfc\n"

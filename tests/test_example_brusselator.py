@@ -37,6 +37,7 @@ def by_small_steps(points=500, steps=8000):
     return state[:, points // 2]
 
 
+@pytest.mark.slow
 def test_brusselator():
     process = run_python("-W", "ignore", str(SCRIPT))
     assert process.returncode == 0, process.stdout + process.stderr
@@ -46,6 +47,7 @@ def test_brusselator():
         assert abs(value - expected) < 1e-3
 
 
+@pytest.mark.slow
 def test_without_scipy():
     """A smaller one, by torch's dense solver."""
     program = NO_SCIPY.format(folder=str(SCRIPT.parent)) + (

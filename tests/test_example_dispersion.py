@@ -35,6 +35,7 @@ def expected():
     return -sum(sqrt(c6[i] * c6[j]) / (dist(MOLECULE[i][1], MOLECULE[j][1]) ** 6 + 4.8**6) for i, j in pairs)
 
 
+@pytest.mark.slow
 def test_dispersion(tmp_path):
     process = run_python("-W", "ignore", str(SCRIPT))
     assert process.returncode == 0, process.stdout + process.stderr

@@ -26,6 +26,7 @@ def _load(name):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear_solve", "bessel"])
 def test_as_a_script(name):
     if name == "bessel":

@@ -26,6 +26,7 @@ def example():
     del sys.modules[spec.name]
 
 
+@pytest.mark.slow
 def test_as_a_script():
     process = run_python(str(SCRIPT), "--system", "helium", "--walkers", "300", "--steps", "60")
     assert process.returncode == 0, process.stdout + process.stderr

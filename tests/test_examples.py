@@ -121,6 +121,7 @@ def wavenumbers(report: dict[str, Any], molecule: str, label: str) -> Any:
     return report["molecules"][molecule]["isotopologues"][label]["wavenumbers_per_cm"]
 
 
+@pytest.mark.slow
 def test_report_names_torch(report: dict[str, Any]) -> None:
     assert report["torch"] == str(torch.__version__)  # some releases cannot compare it as it is
 

@@ -203,6 +203,8 @@ def test_modes():
         tfc.set_fallback("maybe")
 
 
+@pytest.mark.any_torch
+@pytest.mark.slow
 def test_the_mode_comes_from_the_environment():
     code = "import torch_func_compat as tfc; print(tfc.get_fallback())"
     for value, expected in (("silent", "silent"), ("maybe", "TORCH_FUNC_COMPAT_FALLBACK=maybe: unknown fallback")):

@@ -82,6 +82,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_compiled_transform(transform):
     """torch takes the forward's derivative here (https://github.com/pytorch/pytorch/issues/193279)."""

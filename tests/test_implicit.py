@@ -134,6 +134,8 @@ MODES = {
 }
 
 
+@pytest.mark.any_torch
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["linear_solve", "root", "argmin"])
 def test_third_derivatives_mapped_and_not(backend, kind, mode):

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ["charges", "implicit_euler", "ridge"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_as_a_script(name):
     process = run_python("-W", "ignore", str(EXAMPLES / f"{name}.py"))

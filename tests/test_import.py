@@ -88,6 +88,7 @@ def first():
     return loads(run_python("-c", SNAPSHOT + IMPORT + FIRST_USE))
 
 
+@pytest.mark.slow
 def test_time(first):
     """The smallest share of up to five, for a machine may be busy; the first one also wrote the bytecode."""
     shares = [first["share"]]

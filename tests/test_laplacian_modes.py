@@ -196,6 +196,7 @@ def test_in_inference_mode(backend):
     assert "forward Laplacian" in tfc.explain(transformed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
 @pytest.mark.parametrize("weight", ("none", "matrix", "each"))
 def test_compiled(weight):

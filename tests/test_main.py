@@ -53,6 +53,7 @@ def test_every_transform_is_checked():
     assert sorted(_selfcheck.CHECKS) == sorted(TRANSFORMS)
 
 
+@pytest.mark.slow
 def test_report():
     process = run_python("-m", "torch_func_compat")
     text = process.stdout

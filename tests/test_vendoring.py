@@ -111,6 +111,7 @@ def copies(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_side_by_side(copies):
     """In one process, since importing torch takes longer than all of them."""
     variables = dict(

@@ -31,6 +31,14 @@ class Row:
         The backend refused, and a loop computed the result.
     problems : tuple of str
         What is wrong; empty where all is right.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.testing import check
+    >>> row = check(torch.sin, (torch.ones(2, dtype=torch.float64),), "jacrev", "autograd").row("jacrev")
+    >>> row.evaluations, row.passes, row.problems
+    (1, 1, ())
     """
 
     name: str
@@ -47,7 +55,21 @@ class Row:
 
 
 class Report:
-    """The rows of a check. ``print(report)`` shows them as a table."""
+    """The rows of a check. ``print(report)`` shows them as a table.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        One for each operator and backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch_func_compat.testing import check
+    >>> report = check(torch.sin, (torch.ones(2, dtype=torch.float64),), ["jvp", "jacrev"], "autograd")
+    >>> report.ok, len(report), report.failed
+    (True, 2, ())
+    """
 
     HEADS = ("operator", "backend", "error", "batched", "differentiated", "evaluations", "passes", "")
 
