@@ -48,12 +48,29 @@ def available_backends() -> tuple[str, ...]:
 
 
 def unavailable_backends() -> dict[str, str]:
-    """Why each of the other backends is not available: name to reason."""
+    """Why each of the other backends is not available.
+
+    Returns
+    -------
+    dict of str to str
+        Name to reason; the reason says what to install.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> set(tfc.available_backends()) & set(tfc.unavailable_backends())
+    set()
+    """
     return _backends.unavailable()
 
 
 def get_backend() -> str:
     """Name of the backend that a transform called here and now would use.
+
+    Returns
+    -------
+    str
+        One of `available_backends()`.
 
     Examples
     --------
@@ -81,6 +98,12 @@ def set_backend(name: str | None) -> None:
         No backend has that name.
     ImportError
         This environment does not have it; the message says what to install.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> tfc.set_backend("autograd")
+    >>> tfc.set_backend(None)  # the automatic choice
     """
     _setting.set(name)
 
@@ -93,10 +116,22 @@ def use_backend(name: str) -> ContextManager[None]:
     name : str
         One of `available_backends()`.
 
+    Returns
+    -------
+    context manager
+        For a ``with`` block.
+
     Raises
     ------
     ValueError, ImportError
         As for `set_backend`.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> with tfc.use_backend("autograd"):
+    ...     tfc.get_backend()
+    'autograd'
     """
     return _setting.use(name)
 

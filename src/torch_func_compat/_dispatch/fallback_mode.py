@@ -18,7 +18,19 @@ _setting = Setting("fallback", _check)
 
 
 def get_fallback() -> str:
-    """What happens here and now where the native backend refuses: 'warn', 'silent' or 'error'."""
+    """What happens here and now where the native backend refuses a function.
+
+    Returns
+    -------
+    str
+        'warn', 'silent' or 'error'.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> tfc.get_fallback()
+    'warn'
+    """
     return _setting.get() or "warn"
 
 
@@ -36,12 +48,35 @@ def set_fallback(mode: str | None) -> None:
     ------
     ValueError
         There is no such mode.
+
+    Examples
+    --------
+    >>> import torch_func_compat as tfc
+    >>> tfc.set_fallback("silent")
+    >>> tfc.get_fallback()
+    'silent'
+    >>> tfc.set_fallback(None)
     """
     _setting.set(mode)
 
 
 def use_fallback(mode: str) -> ContextManager[None]:
     """`set_fallback` within a ``with`` block, for this thread (or asyncio task) only.
+
+    Parameters
+    ----------
+    mode : {'warn', 'silent', 'error'}
+        See `set_fallback`.
+
+    Returns
+    -------
+    context manager
+        For a ``with`` block.
+
+    Raises
+    ------
+    ValueError
+        There is no such mode.
 
     Examples
     --------

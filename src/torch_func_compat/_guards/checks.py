@@ -58,8 +58,8 @@ def set_checks(when: str | None) -> None:
 
     Notes
     -----
-    A tested ``vmap`` evaluates the function once more, for one sample. A tested ``jvp`` or ``jacfwd`` evaluates it
-    once more and takes one backward pass. A function that draws random numbers, or that changes tensors in place, is
+    Cost: a tested ``vmap`` evaluates the function once more, for one sample. A tested ``jvp`` or ``jacfwd`` evaluates
+    it once more and takes one backward pass. A function that draws random numbers, or that changes tensors in place, is
     not evaluated again, and so is not tested.
 
     Examples
@@ -80,6 +80,11 @@ def use_checks(when: str) -> ContextManager[None]:
     ----------
     when : {'first-call', 'always', 'off'}
         See `set_checks`.
+
+    Returns
+    -------
+    context manager
+        For a ``with`` block.
 
     Raises
     ------
