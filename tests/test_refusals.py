@@ -57,6 +57,11 @@ def _maps_a_pullback_through_numpy():
     tfc.vmap(lambda v: pull(v))(torch.stack([X, X]))
 
 
+def _under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return tfc.vmap(torch.sin)(BATCH)
+
+
 PROVOKED = {
     "mapped_indices": (
         lambda: tfc.vmap(lambda i, j: BATCH[i, j])(
@@ -124,8 +129,7 @@ PROVOKED = {
     "inplace_into_unbatched": (_vmap(refused.inplace), (1, 11), None),
     "memory_format": (_vmap(refused.channels_last), (1, 11), None),
     "size_by_values": (lambda: tfc.vmap(torch.nn.functional.one_hot)(torch.tensor([[0, 2], [2, 1]])), (1, 11), None),
-    "autocast": (_vmap(refused.autocast_linear), (1, 11), None),
-    "module_hooks": (_vmap(refused.module_with_hook), (1, 11), None),
+    "autocast": (_under_autocast, (1, 11), None),
     "tensor_subclass": (lambda: tfc.vmap(lambda x: x.act(X[:2]))(X.as_subclass(refused.Angle)), (1, 11), None),
     "inference_mode": (_mapped(tfc.grad(refused.inference_mode)), (1, 11), None),
     "internal_error": (_vmap(refused.scatter_strided), (2, 6), None),

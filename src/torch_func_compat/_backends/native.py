@@ -24,7 +24,7 @@ from .._guards.by_graph import (
     require_derivatives,
 )
 from .._guards.compositions import composing
-from .._guards.mapped_inputs import Batch, NoAutocast, attributed, require_plain
+from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
 from .._guards.recognition import refusal
 from .._guards.trial import ERRORS, Trial
 from .._guards.verdicts import RIGHT, shapes
@@ -238,8 +238,8 @@ class NativeBackend:
             return tuple(outputs) or (slices[0],)
 
         require_plain(tensors)
-        with Batch():
-            stacked = self.library.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)
+        forbid_autocast()
+        stacked = self.library.vmap(flat, in_dims=tuple(call.dims), randomness=randomness)(*tensors)
         wanted = sum(dim is not None for dim in call.flat_out_dims)
         return list(stacked[:wanted]), shared
 
@@ -261,8 +261,8 @@ class NativeBackend:
         self, apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], randomness: str
     ) -> list[Tensor]:
         """The function mapped over dimension 0 of the vectors."""
-        with NoAutocast():
-            return list(self.library.vmap(apply, randomness=randomness)(*vectors))
+        forbid_autocast()
+        return list(self.library.vmap(apply, randomness=randomness)(*vectors))
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         recorded: list[Tensor] = []  # the outputs on the level where they have their graph

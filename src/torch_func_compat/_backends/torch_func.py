@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._arguments.protocol import Differentiable
 from .._guards.by_operation import watched
-from .._guards.mapped_inputs import Batch, NoAutocast, attributed, require_plain
+from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
 from .._torch import facts, pytree
 from . import levels as _levels
 from .native import NativeBackend, Pull
@@ -55,8 +55,8 @@ def _checked(mapped: Callable[..., Any], in_dims: Any) -> Callable[..., Any]:
         for arg, dim in zip(args, dims):
             if dim is not None and type(arg) is not Tensor:
                 require_plain(leaf for leaf in pytree.flatten(arg)[0] if isinstance(leaf, Tensor))
-        with Batch():
-            return mapped(*args, **kwargs)
+        forbid_autocast()
+        return mapped(*args, **kwargs)
 
     return wrapper
 
@@ -117,5 +117,5 @@ class TorchFuncBackend(NativeBackend):
     ) -> list[Tensor]:
         if not _LEVELS:
             return super().at_once(apply, vectors, randomness)
-        with NoAutocast():
-            return _levels.at_once(apply, vectors, randomness)
+        forbid_autocast()
+        return _levels.at_once(apply, vectors, randomness)

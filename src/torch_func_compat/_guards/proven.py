@@ -17,13 +17,14 @@ from typing import AbstractSet, Iterable
 from .._torch import facts
 from .recorder import bare
 
-# These read what a tensor is, make one without values, or switch a setting, and compute nothing.
+# These read what a tensor is, make one without values, or switch a setting, and compute nothing. What tells whether
+# plain autograd records a tensor is not among them: under vmap it is answered otherwise than for a sample.
 METADATA = frozenset(
     (
         "__len__ _is_view _set_grad_enabled _version device dim dtype element_size empty empty_like empty_strided "
-        "grad_fn is_complex is_conj is_cpu is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_neg "
+        "is_complex is_conj is_cpu is_cuda is_floating_point is_inference is_meta is_mkldnn is_neg "
         "is_nested is_quantized is_signed is_sparse is_sparse_csr is_tensor itemsize layout names ndim ndimension "
-        "nelement new_empty new_empty_strided numel output_nr requires_grad retains_grad shape size"
+        "nelement new_empty new_empty_strided numel output_nr shape size"
     ).split()
 )
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from typing import Any, Callable, Iterator, Set, Tuple
 
 import torch
 
 from .._torch import facts
+from .mapped_inputs import is_autocast_on
 
 # An operation's name, and the kinds of the levels that it ran under: "v" for vmap, "g" for grad and vjp, "j" for jvp,
 # the outermost first. Any number of vmaps that directly contain one another are one "v".
@@ -32,6 +32,7 @@ Pairs = Set[Tuple[str, str]]
 # Names that begin so are no operation's: no table has them.
 UNKNOWN = "?"
 SCRIPT = UNKNOWN + "TorchScript"
+AUTOCAST = UNKNOWN + "autocast"
 # So end the names of operations that complex numbers go into, or floating numbers of several precisions: these can be
 # wrong where others are right.
 COMPLEX, MIXED = ":complex", ":mixed"
@@ -157,46 +158,6 @@ def name_of(func: Any) -> str:
     return name
 
 
-_here = threading.local()
-
-
-class _Scripts:
-    """Notes calls of TorchScript, which no mode sees, while one is entered in any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entered = 0
-        self._calls: dict[Any, Any] = {}
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._entered += 1
-            if self._entered == 1:
-                for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod):
-                    self._calls[kind] = kind.__call__
-                    kind.__call__ = _noted(kind.__call__)  # type: ignore[method-assign,assignment,unused-ignore]
-
-    def __exit__(self, *error: Any) -> None:
-        with self._lock:
-            self._entered -= 1
-            if not self._entered:
-                for kind, call in self._calls.items():
-                    kind.__call__ = call
-                self._calls.clear()
-
-
-def _noted(call: Callable[..., Any]) -> Callable[..., Any]:
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        for pairs in getattr(_here, "recorders", ()):
-            pairs.add((SCRIPT, levels()))
-        return call(*args, **kwargs)
-
-    return noted
-
-
-_scripts = _Scripts()
-
-
 # Each transform but vmap calls one of these when it has entered its level, or before it leaves it.
 _SWITCHES = {"_make_dual", "_unpack_dual", "_set_grad_enabled", "requires_grad_", "grad"}
 
@@ -237,6 +198,8 @@ def _mode() -> Callable[[Pairs], Any]:
                 numbers = _numbers(kwargs.values(), numbers)
             if numbers is COMPLEX or numbers is MIXED:
                 name += numbers
+            if is_autocast_on():
+                name = AUTOCAST
             self._add((name, self._levels))
             return func(*args, **(kwargs or {}))
 
@@ -256,10 +219,5 @@ def recorded() -> Iterator[Pairs]:
     if not facts.has("torch_function_modes"):
         yield pairs
         return
-    recorders = _here.__dict__.setdefault("recorders", [])
-    recorders.append(pairs)
-    try:
-        with _scripts, _mode()(pairs):
-            yield pairs
-    finally:
-        recorders.pop()
+    with _mode()(pairs):
+        yield pairs

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._torch import facts
+from .._torch.closures import reaches_scripts
 from .._torch.grad_mode import no_grad
 from .checks import get_checks
 from .proven import unproven
@@ -82,6 +83,8 @@ class Trial:
             return result, True
         self.detaches = not _DETACHES.isdisjoint(name for name, _ in pairs)
         names = set(unproven(pairs))
+        if reaches_scripts(self._func):
+            names.add("TorchScript")
         if is_recorded(result):
             names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
         self.operations = ", ".join(sorted(names))

@@ -27,7 +27,6 @@ MISTAKEN_TANGENTS = "torch's forward mode is wrong: reverse mode and finite diff
 MISTAKEN_BATCH = "torch batches this wrongly: the last sample of the batch is not what that sample gives alone, of {}"
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 MISTAKEN_AUTOCAST = "torch casts other operations under vmap than autocast does for a sample"
-MISTAKEN_MODULE_HOOKS = "torch does not run the backward hooks of {} in a backward pass through vmap"
 MISTAKEN_SUBCLASS = "torch gives a function under vmap or grad a plain tensor for a {}"
 MISTAKEN_COMPILED = "torch may get {} wrong in this transform, and a compiled graph cannot tell"
 # What it says of a Function without a jvp rule whose backward cannot be transposed.

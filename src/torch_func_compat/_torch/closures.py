@@ -39,6 +39,31 @@ def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]
     return found
 
 
+def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
+    """Whether a function can call TorchScript, which no mode sees, as far as one can see from outside."""
+    kinds = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
+    seen: set[int] = set()
+    queue: deque[Any] = deque([func])
+    while queue and len(seen) < limit:
+        value = queue.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, kinds):
+            return True
+        if isinstance(value, torch.nn.Module):
+            if any(isinstance(module, kinds) for module in value.modules()):
+                return True
+            continue
+        look = _look(type(value))  # type: ignore[arg-type]
+        if look is not None:
+            queue.extend(look(value))
+        if isinstance(value, types.FunctionType):
+            around = value.__globals__
+            queue.extend(around[name] for name in value.__code__.co_names if callable(around.get(name)))
+    return False
+
+
 _DERIVATIVES = __name__.rsplit(".", 2)[0] + "._transforms."
 _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
 
