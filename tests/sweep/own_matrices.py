@@ -42,6 +42,7 @@ def _matrices() -> None:
     L: Any = torch.linalg
     a, b, v, z = matrix(3), normal(3, 2), normal(3), complex_matrix(3)
     real = b, v, normal(2, 3)
+    shared = torch.tensor([[2.0, 1], [0, 3]], dtype=D)
     for name, at_ in (("", a), (" singular", singular(3)), (" complex", z), (" of zeros", zeros(3, 3))):
         add(f"det{name}", lambda a: torch.det(a), at_)
         add(f"linalg_det{name}", lambda a: L.det(a), at_)
@@ -140,7 +141,7 @@ def _matrices() -> None:
     )
     add("cholesky", lambda a: torch.cholesky(gram(a)), a)
     add("logdet", lambda a: torch.logdet(gram(a)), a)
-    add("linalg_solve of a shared matrix", lambda b: L.solve(torch.tensor([[2.0, 1], [0, 3]], dtype=D), b), normal(2))
+    add("linalg_solve of a shared matrix", lambda b: L.solve(shared, b), normal(2))
     add("linalg_tensorsolve", lambda a, b: L.tensorsolve(a.reshape(2, 2, 4), b), matrix(4), normal(2, 2))
     add("linalg_tensorinv", lambda a: L.tensorinv(a.reshape(2, 2, 2, 2)), matrix(4))
     add("linalg_eigvalsh degenerate", lambda a: L.eigvalsh(symmetric(a)), degenerate, finish=squares)
