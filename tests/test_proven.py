@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import pkgutil
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 import torch_func_compat as tfc
 from torch_func_compat._guards import proven
 from torch_func_compat._guards.proven import METADATA, parse, table, unproven
-from torch_func_compat._guards.recorder import SCRIPT, levels, recorded
+from torch_func_compat._guards.recorder import AUTOCAST, levels, recorded
 from torch_func_compat._torch import facts
+from torch_func_compat._torch.closures import reaches_scripts
 
 MODES = facts.has("torch_function_modes")
 needs_modes = pytest.mark.skipif(not MODES, reason="there are no function modes")
@@ -95,14 +97,20 @@ class Square(torch.autograd.Function):
 
 @needs_modes
 def test_what_is_not_torchs_own_has_a_name_that_no_table_has():
-    traced = torch.jit.trace(lambda x: x.sin(), (X,))
-    scripted = torch.jit.script(torch.nn.Linear(3, 2))
-    calls = torch._C.ScriptFunction.__call__, torch._C.ScriptMethod.__call__
-    assert names(traced, X) == {SCRIPT}
-    assert SCRIPT in names(scripted, X.float())
-    assert calls == (torch._C.ScriptFunction.__call__, torch._C.ScriptMethod.__call__)
     assert "custom_function_call" in names(lambda x: torch.func.grad(lambda x: Square.apply(x).sum())(x), X)
-    assert unproven({(SCRIPT, "v"), ("custom_function_call", "vg")}) == {SCRIPT, "custom_function_call"}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert names(torch.sin, X) == {AUTOCAST}
+    assert unproven({(AUTOCAST, "v"), ("custom_function_call", "vg")}) == {AUTOCAST, "custom_function_call"}
+
+
+def test_torchscript_is_found_around_a_function():
+    traced = torch.jit.trace(lambda x: x.sin(), (X,))
+    scripted = torch.nn.Sequential(torch.jit.script(torch.nn.Linear(3, 2)))
+    inner = lambda x: traced(x)
+    for func in (traced, scripted, inner, lambda x: inner(x), functools.partial(lambda module, x: module(x), scripted)):
+        assert reaches_scripts(func)
+    for func in (torch.sin, torch.nn.Linear(3, 2), lambda x: x.sin(), functools.partial(torch.mul, X)):
+        assert not reaches_scripts(func)
 
 
 @needs_modes
@@ -120,12 +128,11 @@ def test_functions_of_others_are_unknown():
 
 @needs_modes
 def test_other_threads_are_not_recorded():
-    traced = torch.jit.trace(lambda x: x.sin(), (X,))
-    thread = threading.Thread(target=lambda: (torch.cos(X), traced(X)))
+    thread = threading.Thread(target=lambda: torch.cos(X))
     with recorded() as pairs:
         thread.start()
         thread.join()
-    assert not {"cos", SCRIPT} & {name for name, _ in pairs}
+    assert "cos" not in {name for name, _ in pairs}
 
 
 @needs_modes

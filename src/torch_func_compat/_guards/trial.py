@@ -44,7 +44,7 @@ class Trial:
 
     def __init__(self, func: Callable[..., Any], call: Hashable) -> None:
         self._func = func
-        self._call = call
+        self._call = call, torch.is_grad_enabled()
         self.operations = ""
         self.detaches = False
 

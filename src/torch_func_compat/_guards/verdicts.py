@@ -60,12 +60,12 @@ class Verdicts:
 
 
 def shapes(values: Iterable[Any]) -> Hashable:
-    """Shapes and dtypes of the tensors among arguments; built-in containers are entered."""
+    """Shape, dtype and requires_grad of the tensors among arguments; built-in containers are entered."""
     found: list[Hashable] = []
     for value in values:
         if isinstance(value, Tensor):
             try:
-                found.append((value.shape, value.dtype))
+                found.append((value.shape, value.dtype, value.requires_grad))
             except RuntimeError:  # a nested tensor has no shape
                 found.append(value.dtype)
         elif isinstance(value, (list, tuple)):
