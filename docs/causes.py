@@ -482,11 +482,6 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or cast by hand",
         ),
         Cause(
-            "torch does not run the backward hooks of",
-            "only with `set_fallback('error')`: a module with backward hooks is mapped while grad mode is on",
-            "allow falling back, remove the hooks, or use `no_grad()`",
-        ),
-        Cause(
             "wrong in this transform, and a compiled graph cannot tell",
             "only with `torch.compile(fullgraph=True)`: the function has an operation that torch may get wrong",
             "leave out `fullgraph=True`, so that the graph breaks there",
@@ -539,19 +534,10 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or leave the hooks out",
         ),
         Cause(
-            "a plain tensor for a",
-            "only with `set_fallback('error')`: a tensor subclass reaches a library's transform, which would unwrap it",
-            "allow falling back, or pass plain tensors",
-        ),
-        Cause(
-            "torch casts other operations under vmap than autocast does",
-            "only with `set_fallback('error')`: `torch.autocast` is entered within a mapped function",
-            "allow falling back, or enter autocast around the transform",
-        ),
-        Cause(
-            "a compiled graph cannot tell",
-            "torch.compile traces an operation that torch is known to get wrong in this transform, or may",
-            "call the transform outside of torch.compile, or write the function in other operations",
+            "torch's forward mode is wrong: reverse mode and finite differences",
+            "with `set_fallback('error')`, or within a transform of torch.func itself: a test of the first call found "
+            "forward mode wrong, and the function's backward has no transpose to take instead",
+            "use reverse mode (jacrev, vjp), or this library's transforms around it",
         ),
         Cause(
             "… (_guards/trial.py)",

@@ -243,7 +243,8 @@ def test_samples_that_have_converged_stand_still():
 
     solution = root(residual, newton, has_aux=True)
     easy, hard = ONE * 1.01, ONE * 1e8
-    z, info = tfc.vmap(lambda a: solution(ONE, a))(torch.stack([easy, hard]))
+    with tfc.use_checks("off"):
+        z, info = tfc.vmap(lambda a: solution(ONE, a))(torch.stack([easy, hard]))
     calls = len(seen)
     del seen[:]
     solution(ONE, hard)

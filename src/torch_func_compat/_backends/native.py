@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from typing import Any, Callable, ContextManager, List, Sequence
+from typing import Any, Callable, ContextManager, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from .._guards.by_graph import (
     NORMALISATIONS,
     Look,
     below,
-    is_mapped,
     is_transposable,
     kept_outside,
     look,
@@ -26,124 +25,16 @@ from .._guards.by_graph import (
 )
 from .._guards.compositions import composing
 from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
-from .._guards.recognition import refusal
 from .._guards.trial import ERRORS, Trial
 from .._guards.verdicts import RIGHT, shapes
 from .._guards.wrong_answers import MISTAKEN_TANGENTS, MistakenRule
 from .._torch import facts
 from .._torch.random_state import RandomState
+from .native_maps import NativeMap, NativePullback, Pull, Push
 
 # Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
 # raise "no level exists" (torch 2.0-2.15, raw torch.func in four threads).
 FORWARD_MODE = threading.RLock()
-
-# What maps a function of flat tensors over dimension 0 of some: (function, tensors, randomness) -> results
-AtOnce = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor], str], List[Tensor]]
-# Cotangents, retain_graph and create_graph -> gradients
-Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]
-
-
-class NativeMap:
-    """A linear map of the library's; it is batched by the library's vmap."""
-
-    batches_itself = False
-
-    def __init__(self, at_once: AtOnce, apply: Callable[..., Sequence[Tensor]], randomness: str) -> None:
-        self._apply = apply
-        self._at_once = at_once
-        self._randomness = randomness
-
-    def __call__(self, *vectors: Tensor) -> list[Tensor]:
-        return list(self._apply(*vectors))
-
-    def batched(self, *vectors: Tensor) -> list[Tensor]:
-        if len(vectors[0]) == 0:  # not every operation can be batched over nothing
-            return [
-                result.new_zeros((0, *result.shape)) for result in self(*(v.new_zeros(v.shape[1:]) for v in vectors))
-            ]
-        return self._at_once(self._apply, vectors, self._randomness)
-
-
-class NativePullback:
-    """The library's ``vjp_fn``, within its running transforms.
-
-    Parameters
-    ----------
-    at_once, pull
-        How it is mapped, and what is mapped.
-    outputs : sequence of Tensor
-        On the level where they have their graph.
-    found : Look
-        What that graph has.
-    private
-        The library's private functions.
-    """
-
-    batches_itself = False
-
-    def __init__(self, at_once: AtOnce, pull: Pull, outputs: Sequence[Tensor], found: Look, private: Any) -> None:
-        self.outputs = outputs
-        self.values = outputs  # the same on the level around
-        self._at_once = at_once
-        self._pull = pull
-        self._found = found
-        self._private = private
-
-    def _check(self) -> None:
-        """Raise where rows through the graph are batched wrongly: a transform around may batch them."""
-        for error in self._found.rows:
-            raise error
-        if self._found.mapped and is_mapped(self.outputs, self._private):
-            raise self._found.mapped[0]
-
-    def batched(self, *cotangents: Tensor) -> list[Tensor]:
-        self._check()
-        create = torch.is_grad_enabled()
-        rows = NativeMap(self._at_once, lambda *row: self._pull(row, True, create), "error")
-        try:
-            return rows.batched(*cotangents)
-        except RuntimeError as error:
-            row = refusal(error)
-            if row is None or row.name not in ("inplace_into_unbatched", "broadcast_by_vmap"):
-                raise
-        # Torch writes mapped values into what it has made of cotangents that are not mapped: so they are made mapped.
-        return rows.batched(*(c + torch.zeros_like(value) for c, value in zip(cotangents, self.values)))
-
-    def __call__(self, *cotangents: Tensor) -> list[Tensor]:
-        return self.pull(cotangents, True, None)
-
-    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool, create_graph: bool | None) -> list[Tensor]:
-        self._check()
-        create = torch.is_grad_enabled() if create_graph is None else create_graph
-        return list(self._pull(cotangents, retain_graph, create))
-
-
-class Push(NativeMap):
-    """A pushforward, which gives tangents and aux: aux is that of the first tangent, as torch.func has it.
-
-    The function to apply sets the entry of `counts`, how many of its results are tangents; aux goes to `collected`.
-    """
-
-    def __init__(
-        self, at_once: AtOnce, apply: Callable[..., Sequence[Tensor]], randomness: str, counts: list[int]
-    ) -> None:
-        super().__init__(at_once, apply, randomness)
-        self.counts = counts
-        self.collected: list[Tensor] = []
-
-    def __call__(self, *vectors: Tensor) -> list[Tensor]:
-        return self._split(super().__call__(*vectors), lambda aux: aux)
-
-    def batched(self, *vectors: Tensor) -> list[Tensor]:
-        if len(vectors[0]) == 0:  # there is no first one, and it calls itself with zeros
-            return super().batched(*vectors)
-        return self._split(super().batched(*vectors), lambda aux: aux[0])
-
-    def _split(self, results: list[Tensor], first: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        count = self.counts[0]
-        self.collected[:] = [first(aux) for aux in results[count:]]
-        return results[:count]
-
 
 _optimized_execution: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
 

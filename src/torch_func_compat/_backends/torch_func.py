@@ -15,7 +15,8 @@ from .._guards.by_operation import watched
 from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
 from .._torch import facts, pytree
 from . import levels as _levels
-from .native import NativeBackend, Pull
+from .native import NativeBackend
+from .native_maps import Pull
 
 # As it was found when this package was imported: a test suite may put this library into the place of torch.func.
 LIBRARY: Any = types.ModuleType(torch.func.__name__)
