@@ -17,14 +17,22 @@ from typing import AbstractSet, Iterable
 from .._torch import facts
 from .recorder import bare
 
-# These read what a tensor is, make one without values, or switch a setting, and compute nothing. What tells whether
-# plain autograd records a tensor is not among them: under vmap it is answered otherwise than for a sample.
+# These read what a tensor is, make one without values, or switch a setting, and compute nothing.
 METADATA = frozenset(
     (
         "__len__ _is_view _set_grad_enabled _version device dim dtype element_size empty empty_like empty_strided "
         "is_complex is_conj is_cpu is_cuda is_floating_point is_inference is_meta is_mkldnn is_neg "
         "is_nested is_quantized is_signed is_sparse is_sparse_csr is_tensor itemsize layout names ndim ndimension "
-        "nelement new_empty new_empty_strided numel output_nr shape size"
+        "nelement grad_fn is_leaf requires_grad retains_grad new_empty new_empty_strided numel output_nr shape size"
+    ).split()
+)
+
+# Torch takes these for constants, in every mode. A trial finds that out, and says so.
+_CONSTANT = tuple(
+    f"special_{name}"
+    for name in (
+        "airy bessel chebyshev hermite laguerre legendre modified_bessel scaled_modified_bessel shifted_chebyshev "
+        "spherical_bessel"
     ).split()
 )
 
@@ -66,5 +74,9 @@ def unproven(pairs: Iterable[tuple[str, str]]) -> AbstractSet[str]:
         Their names.
     """
     known = table(*facts.TORCH[:2])
-    found = {name for name, levels in pairs if levels and levels not in known.get(name, ())}
+    found = {
+        name
+        for name, levels in pairs
+        if levels and (levels not in known.get(name, ()) or (name.startswith(_CONSTANT) and levels != "v"))
+    }
     return {name for name in found if bare(name) not in METADATA}

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+from types import FrameType
 from typing import Any, Callable, Iterator, Set, Tuple
 
 import torch
@@ -157,6 +159,16 @@ def name_of(func: Any) -> str:
     return name
 
 
+# Under vmap, these are answered otherwise than for a sample: code that asks may go another way. Modules with backward
+# hooks do.
+_QUESTIONS = {"requires_grad", "grad_fn", "is_leaf", "retains_grad"}
+_LIBRARIES = (__name__.partition("._guards")[0] + ".", "torch._functorch.", "torch.autograd.", "functorch.")
+
+
+def _is_a_library(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith(_LIBRARIES)
+
+
 # Each transform but vmap calls one of these when it has entered its level, or before it leaves it.
 _SWITCHES = {"_make_dual", "_unpack_dual", "_set_grad_enabled", "requires_grad_", "grad"}
 
@@ -199,6 +211,8 @@ def _mode() -> Callable[[Pairs], Any]:
                 name += numbers
             if is_autocast_on():
                 name = AUTOCAST
+            elif name in _QUESTIONS and not _is_a_library(sys._getframe(1)):
+                name = UNKNOWN + name
             self._add((name, self._levels))
             return func(*args, **(kwargs or {}))
 

@@ -97,12 +97,13 @@ def _token(value: Any) -> Hashable:
 def identity(value: Any, depth: int = 0) -> Hashable:
     """What distinguishes a function, or an object that a function closes over, from others.
 
-    Numbers and tensors are told apart by their types and shapes alone, since they change from step to step in a loop.
+    Tensors, floating-point numbers and what lists hold beside functions change from step to step in a loop: their types
+    and shapes alone count.
     """
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     cls = type(value)
-    if isinstance(value, (int, float, complex)):
+    if isinstance(value, (float, complex)):
         return cls.__name__
     if isinstance(value, Tensor):
         return cls, value.shape, value.dtype
@@ -118,12 +119,14 @@ def identity(value: Any, depth: int = 0) -> Hashable:
         return inner((value.__func__, value.__self__))
     if isinstance(value, functools.partial):
         return inner((value.func, value.args, value.keywords))
-    if isinstance(value, (list, tuple)) and len(value) <= _LONG:
+    if isinstance(value, list):
+        return cls, inner([x for x in value[:_LONG] if callable(x)])
+    if isinstance(value, tuple) and len(value) <= _LONG:
         return cls, inner(value)
     if isinstance(value, dict) and len(value) <= _LONG:
         return cls, tuple(map(str, value)), inner(value.values())
     if isinstance(value, torch.nn.Module):
-        return _token(value), value.training
+        return _token(value), tuple([module.training for module in value.modules()])
     if (cls.__module__ or "").startswith(_PACKAGE):
         # Options, calls and the like are made anew for each transform: what they hold counts.
         held = vars(value) if hasattr(value, "__dict__") else {}
