@@ -276,6 +276,10 @@ def estimated(func, **options):
     return tfc.batch_laplacian(func, estimator="hutchinson", samples=2, **options)
 
 
+def cubes(func):
+    return lambda x: func(x).reshape(len(x), -1).pow(3).sum(1)
+
+
 def with_options(transform, **chosen):
     return lambda func, **options: transform(func, **chosen, **options)
 
