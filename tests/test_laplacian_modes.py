@@ -144,7 +144,7 @@ def test_evaluations(backend):
     assert calls == ["Carried", "Tensor", "Carried"]  # the first call tests the samples
     refuse = True
     transformed(X)
-    assert calls[2] == "Carried" and "Carried" not in calls[3:]
+    assert calls[3] == "Carried" and "Carried" not in calls[4:]
     count = len(calls)
     transformed(X)
     assert "Carried" not in calls[count:]
