@@ -362,6 +362,25 @@ def test_the_first_call_in_single_precision(backend):
         assert tfc.batch_jacobian(layers)(x).shape == (size, 5, 3)
 
 
+def test_kernels_that_add_up_in_any_order(backend):
+    """Their rounding changes from pass to pass, and is no dependence."""
+
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * grad * (1 + 1e-12 * torch.rand_like(grad))
+
+    for check in (None, True):
+        found = tfc.batch_jacobian(fresh(lambda x: Rounded.apply(x) ** 2), check=check)(X)
+        assert_close(found, torch.diag_embed(8 * X))
+        with pytest.raises(RuntimeError, match="not independent"):
+            tfc.batch_jacobian(fresh(lambda x: Rounded.apply(x) ** 2 + x.sum()), check=check)(X)
+
+
 def test_the_first_call_is_that_of_each_mode_and_shape(backend):
     layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).double().eval()
     of_layers = lambda x: layers(x)

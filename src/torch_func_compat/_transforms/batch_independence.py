@@ -83,10 +83,9 @@ def _agree_with_rows(
     """Whether pullbacks are the sums of the rows, of shape ``(rows, *primal)``, with weights, to rounding."""
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (*actual, *weights))
     for found, part, dim in zip(actual, rows, call.dims):
-        blocks = movedim(part.detach(), dim + 1, 0)
-        blocks = blocks.reshape(call.size, len(part), -1)
-        if not blocks.numel():
+        if not part.numel():
             continue
+        blocks = movedim(part.detach(), dim + 1, 0).reshape(call.size, len(part), -1)
         if blocks.element_size() < 4:  # not every torch multiplies these on every device
             blocks = blocks.float()
         factors = torch.cat([weight.reshape(call.size, -1).to(blocks.dtype) for weight in weights], 1)
