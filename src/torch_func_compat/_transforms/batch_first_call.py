@@ -149,14 +149,16 @@ def _test_others(
 ) -> None:
     """Test what no reverse mode has tested on the way."""
     state = backend.draws(None)
-    for order in sorted(found.trials, reverse=True):  # on the way, a derivative tests what it is the derivative of
-        if order not in found.trials:
-            continue
-        try:
-            verify_stage(backend, stages[order], order, options, args, kwargs)
-        except DependentSamples:
-            raise
-        except ERRORS:  # the call itself has succeeded: the function has no reverse mode, or cannot be called again
-            pass
-        found.passed(order)
-    state.restore()
+    try:
+        for order in sorted(found.trials, reverse=True):  # on the way, a derivative tests what it is the derivative of
+            if order not in found.trials:
+                continue
+            try:
+                verify_stage(backend, stages[order], order, options, args, kwargs)
+            except DependentSamples:
+                raise
+            except ERRORS:  # the call itself has succeeded: the function has no reverse mode, or is not to run again
+                pass
+            found.passed(order)
+    finally:
+        state.restore()

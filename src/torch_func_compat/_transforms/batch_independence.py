@@ -197,5 +197,6 @@ def verify_stage(
     """Check one of them, a derivative of that order, by an evaluation of its own."""
     call = BatchCall(options.name, stage, args, kwargs, options.argnums, options.has_aux, options.in_dims)
     with no_grad():
-        outputs, pullback, _ = backend.vjp(call, [primal.detach() for primal in call.primals])
+        # copies, since the function may change its inputs in place
+        outputs, pullback, _ = backend.vjp(call, [primal.detach().clone() for primal in call.primals])
     require_independent(call, outputs, pullback, order, options.func)
