@@ -5,6 +5,7 @@ import torch
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
+from torch_func_compat._torch import engine
 
 W = torch.tensor([[0.4, -0.7, 0.2], [0.9, 0.1, -0.5]], dtype=torch.float64)
 X = torch.tensor([[0.4, -0.7, 1.2], [0.1, 0.5, -0.3], [-1.1, 0.2, 0.6], [0.8, 0.9, -0.2]], dtype=torch.float64)
@@ -256,6 +257,174 @@ def test_check_looks_at_the_first_derivative(backend):
     tfc.batch_jacobian(shifted, check=True)(X)
     with pytest.raises(RuntimeError, match="its first derivative for one sample"):
         tfc.batch_hessian(shifted, check=True)(X)
+
+
+# --- by default, the first call looks -------------------------------------------------------------------------------
+
+
+def fresh(func):
+    """A function that was never called before: it closes over an object of its own."""
+    own = torch.nn.Module()
+    return lambda x: func(x) if own is not None else x
+
+
+def product(func, **options):
+    return lambda x: tfc.batch_hvp(func, (x,), (torch.ones_like(x),), **options)
+
+
+def estimated(func, **options):
+    return tfc.batch_laplacian(func, estimator="hutchinson", samples=2, **options)
+
+
+def cubes(func):
+    return lambda x: func(x).reshape(len(x), -1).pow(3).sum(1)
+
+
+def with_options(transform, **chosen):
+    return lambda func, **options: transform(func, **chosen, **options)
+
+
+TESTED = {
+    "jacobian": tfc.batch_jacobian,
+    "jacobian in chunks": with_options(tfc.batch_jacobian, chunk_size=1),
+    "jacobian, forward": with_options(tfc.batch_jacobian, mode="forward"),
+    "hessian": tfc.batch_hessian,
+    "hessian, forward-reverse": with_options(tfc.batch_hessian, mode="forward-reverse"),
+    "hessian, reverse-forward": with_options(tfc.batch_hessian, mode="reverse-forward"),
+    "diagonal": tfc.batch_hessian_diagonal,
+    "diagonal of one output": lambda f, **o: tfc.batch_hessian_diagonal(
+        lambda x: f(x).reshape(len(x), -1).pow(3).sum(1), **o
+    ),
+    "laplacian": tfc.batch_laplacian,
+    "laplacian, rows": with_options(tfc.batch_laplacian, mode="rows"),
+    "laplacian, estimated": estimated,
+    "hvp": product,
+}
+
+
+@pytest.mark.parametrize("symptom", COUPLED)
+@pytest.mark.parametrize("name", TESTED)
+def test_the_first_call_finds_samples_that_depend_on_each_other(backend, name, symptom):
+    transform, mixed = TESTED[name], fresh(COUPLED[symptom])
+    for _ in range(2):  # an error is not forgotten
+        with pytest.raises(RuntimeError, match=r"are not independent: its (output|first derivative) for one sample"):
+            transform(mixed)(X)
+    transform(mixed, check=False)(X)
+    with tfc.use_checks("off"):
+        transform(mixed)(X)
+
+
+def attention(x):
+    """Within each sample, of 3 numbers."""
+    weights = torch.softmax(x[:, :, None] * x[:, None, :], -1)
+    return (weights * x[:, None, :]).sum(-1)
+
+
+INDEPENDENT = {
+    "a network": lambda x: network(x),
+    "attention": attention,
+    "broadcast": lambda x: (x[:, None, :] * W).sum(2) + X[0].sum(),
+    "dropout": lambda x: torch.nn.functional.dropout(x * x, 0.5),
+    "a softmax of each sample": lambda x: x.softmax(-1),
+    "scaled by all, as a constant": lambda x: x**3 / x.detach().norm(),
+    "sorted": lambda x: x.sort(1)[0] ** 2,
+    "a loop": lambda x: torch.stack([row.roll(1, 0) * row.sum() for row in x]),
+    "gathered": lambda x: x.gather(1, x.detach().argsort(1)) * x,
+    "huge and tiny": lambda x: torch.cat([x * 1e150, x * 1e-150], 1) ** 2,
+    "not a number": lambda x: x.sqrt(),
+    "cancelling": lambda x: ((x + 1e8) - 1e8) * 1e6 - x * 1e6,
+    "constant": lambda x: x.detach() * 2,
+    "group norm": lambda x: torch.nn.functional.group_norm(x[:, :, None], 3 if x.shape[1] == 1 else 1)[:, :, 0],
+}
+
+
+@pytest.mark.parametrize("kind", INDEPENDENT)
+@pytest.mark.parametrize("name", TESTED)
+def test_the_first_call_passes_what_is_independent(backend, name, kind):
+    transform, func = TESTED[name], fresh(INDEPENDENT[kind])
+    torch.manual_seed(0)
+    tested = transform(func)(X)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    untested = transform(func, check=False)(X)
+    assert_close(tested, untested)
+    assert torch.equal(after, torch.rand(1))  # also the random state
+
+
+def test_the_first_call_in_single_precision(backend):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(3, 64), torch.nn.Tanh(), torch.nn.LayerNorm(64), torch.nn.Linear(64, 5)
+    )
+    for size in (1, 2, 33, 500):
+        x = torch.linspace(-2, 3, 3 * size).reshape(size, 3)
+        tfc.batch_hessian_diagonal(lambda x: layers(x).pow(2).sum(1))(x)
+        assert tfc.batch_jacobian(layers)(x).shape == (size, 5, 3)
+
+
+def test_kernels_that_add_up_in_any_order(backend):
+    """Their rounding changes from pass to pass, and is no dependence."""
+
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * grad * (1 + 1e-12 * torch.rand_like(grad))
+
+    for check in (None, True):
+        found = tfc.batch_jacobian(fresh(lambda x: Rounded.apply(x) ** 2), check=check)(X)
+        assert_close(found, torch.diag_embed(8 * X))
+        with pytest.raises(RuntimeError, match="not independent"):
+            tfc.batch_jacobian(fresh(lambda x: Rounded.apply(x) ** 2 + x.sum()), check=check)(X)
+
+
+def test_the_first_call_is_that_of_each_mode_and_shape(backend):
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).double().eval()
+    of_layers = lambda x: layers(x)
+    for func in (layers, of_layers):
+        layers.eval()
+        tfc.batch_jacobian(func)(X)
+        layers.train()
+        with pytest.raises(RuntimeError, match="the module BatchNorm1d '1' in train mode"):
+            tfc.batch_jacobian(func)(X)
+    for dim in (-1, 0):
+        along = lambda x, dim=dim: x.softmax(dim)
+        if dim:
+            tfc.batch_jacobian(along)(X)
+        else:
+            with pytest.raises(RuntimeError, match="a softmax"):
+                tfc.batch_jacobian(along)(X)
+
+
+FIRST_CALLS = {  # passes without a test, and those that it takes in the first call
+    "jacobian": (tfc.batch_jacobian, 1, 1),
+    "hessian": (lambda f: tfc.batch_hessian(lambda x: f(x).sum(1)), 2, 2),
+    "diagonal": (lambda f: tfc.batch_hessian_diagonal(lambda x: f(x).sum(1)), 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_what_the_first_call_costs(backend, name, monkeypatch):
+    transform, passes, more = FIRST_CALLS[name]
+    pull, seen = engine.grad, {"passes": 0, "evaluations": 0}
+
+    def counted(*args):
+        seen["passes"] += 1
+        return pull(*args)
+
+    def func(x):
+        seen["evaluations"] += 1
+        return x.sin() * x
+
+    monkeypatch.setattr(engine, "grad", counted)
+    func = fresh(func)
+    for extra in (more, 0, 0):
+        seen.update(passes=0, evaluations=0)
+        transform(func)(X)  # made anew, as in a loop
+        assert seen == {"passes": passes + extra, "evaluations": 1}
 
 
 def test_draws_are_the_same_for_all_rows_and_columns(backend):

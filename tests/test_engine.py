@@ -33,8 +33,8 @@ COSTS = {
     "vhp": (lambda f: tfc.vhp(f, (X,), (X,)), 1, 2),
     "hessian_diagonal": (lambda f: tfc.hessian_diagonal(f)(X), 1, 2),
     "laplacian": (lambda f: tfc.laplacian(f, mode="rows")(X), 1, 2),
-    "batch_jacobian": (lambda f: tfc.batch_jacobian(lambda b: b.sin() * (1 + 0 * f(X)))(B), 1, 1),
-    "batch_hessian": (lambda f: tfc.batch_hessian(lambda b: b.sin().sum(1) * (1 + 0 * f(X)))(B), 1, 2),
+    "batch_jacobian": (lambda f: tfc.batch_jacobian(lambda b: b.sin() * (1 + 0 * f(X)), check=False)(B), 1, 1),
+    "batch_hessian": (lambda f: tfc.batch_hessian(lambda b: b.sin().sum(1) * (1 + 0 * f(X)), check=False)(B), 1, 2),
     "functional.hessian": (lambda f: tfc.functional.hessian(f, X, vectorize=True), 1, 2),
 }
 

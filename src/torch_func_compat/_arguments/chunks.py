@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator, Union
 import torch
 from torch import Tensor
 
+from .._torch.callers import warn_user
 from .._torch.compiling import is_compiling
 from .memory import budget, measured
 
@@ -120,23 +121,47 @@ def _fit(whole: list[Tensor], parts: list[Tensor]) -> bool:
 class Sizes:
     """How many rows to take next; with 'auto', as many as fit, judged by the chunks so far."""
 
-    def __init__(self, chunks: Chunks, total: int, device: torch.device) -> None:
+    def __init__(self, chunks: Chunks, total: int, device: torch.device, label: Callable[[], str]) -> None:
+        self._total = total
+        self._label = label
         self.automatic = chunks.size == "auto"
         self.step: int = chunks.size if isinstance(chunks.size, int) else max(total, 1)
         if self.automatic:
             self.step = PROBE
             self.budget = chunks.memory or budget(device)
-        self._measurements = 2 if self.automatic else 0
+        self._measurements = 2 if self.automatic and total > 1 else 0  # a single row is not divided
 
     def run(self, run: Callable[[], list[Tensor]], rows: int) -> list[Tensor]:
         """``run()``, from whose memory the next size follows."""
         if not self._measurements:
             return run()
         self._measurements -= 1
-        results, needed = measured(run)
+        results, usage = measured(run)
+        # Of results that can be differentiated, the graphs of all chunks stay until the end.
+        graphs = usage.kept * self._total // rows if _tracked(results) else 0
+        if graphs > self.budget:
+            _warn_of_graphs(self._label(), graphs, self.budget)
+        free = self.budget - graphs if graphs < self.budget else self.budget
         # What each chunk needs besides its rows makes a small chunk look expensive: the estimate is on the safe side.
-        self.step = max(int(self.budget * rows / needed), 1) if needed else max(self.step, 64)
+        self.step = max(int(free * rows / usage.peak), 1) if usage.peak else max(self.step, 64)
         return results
+
+
+# Transforms and functions that were warned of.
+_warned: set[str] = set()
+
+
+def _warn_of_graphs(label: str, graphs: int, budget: int) -> None:
+    if label in _warned:
+        return
+    _warned.add(label)
+    warn_user(
+        f"{label}: the result can be differentiated by parameters that require grad, or by other tensors outside of "
+        f"the function. So all chunks keep their graphs, which take about {graphs / 1e6:.0f} MB: more than the budget "
+        f"of {budget / 1e6:.0f} MB, whatever the chunk size. If nothing is to differentiate the result, say "
+        f"create_graph=False, call it within torch.no_grad(), or freeze the parameters by requires_grad_(False)",
+        UserWarning,
+    )
 
 
 def in_chunks(
@@ -158,7 +183,7 @@ def in_chunks(
         step = chunks.size if isinstance(chunks.size, int) else total
         parts = [run(start, min(step, total - start)) for start in range(0, total, step)]
         return [torch.cat(column) for column in zip(*parts)], step
-    sizes, gathered, start = Sizes(chunks, total, device), Gathered(total, in_place), 0
+    sizes, gathered, start = Sizes(chunks, total, device, label), Gathered(total, in_place), 0
     with _progress(label, total, chunks.progress) as tell:
         while start < total:
             rows = min(sizes.step, total - start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, List
+from typing import Any, Callable, List, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +47,19 @@ def _free_on_host() -> int:
         return UNKNOWN
 
 
-def measured(run: Run) -> tuple[list[Tensor], int]:
-    """The results of `run`, and the bytes of the tensors that were alive at once while it ran."""
+class Usage(NamedTuple):
+    """The memory of a computation, in bytes."""
+
+    peak: int  # of the tensors that were alive at once
+    kept: int  # of those that are still alive besides the results: what a graph holds
+
+
+def _size(results: list[Tensor]) -> int:
+    return sum([result.numel() * result.element_size() for result in results])
+
+
+def measured(run: Run) -> tuple[list[Tensor], Usage]:
+    """The results of `run`, and the memory of the tensors that it made."""
     if not facts.has("dispatch_mode"):
         return _by_profiler(run)
     state = RandomState() if facts.has("watched_forward_mode_takes_no_numbers") else None
@@ -59,10 +70,10 @@ def measured(run: Run) -> tuple[list[Tensor], int]:
             raise
     state.restore()
     results = run()
-    return results, UNSEEN * sum(result.numel() * result.element_size() for result in results)
+    return results, Usage(UNSEEN * _size(results), 0)
 
 
-def _by_dispatch(run: Run) -> tuple[list[Tensor], int]:
+def _by_dispatch(run: Run) -> tuple[list[Tensor], Usage]:
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -82,22 +93,29 @@ def _by_dispatch(run: Run) -> tuple[list[Tensor], int]:
             if reference.cdata not in alive:
                 alive[reference.cdata] = reference, int(storage.nbytes()) if new else 0
 
+    def total() -> int:
+        for key in [key for key, (reference, _) in alive.items() if reference.expired()]:
+            del alive[key]
+        return sum([size for _, size in alive.values()])
+
     class Watch(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # what is watched is never traced; to say so would import the compiler, which takes seconds
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             see((args, kwargs), False)
             output = func(*args, **(kwargs or {}))
             see(output, True)
-            for key in [key for key, (reference, _) in alive.items() if reference.expired()]:
-                del alive[key]
-            peak[0] = max(peak[0], sum(size for _, size in alive.values()))
+            peak[0] = max(peak[0], total())
             return output
 
     with Watch():  # type: ignore[no-untyped-call]
         results = run()
-    return results, peak[0]
+    return results, Usage(peak[0], max(total() - _size(results), 0))
 
 
-def _by_profiler(run: Run) -> tuple[list[Tensor], int]:
+def _by_profiler(run: Run) -> tuple[list[Tensor], Usage]:
     from torch.autograd import profiler
 
     try:
@@ -106,11 +124,11 @@ def _by_profiler(run: Run) -> tuple[list[Tensor], int]:
     except RuntimeError as error:
         if "rofiler" not in str(error):
             raise
-        return run(), 0  # somebody is profiling us
+        return run(), Usage(0, 0)  # somebody is profiling us
     live = peak = 0
     for event in sorted(profile.function_events, key=lambda event: event.time_range.start):
         change = event.self_cpu_memory_usage + event.self_cuda_memory_usage
         # torch 1.8 does not say when memory was freed: what was taken altogether is on the safe side
         live += change if event.time_range.end else 0
         peak = max(peak, live)
-    return results, peak
+    return results, Usage(peak, max(live - _size(results), 0))

@@ -8,6 +8,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
+from .. import _backends
 from .._arguments.batch import batch_dims
 from .._arguments.call import positions
 from .._arguments.chunks import Chunks
@@ -16,6 +17,10 @@ from .._dispatch.record import Record
 from .._torch import pytree
 from .._torch.compiling import is_compiling
 from .._torch.random_state import RandomState
+from .._transforms.batch_first_call import with_tests
+from .._transforms.batch_independence import verify
+from .._transforms.jacobian import jacrev
+from .._transforms.options import Options
 from .carried import Refused, RefusedNow
 from .laplacian import batch_laplacian, laplacian
 from .parts import plain
@@ -39,11 +44,11 @@ class Laplacian:
         As of `batch_jacobian`; None is a function of one sample.
     mode : {'auto', 'rows', 'forward'}
     weight : Tensor or None
-    check : bool
-        Whether the samples are to be looked at.
+    check : bool or None
+        Whether the samples are to be looked at in each call; None is in the first call.
     chunks : Chunks
-    rows, hessian, hvp : callable
-        The transforms of this library that compute the same by rows, with weights, and look at the samples.
+    rows, hessian : callable
+        The transforms of this library that compute the same by rows, and with weights.
     """
 
     def __init__(
@@ -59,16 +64,15 @@ class Laplacian:
         rows: Callable[[Function, Any], Function],
         hessian: Callable[[Function, Any, bool], Function],
         in_dims: Any = None,
-        check: bool = False,
-        hvp: Function | None = None,
+        check: bool | None = False,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"{api}: unknown mode {mode!r}, expected one of {', '.join(map(repr, MODES))}")
         self.api, self.func, self.argnums, self.has_aux = api, func, argnums, has_aux
         self.chunks, self.mode, self.weight = chunks, mode, weight
-        self.in_dims, self.check, self.hvp = in_dims, check, hvp
+        self.in_dims, self.check = in_dims, check
         self.hessian = hessian
-        self._complex: list[bool] = []  # of the leaves of the last output
+        self._complex = Kinds()
         self._real = real_parts(func, has_aux, self._complex)
         self._rows = rows(self._real, argnums) if weight is None else None
         self._refused: dict[Any, str] = {}  # for arguments of these shapes
@@ -92,7 +96,7 @@ class Laplacian:
             if why is None:
                 state = RandomState()
                 try:
-                    result = self._forward(args, kwargs, state)
+                    result = self._tested(lambda: self._forward(args, kwargs, state), args, kwargs)
                     self.record.mode = "the forward Laplacian, one pass for all second derivatives"
                     self.record.backend = "autograd"
                     self.record.chunk_size = None
@@ -154,8 +158,6 @@ class Laplacian:
         else:
             dims, size = batch_dims(self.api, self.in_dims, args, where)
             self._require_weight(sum(x.numel() for x in primals) // max(size, 1), size)
-            if self.check and self.hvp is not None:
-                self._look(args, kwargs, where, primals)
             _, laps = batch_laplacian(flat, primals, dims, weight=self.weight, chunk_size=self._columns())
         result = pytree.unflatten(laps, specs[0])
         return (result, pytree.unflatten(*specs[1])) if self.has_aux else result
@@ -174,21 +176,18 @@ class Laplacian:
                 f"differentiate by, got {tuple(self.weight.shape)}"
             )
 
-    def _look(self, args: Any, kwargs: Any, where: Sequence[int], primals: Sequence[Tensor]) -> None:
-        """Raise where samples depend on each other."""
-        assert self.hvp is not None
-
-        def chosen(*inner: Any) -> Any:
-            given = list(args)
-            for i, value in zip(where, inner):
-                given[i] = value
-            return self._real(*given, **kwargs)
-
-        points = tuple([args[i] for i in where])
-        leaves, spec = pytree.flatten(points)
-        tangents = pytree.unflatten([torch.ones_like(leaf) for leaf in leaves], spec)
-        in_dims = tuple([self.in_dims[i] for i in where]) if isinstance(self.in_dims, tuple) else self.in_dims
-        self.hvp(chosen, points, tangents, in_dims=in_dims, has_aux=self.has_aux, check=True)
+    def _tested(self, compute: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``compute()``, with the tests of the samples that are asked for."""
+        if self.in_dims is None or self.check is False:
+            return compute()
+        backend = _backends.load("autograd")
+        how = dict(argnums=self.argnums, has_aux=self.has_aux, in_dims=self.in_dims)
+        options = Options(self.api, self.func, **how)
+        stages = [self._real, jacrev(backend, self._real, options.inner())]
+        if self.check:
+            verify(backend, stages, options, args, kwargs)
+            return compute()
+        return with_tests(backend, compute, stages, options, args, kwargs)
 
     def _by_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._weighted(*args, **kwargs) if self._rows is None else self._rows(*args, **kwargs)
@@ -196,12 +195,12 @@ class Laplacian:
 
     def _restored(self, result: Any) -> Any:
         """The result with complex numbers again."""
-        if not any(self._complex):
+        if not any(self._complex.are_complex):
             return result
         output = result[0] if self.has_aux else result
         leaves, spec = pytree.flatten(output)
         output = pytree.unflatten(
-            [torch.view_as_complex(x.contiguous()) if c else x for x, c in zip(leaves, self._complex)], spec
+            [torch.view_as_complex(x.contiguous()) if c else x for x, c in zip(leaves, self._complex.are_complex)], spec
         )
         return (output, *result[1:]) if self.has_aux else output
 
@@ -244,14 +243,22 @@ class Laplacian:
         return (result, found[1]) if self.has_aux else result
 
 
-def real_parts(func: Function, has_aux: bool, is_complex: list[bool]) -> Function:
+class Kinds:
+    """Which leaves of the last output were complex. An object, since functions that close over it are alike."""
+
+    def __init__(self) -> None:
+        self.are_complex: list[bool] = []
+
+
+def real_parts(func: Function, has_aux: bool, kinds: Kinds) -> Function:
     """`func` with real and imaginary parts of what is complex, whose place it writes down."""
 
     def parts(*args: Any, **kwargs: Any) -> Any:
         result = func(*args, **kwargs)
         output = result[0] if has_aux and isinstance(result, tuple) and result else result
         leaves, spec = pytree.flatten(output)
-        is_complex[:] = [isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves]
+        is_complex = [isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves]
+        kinds.are_complex[:] = is_complex
         if not any(is_complex):
             return result
         output = pytree.unflatten([torch.view_as_real(x) if c else x for x, c in zip(leaves, is_complex)], spec)

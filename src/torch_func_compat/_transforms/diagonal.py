@@ -14,7 +14,7 @@ from .._arguments.protocol import Backend
 from .._torch import pytree
 from .._torch.tensors import movedim, pieces
 from .basis import basis, dimension
-from .batch_independence import verified
+from .batch_first_call import test_rows, verified
 from .jacobian import call_of, jacobian_of_columns, jacrev, space_of_inputs, space_of_outputs
 from .mode import automatic, diagonal_mode
 from .options import Options
@@ -73,6 +73,8 @@ def _by_rows(backend: Backend, func: Function, options: Options) -> Function:
             return [whole.gather(-1, index.expand(rows, *lead, 1)).squeeze(-1)]
 
         (flat,) = _chunked(backend, len(own), options, run, blocks)
+        if backend.remembers:
+            test_rows(backend, call, blocks, pullback, None, options, 1)
         parts = pieces(movedim(flat, 0, -1), [like.numel() for like in space], -1)
         return call.with_aux(call.output([p.reshape(b.shape).to(b.dtype) for p, b in zip(parts, blocks)]), aux)
 

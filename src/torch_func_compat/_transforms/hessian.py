@@ -9,7 +9,7 @@ from torch import Tensor
 from .._arguments.call import Function, positions, require_floating
 from .._arguments.protocol import Backend
 from .._torch import pytree
-from .batch_independence import verified
+from .batch_first_call import verified
 from .jacobian import by_mode, jacrev, with_value
 from .mode import automatic, hessian_mode
 from .options import Options
@@ -28,7 +28,7 @@ def hessian(
 
     def make(mode: str, function: Function) -> Function:
         outer, inner = mode.split("-")
-        return by_mode(backend, outer, between(by_mode(backend, inner, function, options.inner())), options)
+        return by_mode(backend, outer, between(by_mode(backend, inner, function, options.inner())), options, 1)
 
     found = automatic(backend, func, options, "reverse-reverse", hessian_mode, make)
 

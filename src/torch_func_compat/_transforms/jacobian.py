@@ -28,7 +28,7 @@ from .._arguments.protocol import Backend, LinearMap
 from .._torch import pytree
 from .._torch.tensors import movedim, pieces
 from .basis import dimension, map_basis
-from .batch_independence import verified
+from .batch_first_call import test_rows, verified
 from .mode import automatic, jacobian_mode
 from .options import Options
 
@@ -55,8 +55,8 @@ def space_of_outputs(call: Call, outputs: Sequence[Tensor]) -> Sequence[Like]:
     return [SampleSpace(output, 0) for output in outputs] if isinstance(call, BatchCall) else outputs
 
 
-def jacrev(backend: Backend, func: Function, options: Options) -> Function:
-    """See `torch_func_compat.jacrev`; one pullback of each row."""
+def jacrev(backend: Backend, func: Function, options: Options, order: int = 0) -> Function:
+    """See `torch_func_compat.jacrev`; one pullback of each row. `func` is a derivative of that order."""
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         call = call_of("vjp(f, *primals)", "jacrev", func, args, kwargs, options)
@@ -66,7 +66,10 @@ def jacrev(backend: Backend, func: Function, options: Options) -> Function:
         space = space_of_outputs(call, outputs)
         whole = functools.partial(jacobian_of_rows, call, outputs, space)
         if options.partition is None:
-            return call.with_aux(whole(map_basis(backend, pullback, space, options)), aux)
+            rows = map_basis(backend, pullback, space, options)
+            if backend.remembers:
+                test_rows(backend, call, outputs, pullback, rows, options, order)
+            return call.with_aux(whole(rows), aux)
         total = dimension(space)
         share = options.partition.bounds(total)
         rows = map_basis(backend, pullback, space, options, share)
@@ -144,9 +147,9 @@ class _Redrawn:
         return self._linear.batched(*vectors)
 
 
-def by_mode(backend: Backend, mode: str, func: Function, options: Options) -> Function:
+def by_mode(backend: Backend, mode: str, func: Function, options: Options, order: int = 0) -> Function:
     """The Jacobian by 'reverse' or 'forward' mode."""
-    return jacrev(backend, func, options) if mode == "reverse" else jacfwd(backend, func, options)
+    return jacrev(backend, func, options, order) if mode == "reverse" else jacfwd(backend, func, options)
 
 
 def jacobian(backend: Backend, func: Function, options: Options) -> Function:

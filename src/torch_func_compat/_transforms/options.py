@@ -41,8 +41,8 @@ class Options:
         sample.
     mode : str
         'auto', or the mode of a Jacobian or Hessian.
-    check : bool
-        Whether to test that samples are independent.
+    check : bool or None
+        Whether to test in each call that samples are independent; None is in the first call.
     partition : Partition or None
         Compute this process's share of the rows or columns only.
     report : Report or None
@@ -64,7 +64,7 @@ class Options:
         randomness: str = "error",
         mode: str = "auto",
         strict: bool = False,
-        check: bool = False,
+        check: bool | None = False,
         chunks: Chunks | None = None,
         partition: Partition | None = None,
         report: Report | None = None,
@@ -86,7 +86,7 @@ class Options:
         self.running_library = running_library
 
     def inner(self, *, has_aux: bool | None = None, argnums: Argnums | None = None, chunked: bool = True) -> Options:
-        """The options of a derivative within this one: whole, unchecked, without a report."""
+        """The options of a derivative within this one: whole, not checked on its own, without a report."""
         return Options(
             self.name,
             self.func,

@@ -19,6 +19,7 @@ from .._arguments.call import (
     require_tensors,
 )
 from .._arguments.protocol import Backend
+from .batch_first_call import with_tests
 from .batch_independence import verify
 from .jacobian import call_of, jacrev, with_value
 from .linear_functions import JvpFunction, RunningLibrary, VjpFunction
@@ -125,5 +126,10 @@ def batch_hvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, 
     gradient = jacrev(backend, valued, both.inner())
     if options.check:
         verify(backend, [valued, gradient], both, primals, {})
-    _, product, value = jvp(backend, gradient, primals, tangents, options=both)
+
+    def compute() -> Any:
+        return jvp(backend, gradient, primals, tangents, options=both)
+
+    tests = options.check is None and backend.remembers
+    _, product, value = with_tests(backend, compute, [valued, gradient], both, primals, {}) if tests else compute()
     return (value[0], product, value[1]) if options.has_aux else (value, product)

@@ -35,7 +35,7 @@ def batch_jacobian(
     batch_index: Tensor | None = None,
     mode: str = "auto",
     has_aux: bool = False,
-    check: bool = False,
+    check: bool | None = None,
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
@@ -68,9 +68,10 @@ def batch_jacobian(
         which it was.
     has_aux : bool
         Whether `func` returns tensors beside its output that are not differentiated.
-    check : bool
-        Raise where samples depend on each other at these arguments, for one more forward and two more backward
-        passes.
+    check : bool, optional
+        Raise where samples depend on each other at these arguments. By default the first call with each function and
+        shapes tests it, for one more backward pass in reverse mode; True tests each call, for one more forward and
+        two more backward passes; False says that the caller knows.
     chunk_size, memory, progress
         Rows or columns at a time; see `jacobian`.
     create_graph : bool, optional
@@ -89,7 +90,7 @@ def batch_jacobian(
         `in_dims` do not fit, an output has other than B samples, an argument that is differentiated is shared,
         `chunk_size` is not positive, or there is no such mode.
     RuntimeError
-        Complex or non-tensor outputs, `argnums` that do not fit, samples that depend on each other (with `check`).
+        Complex or non-tensor outputs, `argnums` that do not fit, samples that depend on each other.
 
     See Also
     --------
@@ -97,8 +98,10 @@ def batch_jacobian(
 
     Notes
     -----
-    Without `check`, a function that mixes samples (batch normalisation in train mode, a softmax over the batch)
-    gives sums of the derivatives by several samples.
+    With ``check=False``, a function that mixes samples (batch normalisation in train mode, a softmax over the batch)
+    gives sums of the derivatives by several samples. By default it raises in the first call; later calls with the same
+    shapes, and modules in the same mode, are not tested. Nothing is tested within ``vmap`` and other transforms of
+    torch.func, while torch.compile traces, or with ``set_checks('off')``.
 
     Cost: one forward pass, and one backward pass over the batch for each element of a sample's output, all
     vectorised; or one forward-mode pass for each element of a sample's input. The B x B blocks of the whole Jacobian
@@ -133,7 +136,7 @@ def batch_hessian(
     batch_index: Tensor | None = None,
     mode: str = "auto",
     has_aux: bool = False,
-    check: bool = False,
+    check: bool | None = None,
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
@@ -193,7 +196,7 @@ def batch_hvp(
     *,
     in_dims: Any = 0,
     has_aux: bool = False,
-    check: bool = False,
+    check: bool | None = None,
     create_graph: bool | None = None,
 ) -> Any:
     """Values of a function of the whole batch, and each sample's Hessian times a vector of its own.
@@ -245,7 +248,7 @@ def batch_hessian_diagonal(
     *,
     in_dims: Any = 0,
     has_aux: bool = False,
-    check: bool = False,
+    check: bool | None = None,
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
@@ -304,7 +307,7 @@ def batch_laplacian(
     mode: str = "auto",
     weight: Tensor | None = None,
     has_aux: bool = False,
-    check: bool = False,
+    check: bool | None = None,
     chunk_size: ChunkSize = None,
     memory: Memory = None,
     progress: bool = False,
@@ -381,7 +384,6 @@ def batch_laplacian(
             hessian=whole,
             in_dims=in_dims,
             check=check,
-            hvp=batch_hvp,
         ).made()
 
     if batch_index is None:

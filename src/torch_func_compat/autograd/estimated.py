@@ -164,7 +164,7 @@ def batch_trace(
     argnums: Argnums,
     in_dims: Any,
     has_aux: bool,
-    check: bool,
+    check: bool | None,
     samples: int,
     generator: torch.Generator | None,
 ) -> Callable[..., Any]:
@@ -195,7 +195,7 @@ def batch_trace(
                 pytree.unflatten(signs, spec),
                 in_dims=dims,
                 has_aux=has_aux,
-                check=check and k == 0,
+                check=check if k == 0 else False,
             )
             outputs, structure = pytree.flatten(output)
             aux = rest[0] if rest else None
