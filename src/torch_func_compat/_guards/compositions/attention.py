@@ -39,7 +39,9 @@ def _attention(
     return torch.dropout(weights, dropout_p, True) @ value if dropout_p else weights @ value
 
 
-def _multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
+    if not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+        return NotImplemented  # it consists of elementary operations before torch 2.0
     function = torch.nn.functional.multi_head_attention_forward
     call = inspect.signature(function).bind(*args, **kwargs)
     call.apply_defaults()
@@ -51,15 +53,15 @@ def _multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | N
 
 ROWS: tuple[Composition, ...] = (
     Composition(
-        ("nn.functional.scaled_dot_product_attention",),
-        "ScaledDotProduct",
+        ("nn.functional.scaled_dot_product_attention", "ops.aten.scaled_dot_product_attention"),
+        ("ScaledDotProduct",),
         2,
         _attention,
         "the backward of the fused kernels has no derivative (torch 2.0 to 2.15)",
     ),
     Composition(
         ("nn.functional.multi_head_attention_forward",),
-        "ScaledDotProduct",
+        ("ScaledDotProduct",),
         2,
         _multi_head_attention,
         "it calls scaled_dot_product_attention where no mode sees that",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import facts
-from .table import composed
+from .table import composed, compositions
 
 
 def composing(order: int) -> ContextManager[Any]:
@@ -36,14 +36,15 @@ class _Composed(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         compose = cls.functions.get(func)
-        if compose is not None:
-            return compose(*args, **(kwargs or {}))
+        result = NotImplemented if compose is None else compose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache(None)
 def _composed_to(order: int) -> type[_Composed]:
-    return type("Composed", (_Composed,), {"functions": composed(order)})
+    return type("Composed", (_Composed,), {"functions": compositions(order)})
 
 
 def given(arguments: Sequence[Tensor], order: int) -> list[Tensor]:

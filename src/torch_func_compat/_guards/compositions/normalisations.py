@@ -22,11 +22,19 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
+    return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
+
+
+def _native_layer_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     dims = tuple(range(-len(normalized_shape), 0))
-    centred = input - input.mean(dims, keepdim=True)
-    output = centred * ((centred * centred).mean(dims, keepdim=True) + eps).rsqrt()
+    mean = input.mean(dims, keepdim=True)
+    centred = input - mean
+    inverse = ((centred * centred).mean(dims, keepdim=True) + eps).rsqrt()
+    output = centred * inverse
     output = output if weight is None else output * weight
-    return output if bias is None else output + bias
+    return output if bias is None else output + bias, mean, inverse
 
 
 def _batch_norm(
@@ -57,26 +65,76 @@ def _batch_norm(
     return output if bias is None else output + bias.reshape(shape)
 
 
+def _batch_norm_of_operator(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if running_mean is not None or running_var is not None or not use_input_stats:
+        return NotImplemented
+    shape = (1, -1, *[1] * (input.dim() - 2))
+    output = _layer_norm(input, input.shape[2:], eps=eps)
+    output = output if weight is None else output * weight.reshape(shape)
+    return output if bias is None else output + bias.reshape(shape)
+
+
+def _instance_norm_of_operator(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Any:
+    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+_LAYER_NORM = "https://github.com/pytorch/pytorch/issues/175754: third derivatives lack terms"
+_BATCH_NORM = "https://github.com/pytorch/pytorch/issues/186256: third derivatives lack terms"
+_BATCH_NODES = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormWithUpdate")
+
 ROWS: tuple[Composition, ...] = (
     Composition(
-        ("_weight_norm",),
-        "WeightNormInterface",
+        ("_weight_norm", "ops.aten._weight_norm"),
+        ("WeightNormInterface",),
         2,
         _weight_norm,
         "its backward takes the saved norms for constants (fact 'weight_norm_twice')",
     ),
     Composition(
-        ("nn.functional.layer_norm",),
-        "NativeLayerNorm",
+        ("nn.functional.layer_norm", "layer_norm", "ops.aten.layer_norm"),
+        ("NativeLayerNorm",),
         3,
         _layer_norm,
-        "https://github.com/pytorch/pytorch/issues/175754: third derivatives lack terms",
+        _LAYER_NORM,
     ),
     Composition(
-        ("nn.functional.batch_norm",),
-        "NativeBatchNorm",
-        3,
-        _batch_norm,
-        "https://github.com/pytorch/pytorch/issues/186256: third derivatives lack terms",
+        ("native_layer_norm", "ops.aten.native_layer_norm"), ("NativeLayerNorm",), 3, _native_layer_norm, _LAYER_NORM
     ),
+    Composition(("nn.functional.batch_norm",), _BATCH_NODES, 3, _batch_norm, _BATCH_NORM),
+    Composition(("batch_norm", "ops.aten.batch_norm"), _BATCH_NODES, 3, _batch_norm_of_operator, _BATCH_NORM),
+    Composition(("nn.functional.instance_norm",), _BATCH_NODES, 3, _instance_norm, _BATCH_NORM),
+    Composition(("instance_norm", "ops.aten.instance_norm"), _BATCH_NODES, 3, _instance_norm_of_operator, _BATCH_NORM),
 )

@@ -2,45 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import functools
+from typing import Any, Callable, Iterator
 
 import torch
 
-from . import attention, distances, normalisations
+from ..._torch import facts
+from . import activations, attention, ctc, distances, embedding_bags, grids, losses, normalisations, reductions
 from .composition import Composition
 
-# The first row that a name is found in counts.
+# The first row that a function or a node is found in counts.
 COMPOSITIONS: tuple[Composition, ...] = (
-    *normalisations.ROWS,
     *attention.ROWS,
+    *normalisations.ROWS,
     *distances.ROWS,
+    *activations.ROWS,
+    *losses.ROWS,
+    *ctc.ROWS,
+    *embedding_bags.ROWS,
+    *grids.ROWS,
+    *reductions.ROWS,
 )
+
+
+def _functions(name: str) -> Iterator[Any]:
+    """The functions of torch of that name, as far as there are any."""
+    value: Any = torch
+    of_dispatcher = name.startswith("ops.")
+    if of_dispatcher and not facts.has("torch_function_modes"):
+        return
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    if value is not None:
+        yield value
+        if of_dispatcher:
+            yield from (getattr(value, overload) for overload in value.overloads() if "out" not in overload)
 
 
 def _found(order: int) -> dict[Any, Callable[..., Any]]:
     """The functions to compose where derivatives up to that order may be taken."""
     found: dict[Any, Callable[..., Any]] = {}
     for row in COMPOSITIONS:
-        for name in row.functions:
-            value: Any = torch
-            for part in name.split("."):
-                value = getattr(value, part, None)
-            if value is not None and row.order <= order:
-                found[value] = row.compose
+        if row.order <= order and row.is_needed():
+            for name in row.functions:
+                for function in _functions(name):
+                    found.setdefault(function, row.compose)
     return found
 
 
-_by_order: dict[int, dict[Any, Callable[..., Any]]] = {}
+@functools.lru_cache(None)
+def _by_order(order: int) -> tuple[dict[Any, Callable[..., Any]], dict[Any, Callable[..., Any]]]:
+    found = _found(order)
+    return found, {function: functools.partial(_or_fused, function, compose) for function, compose in found.items()}
+
+
+def _or_fused(function: Callable[..., Any], compose: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = compose(*args, **kwargs)
+    return function(*args, **kwargs) if result is NotImplemented else result
+
+
+_HIGHEST = max(row.order for row in COMPOSITIONS)
+
+
+def compositions(order: int) -> dict[Any, Callable[..., Any]]:
+    """Functions of torch and their compositions, where derivatives up to that order may be taken.
+
+    A composition returns NotImplemented for arguments that it does not know.
+    """
+    return _by_order(min(order, _HIGHEST))[0]
 
 
 def composed(order: int) -> dict[Any, Callable[..., Any]]:
-    """Functions of torch and their compositions, where derivatives up to that order may be taken."""
-    order = min(order, max(row.order for row in COMPOSITIONS))
-    if order not in _by_order:
-        _by_order[order] = _found(order)
-    return _by_order[order]
+    """The same, but torch's own function answers what a composition does not know; for modes."""
+    return _by_order(min(order, _HIGHEST))[1]
 
 
 def order_of(node: str) -> int:
     """The first derivative of a node that torch lacks or gets wrong, by the node's name; 0 for none."""
-    return next((row.order for row in COMPOSITIONS if node.startswith(row.node)), 0)
+    return next((row.order for row in COMPOSITIONS if node.startswith(row.nodes) and row.is_needed()), 0)
