@@ -18,7 +18,6 @@ from torch_func_compat._guards.compositions.composition import Composition
 from torch_func_compat._torch import facts
 
 DOUBLE = torch.float64
-LAYERS = (torch.nn.TransformerEncoderLayer, torch.nn.TransformerDecoderLayer)
 
 
 def numbers(*shape, seed=0, low=-1.0, high=1.0):
@@ -191,9 +190,6 @@ add("grid_sampler", lambda g: torch.grid_sampler(IMAGE, g, 0, 1, False), GRID)
 
 # --- reductions -----------------------------------------------------------------------------------------------------
 
-if hasattr(torch, "aminmax"):
-    add("aminmax", torch.aminmax, POINTS)
-    add("aminmax of rows", lambda x: x.aminmax(dim=1, keepdim=True), POINTS)
 if facts.TORCH >= (2, 0):
     for reduce in ("sum", "mean"):
         add(
@@ -253,13 +249,43 @@ if facts.has("torch_function_modes"):
 def test_points_that_coincide_have_derivatives_of_zero(backend, p):
     """As in torch's kernels; the other distance goes on having its own."""
     point, other = torch.tensor([[0.2, -0.5], [1.1, 0.3]], dtype=DOUBLE)
-    twice = lambda x: F.pdist(torch.stack([x, x, other]), p).sum() / 2
-    once = lambda x: (x - other).abs().pow(p).sum().pow(1 / p) if p < math.inf else (x - other).abs().max()
-    crossed = lambda x: torch.cdist(x[None], torch.stack([point, other]), p).sum()
+    both = lambda distances: (distances + distances.pow(2)).sum()
+    twice = lambda x: both(F.pdist(torch.stack([x, x, other]), p)) / 2
+    once = lambda x: both((x - other).abs().pow(p).sum().pow(1 / p) if p < math.inf else (x - other).abs().max())
+    crossed = lambda x: both(torch.cdist(x[None], torch.stack([point, other]), p))
     for func in (twice, crossed):
         with tfc.use_fallback("silent"):
             assert_close(tfc.grad(func)(point), tfc.grad(once)(point))
             assert_close(tfc.hessian(func)(point), tfc.hessian(once)(point))
+
+
+SLICES = numbers(2, 3, 2, seed=17)
+FIRST = {
+    "i0": (torch.i0, lambda x: sum((x / 2) ** (2 * k) / float(math.factorial(k)) ** 2 for k in range(25)), POINTS),
+    "cdist of broadcast batches": (
+        lambda x: torch.cdist(x, POINTS),
+        lambda x: (x[..., None, :] - POINTS).pow(2).sum(-1).sqrt(),
+        SLICES,
+    ),
+}
+if hasattr(torch, "aminmax"):
+    FIRST["aminmax"] = lambda x: sum(torch.aminmax(x)), lambda x: x.min() + x.max(), POINTS
+    FIRST["aminmax of rows"] = lambda x: x.aminmax(dim=1, keepdim=True)[1], lambda x: x.max(1, keepdim=True)[0], POINTS
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_operations_without_a_first_derivative(backend, name):
+    func, by_hand, x = FIRST[name]
+    losses = [lambda x, f=f: f(x).exp().sum() + x.cos().sum() for f in (func, by_hand)]
+    with tfc.use_fallback("silent"):
+        assert_close(losses[0](x), losses[1](x))
+        for transform in (tfc.grad, tfc.jacfwd, tfc.hessian, lambda f: tfc.hessian(f, mode="forward-forward")):
+            assert_close(transform(losses[0])(x), transform(losses[1])(x))
+        samples = torch.stack([x, x.sin()])
+        assert_close(tfc.vmap(tfc.grad(losses[0]))(samples), tfc.vmap(tfc.grad(losses[1]))(samples))
+        with torch.no_grad():
+            if name.startswith("cdist"):
+                assert_close(tfc.grad(losses[0])(x), tfc.grad(losses[1])(x))
 
 
 def gradient(func, x, create_graph=False):
@@ -356,3 +382,44 @@ def test_third_derivatives(backend, name):
     along = lambda x: tfc.jvp(tfc.grad(case.loss), (x,), (wave(x),))[1]
     with tfc.use_fallback("silent"):
         assert_close(tfc.jacrev(along)(case.point), reference(name), atol=1e-6, rtol=1e-5)
+
+
+# --- whole layers ---------------------------------------------------------------------------------------------------
+
+MEMORY = numbers(3, 1, 4, seed=18)
+LAYERS = {
+    "MultiheadAttention": (lambda: torch.nn.MultiheadAttention(4, 2), lambda m, x: m(x, x, x, need_weights=False)[0]),
+    "TransformerEncoderLayer": (lambda: torch.nn.TransformerEncoderLayer(4, 2, 8, 0.0), lambda m, x: m(x)),
+    "TransformerDecoderLayer": (lambda: torch.nn.TransformerDecoderLayer(4, 2, 8, 0.0), lambda m, x: m(x, MEMORY)),
+}
+if facts.TORCH >= (1, 12):  # what takes a fused path in evaluation
+    LAYERS["TransformerEncoderLayer, batch first"] = (
+        lambda: torch.nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+        lambda m, x: m(x.transpose(0, 1)),
+    )
+    LAYERS["TransformerEncoder"] = (
+        lambda: torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), 2),
+        lambda m, x: m(x.transpose(0, 1)),
+    )
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_of_transformers(backend, name, is_training, is_frozen):
+    make, call = LAYERS[name]
+    module = make().to(DOUBLE).train(is_training).requires_grad_(not is_frozen)
+    func = lambda x: call(module, x).sin().sum()
+    x = numbers(2, 1, 4, seed=19)
+    expected = differences(lambda x: gradient(func, x), x)
+    with tfc.use_fallback("silent"):
+        for mode in ("reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward"):
+            assert_close(tfc.hessian(func, mode=mode)(x), expected, atol=1e-6, rtol=1e-5)
+        samples = torch.stack([x, x.cos()])
+        gradients = [gradient(func, sample) for sample in samples]
+        assert_close(tfc.jacfwd(func)(x), gradients[0])
+        assert_close(tfc.vmap(tfc.grad(func))(samples), torch.stack(gradients))
+        with torch.no_grad():
+            assert_close(tfc.jacfwd(func)(x), gradients[0])
+            assert_close(tfc.vmap(tfc.jacfwd(func))(samples), torch.stack(gradients))
+            assert_close(tfc.vmap(func)(samples), torch.stack([func(sample) for sample in samples]))

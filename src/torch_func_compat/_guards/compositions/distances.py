@@ -51,6 +51,14 @@ ROWS: tuple[Composition, ...] = (
     Composition(
         ("cdist", "ops.aten.cdist"),
         ("Cdist",),
+        1,
+        _cdist,
+        "first derivatives of batches that are broadcast read other memory (measured on torch 1.8)",
+        (1, 11),
+    ),
+    Composition(
+        ("cdist", "ops.aten.cdist"),
+        ("Cdist",),
         2,
         _cdist,
         "no second derivative (to torch 2.13); torch.func batches its backward wrongly (fact 'cdist_rows_are_wrong')",

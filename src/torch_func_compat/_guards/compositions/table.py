@@ -8,7 +8,18 @@ from typing import Any, Callable, Iterator
 import torch
 
 from ..._torch import facts
-from . import activations, attention, ctc, distances, embedding_bags, grids, losses, normalisations, reductions
+from . import (
+    activations,
+    attention,
+    ctc,
+    distances,
+    embedding_bags,
+    grids,
+    losses,
+    normalisations,
+    reductions,
+    special_functions,
+)
 from .composition import Composition
 
 # The first row that a function or a node is found in counts.
@@ -22,6 +33,7 @@ COMPOSITIONS: tuple[Composition, ...] = (
     *embedding_bags.ROWS,
     *grids.ROWS,
     *reductions.ROWS,
+    *special_functions.ROWS,
 )
 
 
@@ -80,3 +92,9 @@ def composed(order: int) -> dict[Any, Callable[..., Any]]:
 def order_of(node: str) -> int:
     """The first derivative of a node that torch lacks or gets wrong, by the node's name; 0 for none."""
     return next((row.order for row in COMPOSITIONS if node.startswith(row.nodes) and row.is_needed()), 0)
+
+
+# Whether torch has a first derivative wrong, without an error.
+WRONG_IN_FIRST_ORDER = any(
+    row.order == 1 and row.is_needed() and "NotImplemented" not in row.nodes for row in COMPOSITIONS
+)
