@@ -203,6 +203,9 @@ if facts.TORCH >= (2, 0):
 
 VALUES, SCALE, SHIFT = numbers(2, 2, 3, seed=11), numbers(2, seed=12), numbers(2, seed=13)
 MEAN, VARIANCE = numbers(2, seed=14), numbers(2, seed=15, low=0.5)
+LENGTHS = numbers(4, 1, seed=20, low=0.5)
+add("weight_norm by its direction", lambda v: torch._weight_norm(v, LENGTHS, 0), POINTS)
+add("weight_norm", lambda v: torch._weight_norm(v, v[:, :1].exp(), 0), POINTS)
 add("layer_norm", lambda x: F.layer_norm(x, (2, 3)), VALUES, order=3)
 add("torch.layer_norm", lambda x: torch.layer_norm(x, (3,), SCALE[:1].expand(3), None, 1e-3), VALUES, order=3)
 add("batch_norm", lambda x: F.batch_norm(x, None, None, SCALE, SHIFT, True), VALUES, order=3)
