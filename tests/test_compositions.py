@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat._guards.compositions import composing, given, interception, order_of, plain, table
+from torch_func_compat._guards.compositions import COMPOSITIONS, composing, given, interception, order_of, plain, table
 from torch_func_compat._guards.compositions.composition import Composition
 from torch_func_compat._torch import facts
 
@@ -259,6 +259,10 @@ if facts.has("torch_function_modes"):
         order=3,
     )
     add("aten.attention", lambda x: ATEN.scaled_dot_product_attention.default(x, x, x), QUERY)
+    add("torch.embedding_bag", lambda w: torch.embedding_bag(w, INDICES, OFFSETS, mode=1)[0], TABLE)
+    add("aten.embedding_bag", lambda w: ATEN.embedding_bag.default(w, INDICES, OFFSETS, False, 2)[0], TABLE)
+    add("aten.grid_sampler", lambda g: ATEN.grid_sampler.default(IMAGE, g, 0, 2, True), GRID)
+    add("aten.ctc_loss", lambda x: ATEN.ctc_loss(x.log_softmax(-1), PADDED, [5, 3], [2, 1], 0, 1, False), LOGITS)
     add("aten.hardsigmoid", ATEN.hardsigmoid.default, POINTS)
     add("aten.multi_margin_loss", lambda x: ATEN.multi_margin_loss.default(x, CLASSES, 2, 1.0, None, 0), SCORES)
     add("aten.cdist", lambda x: ATEN.cdist.default(x, OTHERS), POINTS)
@@ -401,6 +405,25 @@ def test_third_derivatives(backend, name):
     along = lambda x: tfc.jvp(tfc.grad(case.loss), (x,), (wave(x),))[1]
     with tfc.use_fallback("silent"):
         assert_close(tfc.jacrev(along)(case.point), reference(name), atol=1e-6, rtol=1e-5)
+
+
+def test_what_a_composition_does_not_know_is_left_to_torch():
+    frequent = bag(scale_grad_by_freq=True, mode="sum")
+    running = lambda x: F.instance_norm(x, MEAN.clone(), VARIANCE.clone(), use_input_stats=False)
+    for func, x in ((frequent, TABLE), (running, VALUES)):
+        with composing(3):
+            found = plain([func(*given([x], 3))])[0]
+        assert type(found) is torch.Tensor
+        assert_close(found, func(x))
+
+
+def test_rows():
+    for row in COMPOSITIONS:
+        assert row.reason and row.nodes and 1 <= row.order <= 3
+        found = [function for name in row.functions for function in table._functions(name)]
+        assert all(callable(function) for function in found)
+        if row.is_needed() and row.functions[0].startswith("nn."):
+            assert found or facts.TORCH < (2, 0)
 
 
 # --- whole layers ---------------------------------------------------------------------------------------------------

@@ -146,8 +146,8 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
     ),
     WrongAnswer(
-        "third derivatives of `layer_norm` ([175754](https://github.com/pytorch/pytorch/issues/175754)), `batch_norm` and "
-        "`instance_norm` ([186256](https://github.com/pytorch/pytorch/issues/186256))",
+        "third derivatives of `layer_norm` ([175754](https://github.com/pytorch/pytorch/issues/175754)), `batch_norm` "
+        "and `instance_norm` ([186256](https://github.com/pytorch/pytorch/issues/186256))",
         "1.8 to 2.15",
         "likewise",
         test="tests/test_wrong_answers.py::test_third_derivatives_by_plain_autograd",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._torch import facts
 from .composition import Composition
 
 
@@ -46,6 +47,37 @@ def _embedding_bag(
     return total if mode == "sum" else total / is_member.sum(1).clamp(min=1).unsqueeze(1)
 
 
+def _embedding_bag_of_operator(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    if not facts.has("torch_function_modes"):  # the operation would be composed again
+        return NotImplemented
+    output = _embedding_bag(
+        indices,
+        weight,
+        offsets,
+        scale_grad_by_freq=scale_grad_by_freq,
+        mode=("sum", "mean", "max")[mode],
+        sparse=sparse,
+        per_sample_weights=per_sample_weights,
+        include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+    )
+    if output is NotImplemented:
+        return NotImplemented
+    scales = None if per_sample_weights is None else per_sample_weights.detach()
+    options = (scale_grad_by_freq, mode, sparse, scales, include_last_offset, padding_idx)
+    return (output, *torch.embedding_bag(weight.detach(), indices, offsets, *options)[1:])
+
+
 def _places(offsets: Tensor, count: int, include_last: bool) -> tuple[Tensor, Tensor]:
     """Where the members of each bag are, a row for a bag, and which of these are members."""
     ends = offsets if include_last else torch.cat([offsets, offsets.new_full((1,), count)])
@@ -63,12 +95,11 @@ def _largest(rows: Tensor, is_member: Tensor) -> Tensor:
     return rows.gather(1, chosen).squeeze(1).masked_fill(~is_member.any(1, keepdim=True), 0.0)
 
 
+_NO_DERIVATIVE = "its backward has no derivative (measured on torch 1.8 to 2.15)"
+
 ROWS: tuple[Composition, ...] = (
+    Composition(("nn.functional.embedding_bag",), ("EmbeddingBag",), 2, _embedding_bag, _NO_DERIVATIVE),
     Composition(
-        ("nn.functional.embedding_bag",),
-        ("EmbeddingBag",),
-        2,
-        _embedding_bag,
-        "its backward has no derivative (measured on torch 1.8 to 2.15)",
+        ("embedding_bag", "ops.aten.embedding_bag"), ("EmbeddingBag",), 2, _embedding_bag_of_operator, _NO_DERIVATIVE
     ),
 )

@@ -19,7 +19,7 @@ def _i0(input: Tensor) -> Tensor:
 ROWS: tuple[Composition, ...] = (
     Composition(
         ("i0", "special.i0", "Tensor.i0"),
-        ("NotImplemented",),
+        ("NotImplemented", "I0Backward"),
         1,
         _i0,
         "it has no derivative (measured on torch 1.8)",
