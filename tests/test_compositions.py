@@ -273,6 +273,10 @@ def test_points_that_coincide_have_derivatives_of_zero(backend, p):
     """As in torch's kernels; the other distance goes on having its own."""
     point, other = torch.tensor([[0.2, -0.5], [1.1, 0.3]], dtype=DOUBLE)
     both = lambda distances: (distances + distances.pow(2)).sum()
+    if p == 1.0:  # also of what has no second derivative
+        straight = lambda x: torch.cdist(x[None], x[None] * 2 + 1, p).sum()
+        with tfc.use_fallback("silent"):
+            assert not tfc.hessian(straight)(torch.tensor([0.2, -0.5], dtype=DOUBLE)).any()
     twice = lambda x: both(F.pdist(torch.stack([x, x, other]), p)) / 2
     once = lambda x: both((x - other).abs().pow(p).sum().pow(1 / p) if p < math.inf else (x - other).abs().max())
     crossed = lambda x: both(torch.cdist(x[None], torch.stack([point, other]), p))

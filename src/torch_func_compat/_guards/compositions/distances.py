@@ -26,18 +26,18 @@ def _lengths(apart: Tensor, p: float) -> Tensor:
         return (apart != 0).to(apart.dtype).sum(-1)
     together = (apart == 0).all(-1)
     apart = torch.where(together.unsqueeze(-1), torch.ones_like(apart), apart)
+    # The second derivative of abs is a tensor without memory, which vmap of torch 1.13 does not batch.
+    sizes = apart * apart.detach().sign()
     if p == 1:
-        lengths = apart.abs().sum(-1)
+        lengths = sizes.sum(-1)
     elif p == 2:
         lengths = (apart * apart).sum(-1).sqrt()
     elif p == math.inf:
-        sizes = apart.abs()
         largest = sizes.detach().amax(-1, keepdim=True)
         # torch's kernels take the derivative by each of several that are largest for one.
         is_largest = (sizes == largest).to(sizes.dtype)
         lengths = (sizes * is_largest).sum(-1) - ((is_largest.sum(-1, keepdim=True) - 1) * largest).squeeze(-1)
     else:
-        sizes = apart.abs()
         if p < 1:  # with infinite derivatives at zero, which torch's kernels take for zero
             powers = torch.where(sizes == 0, torch.ones_like(sizes), sizes).pow(p)
             powers = torch.where(sizes == 0, torch.zeros_like(sizes), powers)
