@@ -66,7 +66,7 @@ ROOMS = {
     ],
     "_functions": ["apply.py", "plain_autograd.py", "interpreters.py"],
     "_arguments": ["call.py", "mapped.py", "batch.py", "chunks.py", "protocol.py"],
-    "_guards": ["refusals.py", "wrong_answers.py", "compositions.py", "trial.py"],
+    "_guards": ["refusals.py", "wrong_answers.py", "compositions", "trial.py"],
     "_torch": ["facts.py", "pytree.py", "random_state.py", "compiling.py"],
 }
 

@@ -87,6 +87,19 @@ def code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
+def compositions() -> str:
+    """The fused operations that are evaluated in elementary ones, from the table that decides it."""
+    from torch_func_compat._guards.compositions import COMPOSITIONS
+
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for row in COMPOSITIONS:
+        until = f"before {row.until[0]}.{row.until[1]}" if row.until else "every torch"
+        key = ("first", "second", "third")[row.order - 1], until, row.reason
+        names.setdefault(key, []).extend(f"`torch.{name}`" for name in row.functions if not name.startswith("_C."))
+    rows = (f"{', '.join(found)} | {order} | {until} | {reason}" for (order, until, reason), found in names.items())
+    return table("operation | from which derivative on | where | what torch lacks", rows)
+
+
 def cost_of_falling_back() -> str:
     """The headline figure, of what measure_falling_back.py measured."""
     found = json.loads((DOCS / "benchmarks" / "falling-back.json").read_text(encoding="utf-8"))
@@ -100,6 +113,7 @@ FILES: dict[str, Callable[[], str]] = {
     "refusals.md": refusals,
     "wrong-answers.md": wrong_answers,
     "messages.md": messages,
+    "compositions.md": compositions,
     "support.md": support_matrix.page,
     "falling-back.svg": cost_of_falling_back,
     "rooms.svg": figures.rooms,

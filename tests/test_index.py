@@ -22,7 +22,7 @@ def test_modules():
 
 def test_rows():
     rows, texts = list(index.rows()), index.tests()
-    assert {"torch_func", "_weight_norm"} <= {row.name for row in rows}
+    assert {"torch_func", "_weight_norm"} <= {word for row in rows for word in row.name.split()}
     assert all(index.about(row, texts) for row in rows if row.table == "_torch.facts.FACTS")
     assert index.about(index.Row("_guards.wrong.TABLE", "anything", "test_wrong_answers.py::test_this"), texts) == [
         "test_wrong_answers.py::test_this"

@@ -1,7 +1,7 @@
 """What torch gets wrong without an error, where, what this library does about it, and the test of that.
 
 The rows are documentation: docs/wrong-answers.md is generated from them, and a test looks for each row's test. What
-acts on them is in ``by_operation.py``, ``by_graph.py``, ``by_profile.py``, ``compositions.py`` and ``trial.py``.
+acts on them is in ``by_operation.py``, ``by_graph.py``, ``by_profile.py``, ``compositions`` and ``trial.py``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
     WrongAnswer(
         "`jacrev` of `torch.cdist` within a transform of torch.func",
         "functorch 0.1 to torch 2.15",
-        "computes the distances from elementary operations (2.0 and newer) or the rows one by one",
+        "computes the distances from elementary operations, or the rows one by one",
         test="tests/test_wrong_answers.py::test_cdist",
     ),
     WrongAnswer(
@@ -136,8 +136,33 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         "second derivatives of `weight_norm` by its `v` "
         "([198017](https://github.com/pytorch/pytorch/issues/198017) is the umbrella)",
         "1.12 to 2.15",
-        "evaluates it in elementary operations where another derivative may be taken (2.0 and newer), else raises",
+        "evaluates it in elementary operations where another derivative may be taken",
         test="tests/test_wrong_answers.py::test_second_derivatives_of_weight_norm",
+    ),
+    WrongAnswer(
+        "mixed derivatives of `kl_div` by its input and its target, also where plain autograd takes one of them",
+        "1.8 to 1.12",
+        "likewise",
+        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
+    ),
+    WrongAnswer(
+        "third derivatives of `layer_norm` ([175754](https://github.com/pytorch/pytorch/issues/175754)), `batch_norm` "
+        "and `instance_norm` ([186256](https://github.com/pytorch/pytorch/issues/186256))",
+        "1.8 to 2.15",
+        "likewise",
+        test="tests/test_wrong_answers.py::test_third_derivatives_by_plain_autograd",
+    ),
+    WrongAnswer(
+        "third derivatives of `pdist`",
+        "2.15",
+        "likewise",
+        test="tests/test_compositions.py::test_third_derivatives",
+    ),
+    WrongAnswer(
+        "first derivatives of `cdist` of batches that are broadcast",
+        "1.8",
+        "likewise",
+        test="tests/test_compositions.py::test_operations_without_a_first_derivative",
     ),
     WrongAnswer(
         "forward mode of what `no_grad()` is around ([78961](https://github.com/pytorch/pytorch/issues/78961))",
@@ -183,23 +208,6 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         "(`once_differentiable`, numpy inside), on the autograd backend",
         "every torch",
         test="tests/test_wrong_answers.py::test_second_derivatives_through_it_raise",
-    ),
-    WrongAnswer(
-        "Mixed derivatives of `kl_div` by its input and its target, also where plain autograd takes one of them",
-        "1.8 to 1.12",
-        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
-    ),
-    WrongAnswer(
-        "Second derivatives of `weight_norm` by its `v`",
-        "1.12 to 1.13",
-        test="tests/test_wrong_answers.py::test_second_derivatives_of_weight_norm",
-    ),
-    WrongAnswer(
-        "Third derivatives of `layer_norm` and `batch_norm`, on every backend "
-        "([175754](https://github.com/pytorch/pytorch/issues/175754), "
-        "[186256](https://github.com/pytorch/pytorch/issues/186256))",
-        "before 2.0; from 2.0 on they are composed of elementary operations",
-        test="tests/test_wrong_answers.py::test_third_derivatives_by_plain_autograd_raise",
     ),
     WrongAnswer(
         "second derivatives of `acosh` of complex numbers, as of plain autograd",

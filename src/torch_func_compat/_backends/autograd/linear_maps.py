@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
+from ..._guards.compositions import WRONG_IN_FIRST_ORDER
 from .constant_outputs import look_at_constants
 from .graph import Graph
 from .level import recordings, run
@@ -20,9 +21,9 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     level, inputs, outputs, aux = run(func, primals)
     _require_dependence(func, primals, outputs)
     pullback = Pullback(level, inputs, outputs)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or WRONG_IN_FIRST_ORDER:
         graph = pullback.graph
-        if graph.fused and graph.outside and graph.fused <= _highest_order(graph):
+        if graph.fused == 1 or (graph.fused and graph.outside and graph.fused <= _highest_order(graph)):
             level, inputs, outputs, aux = run(func, primals, order=_highest_order(graph))
             pullback = Pullback(level, inputs, outputs)
     pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside

@@ -1,0 +1,13 @@
+"""Fused operations that are evaluated in elementary ones, where torch lacks a derivative of them or has it wrong.
+
+One table, for every torch: a TorchFunctionMode intercepts operations on torch >= 2.0, and a Tensor subclass in place of
+the variables on older ones. An operation is composed only where the derivative in question may be taken: the fused one
+is faster, and its other derivatives are right.
+"""
+
+from __future__ import annotations
+
+from .interception import composing, given, plain
+from .table import COMPOSITIONS, WRONG_IN_FIRST_ORDER, composed, order_of
+
+__all__ = ["COMPOSITIONS", "WRONG_IN_FIRST_ORDER", "composed", "composing", "given", "order_of", "plain"]

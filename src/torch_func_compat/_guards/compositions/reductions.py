@@ -1,0 +1,59 @@
+"""Reductions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .composition import Composition
+
+
+def _aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False, out: Any = None) -> Any:
+    if out is not None:
+        return NotImplemented
+    dims = tuple(range(input.dim())) if dim is None else (dim,)
+    return torch.return_types.aminmax((input.amin(dims, keepdim), input.amax(dims, keepdim)))  # type: ignore[attr-defined,unused-ignore]
+
+
+def _segment_reduce(
+    data: Tensor,
+    reduce: str,
+    *,
+    lengths: Tensor | None = None,
+    indices: Tensor | None = None,
+    offsets: Tensor | None = None,
+    axis: int = 0,
+    unsafe: bool = False,
+    initial: Any = None,
+    out: Any = None,
+) -> Any:
+    if offsets is not None:
+        lengths = offsets.narrow(-1, 1, offsets.size(-1) - 1) - offsets.narrow(-1, 0, offsets.size(-1) - 1)
+    known = reduce in ("sum", "mean") and axis == 0 and indices is None and initial is None and out is None
+    if not known or lengths is None or lengths.dim() != 1:
+        return NotImplemented
+    segments = torch.arange(lengths.size(0), device=data.device).repeat_interleave(lengths)
+    output = data.new_zeros((lengths.size(0), *data.shape[1:])).index_add(0, segments, data)
+    # the mean of nothing is not a number, as in torch's kernel
+    return output if reduce == "sum" else output / lengths.to(data.dtype).reshape(-1, *[1] * (data.dim() - 1))
+
+
+ROWS: tuple[Composition, ...] = (
+    Composition(
+        ("aminmax", "Tensor.aminmax", "ops.aten.aminmax"),
+        ("NotImplemented",),
+        1,
+        _aminmax,
+        "it has no derivative (measured on torch 1.11 to 2.6)",
+        (2, 13),
+    ),
+    Composition(
+        ("segment_reduce", "ops.aten.segment_reduce"),
+        ("SegmentReduce",),
+        2,
+        _segment_reduce,
+        "its backward has no derivative (measured on torch 1.11 to 2.15)",
+    ),
+)

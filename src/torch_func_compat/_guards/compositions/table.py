@@ -1,0 +1,100 @@
+"""The table of compositions, and what is looked up in it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Iterator
+
+import torch
+
+from ..._torch import facts
+from . import (
+    activations,
+    attention,
+    ctc,
+    distances,
+    embedding_bags,
+    grids,
+    losses,
+    normalisations,
+    reductions,
+    special_functions,
+)
+from .composition import Composition
+
+# The first row that a function or a node is found in counts.
+COMPOSITIONS: tuple[Composition, ...] = (
+    *attention.ROWS,
+    *normalisations.ROWS,
+    *distances.ROWS,
+    *activations.ROWS,
+    *losses.ROWS,
+    *ctc.ROWS,
+    *embedding_bags.ROWS,
+    *grids.ROWS,
+    *reductions.ROWS,
+    *special_functions.ROWS,
+)
+
+
+def _functions(name: str) -> Iterator[Any]:
+    """The functions of torch of that name, as far as there are any."""
+    value: Any = torch
+    of_dispatcher = name.startswith("ops.")
+    if of_dispatcher and not facts.has("torch_function_modes"):
+        return
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    if value is not None:
+        yield value
+        if of_dispatcher:
+            yield from (getattr(value, overload) for overload in value.overloads() if "out" not in overload)
+
+
+def _found(order: int) -> dict[Any, Callable[..., Any]]:
+    """The functions to compose where derivatives up to that order may be taken."""
+    found: dict[Any, Callable[..., Any]] = {}
+    for row in COMPOSITIONS:
+        if row.order <= order and row.is_needed():
+            for name in row.functions:
+                for function in _functions(name):
+                    found.setdefault(function, row.compose)
+    return found
+
+
+@functools.lru_cache(None)
+def _by_order(order: int) -> tuple[dict[Any, Callable[..., Any]], dict[Any, Callable[..., Any]]]:
+    found = _found(order)
+    return found, {function: functools.partial(_or_fused, function, compose) for function, compose in found.items()}
+
+
+def _or_fused(function: Callable[..., Any], compose: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = compose(*args, **kwargs)
+    return function(*args, **kwargs) if result is NotImplemented else result
+
+
+_HIGHEST = max(row.order for row in COMPOSITIONS)
+
+
+def compositions(order: int) -> dict[Any, Callable[..., Any]]:
+    """Functions of torch and their compositions, where derivatives up to that order may be taken.
+
+    A composition returns NotImplemented for arguments that it does not know.
+    """
+    return _by_order(min(order, _HIGHEST))[0]
+
+
+def composed(order: int) -> dict[Any, Callable[..., Any]]:
+    """The same, but torch's own function answers what a composition does not know; for modes."""
+    return _by_order(min(order, _HIGHEST))[1]
+
+
+def order_of(node: str) -> int:
+    """The first derivative of a node that torch lacks or gets wrong, by the node's name; 0 for none."""
+    return next((row.order for row in COMPOSITIONS if node.startswith(row.nodes) and row.is_needed()), 0)
+
+
+# Whether torch has a first derivative wrong, without an error.
+WRONG_IN_FIRST_ORDER = any(
+    row.order == 1 and row.is_needed() and "NotImplemented" not in row.nodes for row in COMPOSITIONS
+)
