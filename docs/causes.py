@@ -352,9 +352,9 @@ CAUSES: dict[str, list[Cause]] = {
             "map a function of one sample: `vmap(jacobian(f))`",
         ),
         Cause(
-            "are not independent",
-            "with `check=True`: a sample's result depends on other samples, as with batch norm in train mode",
-            "`eval()`; or the full `jacobian`, if it is meant",
+            "all chunks keep their graphs",
+            "a Jacobian in chunks can be differentiated by parameters, so that each chunk keeps its graph",
+            "`create_graph=False`, `torch.no_grad()`, or parameters that do not require grad",
         ),
     ],
     "In-place operations and higher derivatives": [

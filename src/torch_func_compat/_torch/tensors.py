@@ -64,3 +64,11 @@ def slices(tensor: Tensor, dim: int) -> Iterator[Tensor]:
         step *= BLOCK
     blocks = (tensor.narrow(dim, start, min(step, size - start)) for start in range(0, size, step))
     return (view for block in blocks for view in slices(block, dim))
+
+
+_is_zerotensor: Any = getattr(Tensor, "_is_zerotensor", lambda tensor: False)
+
+
+def allocated(tensor: Tensor) -> Tensor:
+    """`tensor` with memory, which the zeros that autograd returns for a zero derivative do not have."""
+    return tensor + tensor.new_zeros(()) if _is_zerotensor(tensor) else tensor

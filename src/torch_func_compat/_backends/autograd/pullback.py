@@ -7,6 +7,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from ..._torch.tensors import allocated
 from .batched_vjp import Rows, fill_rows
 from .flaws import find_flaw
 from .graph import Graph
@@ -68,8 +69,8 @@ class Pullback:
         """What the caller gets; where it would be differentiated wrongly again, without an error, trying raises."""
         if not create_graph:
             # Also where torch's vmap has wrapped them, so that their graph is not to be seen from here.
-            return [result.detach() for result in found]
-        results = self.level.release(found)
+            return [allocated(result.detach()) for result in found]
+        results = [allocated(x) for x in self.level.release(found)]
         if self.graph.outside:
             if not self._flaw:
                 self._flaw.append(find_flaw(self.level, self.inputs, self.outputs, self.graph))

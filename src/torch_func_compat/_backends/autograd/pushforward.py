@@ -7,6 +7,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from ..._torch.tensors import allocated
 from .batched_vjp import Rows, fill_rows
 from .flaws import find_flaw
 from .graph import Graph
@@ -86,8 +87,8 @@ class Pushforward:
     def _finish(self, found: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
         """As for the pullback, whose rows these are then."""
         if not (self.graph.outside or any(tangent.requires_grad for tangent in tangents)):
-            return [result.detach() for result in found]
-        results = self.level.release(found)
+            return [allocated(result.detach()) for result in found]
+        results = [allocated(x) for x in self.level.release(found)]
         if not torch.is_grad_enabled() or not self.graph.outside:
             return results
         if self._flaw is None:
