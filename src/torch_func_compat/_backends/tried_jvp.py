@@ -39,7 +39,7 @@ def tried_jvp(
     """
     outside = [*primals, *func.others(), *func.captured()]
     before = Surroundings(outside, func.generators())
-    result, doubtful = trial.run(compute, lambda result: is_recorded(tangents_of(result)))
+    result, doubtful = trial.run(compute, lambda result: is_recorded(tangents_of(result)), primals)
     if not doubtful or before.changed():
         return result
     pushed = tangents_of(result)

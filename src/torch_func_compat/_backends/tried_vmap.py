@@ -36,7 +36,7 @@ def tried_vmap(
     sample = [copied(tensor.select(dim, last)) for tensor, dim in zip(tensors, call.dims)]
     shared, generators = call.reachable()
     before = Surroundings(shared, generators)
-    (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]))
+    (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]), tensors)
     if not doubtful or before.changed():
         return result
     try:
