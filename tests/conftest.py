@@ -10,6 +10,8 @@ import torch
 from support.xfails import XFAILS
 
 import torch_func_compat as tfc
+from torch_func_compat._guards import trial
+from torch_func_compat._guards.verdicts import Verdicts
 
 # The plugin for others; pytest finds it by itself where the package is installed.
 pytest_plugins = ["pytest_torch_func_compat"]
@@ -58,3 +60,9 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_verdicts(monkeypatch):
+    """Each test is the first to call its functions."""
+    monkeypatch.setattr(trial, "_verdicts", Verdicts())

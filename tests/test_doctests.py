@@ -18,6 +18,7 @@ NATIVE = {
     for name in (
         *(
             "_backends.functorch",
+            "_guards.while_tracing",
             "_backends.torch_func",
             "_backends.levels",
             "_backends.traced",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -406,6 +407,12 @@ def test_what_a_checkpoint_runs_again_finds_what_was_given(backend, kind):
 
 @pytest.mark.parametrize("kind", checkpoints())
 def test_backward_after_a_call_with_a_checkpoint(kind):
+    # In a thread of its own: on torch 1.8, a pass that has failed forbids checkpoints in its thread from then on.
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(_backward_after_a_call, kind).result()
+
+
+def _backward_after_a_call(kind):
     gradients = []
     for checkpoint in (checkpoints()[kind], lambda f, x: f(x)):
         module = Checkpointed(checkpoint)

@@ -156,13 +156,13 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         "third derivatives of `pdist`",
         "2.15",
         "likewise",
-        test="tests/test_compositions.py::test_third_derivatives",
+        test="tests/test_composed_operations.py::test_third_derivatives",
     ),
     WrongAnswer(
         "first derivatives of `cdist` of batches that are broadcast",
         "1.8",
         "likewise",
-        test="tests/test_compositions.py::test_operations_without_a_first_derivative",
+        test="tests/test_composed_operations.py::test_operations_without_a_first_derivative",
     ),
     WrongAnswer(
         "forward mode of what `no_grad()` is around ([78961](https://github.com/pytorch/pytorch/issues/78961))",

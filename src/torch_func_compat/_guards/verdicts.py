@@ -97,8 +97,8 @@ def _token(value: Any) -> Hashable:
 def identity(value: Any, depth: int = 0) -> Hashable:
     """What distinguishes a function, or an object that a function closes over, from others.
 
-    Tensors, floating-point numbers and what lists hold beside functions change from step to step in a loop: their types
-    and shapes alone count.
+    Tensors, floating-point numbers and what lists and dicts hold beside functions change from step to step in a loop:
+    their types and shapes alone count.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -124,7 +124,7 @@ def identity(value: Any, depth: int = 0) -> Hashable:
     if isinstance(value, tuple) and len(value) <= _LONG:
         return cls, inner(value)
     if isinstance(value, dict) and len(value) <= _LONG:
-        return cls, tuple(map(str, value)), inner(value.values())
+        return cls, tuple(map(str, value)), inner([x for x in value.values() if callable(x)])
     if isinstance(value, torch.nn.Module):
         return _token(value), tuple([module.training for module in value.modules()])
     if (cls.__module__ or "").startswith(_PACKAGE):

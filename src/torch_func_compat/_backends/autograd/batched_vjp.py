@@ -80,7 +80,7 @@ class Rows:
         level = self._level
         if level.func is None:
             return _agrees(apply, vectors, results)
-        trial = Trial(level.func.func, (self._kind, shapes(level.primals), shapes(vectors)))
+        trial = Trial(level.func.func, (self._kind, shapes(level.primals), tuple([v.shape[1:] for v in vectors])))
         verdict = trial.verdict()
         if verdict is None:
             verdict = RIGHT if _agrees(apply, vectors, results) else "rows"

@@ -7,6 +7,7 @@ and has to leave it as the first one left it.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Sequence
 
 import torch
@@ -36,7 +37,12 @@ class Common:
         self._tensors = [*shared, *mapped]
         self._versions = [version(tensor) for tensor in self._tensors]
         # by position among the tensors: values before the first sample, and after it of what it wrote to
-        self._before = {k: tensor.clone() for k, tensor in enumerate(self._tensors) if self._is_kept(tensor)}
+        self._before: dict[int, Tensor] = {}
+        for k, tensor in enumerate(self._tensors):
+            if self._is_kept(tensor):
+                # a tensor of a transform that has ended, which the function kept, cannot be read
+                with contextlib.suppress(RuntimeError):
+                    self._before[k] = tensor.clone()
         self._after: dict[int, Tensor] = {}
 
     @property
