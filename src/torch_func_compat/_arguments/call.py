@@ -38,7 +38,8 @@ def positions(argnums: Argnums, num_args: int) -> tuple[int, ...]:
     if isinstance(argnums, int) and not isinstance(argnums, bool):
         argnums = (argnums,)
     elif not isinstance(argnums, tuple):
-        raise RuntimeError(f"argnum must be int or Tuple[int], got: {type(argnums)}")
+        hint = ": a transform returns a function, so call it as grad(f)(x)" if isinstance(argnums, Tensor) else ""
+        raise RuntimeError(f"argnum must be int or Tuple[int], got: {type(argnums)}{hint}")
     if not argnums:
         raise RuntimeError("argnums must be non-empty")
     result = []
@@ -66,7 +67,10 @@ def require_tensors(tensors: Sequence[Any]) -> None:
     """Raise torch.func's ValueError where something to be differentiated is no tensor."""
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"Thing passed to transform API must be Tensor, got {type(tensor)}")
+            raise ValueError(
+                f"Thing passed to transform API must be Tensor, got {type(tensor)}: convert numbers and arrays with "
+                f"torch.as_tensor()"
+            )
 
 
 def require_floating(role: str, tensors: Sequence[Tensor]) -> None:

@@ -76,11 +76,17 @@ def grad(backend: Backend, func: Function, options: Options) -> Function:
     return gradient
 
 
+# What errors call the transform of a function that must return one number.
+_NAMES = {name: f"{name}(f)(*args)" for name in ("grad", "grad_and_value", "hessian")}
+
+
 def _differentiate(
     backend: Backend, func: Function, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Call, list[Tensor], list[Tensor], list[Tensor]]:
     """The call of a scalar function, its output, its gradients and its aux."""
-    call = ScalarCall("grad_and_value(f)(*args)", func, args, kwargs, options.argnums, options.has_aux)
+    call = ScalarCall(
+        _NAMES.get(options.name, _NAMES["grad_and_value"]), func, args, kwargs, options.argnums, options.has_aux
+    )
     require_tensors(call.primals)
     outputs, pullback, aux = backend.vjp(call, call.primals)
     # Without grad mode nothing can ask for this graph again: free it on the way.

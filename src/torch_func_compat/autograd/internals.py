@@ -7,7 +7,7 @@ refused functions on the autograd backend.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Tuple, Union
 
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
@@ -45,6 +45,11 @@ __all__ = [
     "vjp",
     "vmap",
 ]
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
 
 InDims = Union[int, Tuple[Any, ...]]
 OutDims = Any
@@ -197,8 +202,8 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
 
 
 def grad(
-    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, create_graph: bool | None = None
-) -> Callable[..., Any]:
+    func: Callable[P, Any], argnums: Argnums = 0, has_aux: bool = False, *, create_graph: bool | None = None
+) -> Callable[P, Any]:
     """Gradient of a function that returns one number.
 
     Parameters
@@ -238,8 +243,8 @@ def grad(
 
 
 def grad_and_value(
-    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, create_graph: bool | None = None
-) -> Callable[..., Any]:
+    func: Callable[P, Any], argnums: Argnums = 0, has_aux: bool = False, *, create_graph: bool | None = None
+) -> Callable[P, Any]:
     """`grad` that also returns the function's value, from the same forward pass.
 
     Parameters
@@ -282,7 +287,7 @@ def grad_and_value(
 
 
 def jacrev(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     has_aux: bool = False,
@@ -291,7 +296,7 @@ def jacrev(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Jacobian by reverse mode, row by row of the outputs.
 
     Parameters
@@ -344,7 +349,7 @@ def jacrev(
 
 
 def jacfwd(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     has_aux: bool = False,
     *,
@@ -353,7 +358,7 @@ def jacfwd(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Jacobian by forward mode, column by column of the inputs.
 
     Parameters
@@ -412,7 +417,7 @@ def jacfwd(
 
 
 def hessian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     has_aux: bool = False,
@@ -421,7 +426,7 @@ def hessian(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Second derivatives: the Jacobian of the Jacobian.
 
     Parameters

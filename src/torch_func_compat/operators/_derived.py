@@ -128,7 +128,11 @@ def hessian_operator(
     (tensor([6., 0.]), tensor(18.))
     """
     arguments = Space(primals, "hessian_operator: primals")
-    _, pull = vjp(grad(lambda vector: func(*arguments.tree(vector))), arguments.vector(primals))
+
+    def scalar(vector: Tensor) -> Any:
+        return func(*arguments.tree(vector))
+
+    _, pull = vjp(grad(scalar), arguments.vector(primals))
     product = Product(pull, dict(chunk_size=chunk_size, memory=memory, progress=progress))
     return LinearOperator("hessian_operator", product, product, arguments, arguments)
 
@@ -193,7 +197,11 @@ def ggn_operator(
         return outputs[0].vector(output)
 
     output, pull = vjp(flat, arguments.vector(primals))
-    _, curve = vjp(grad(lambda vector: loss(*outputs[0].tree(vector))), output)
+
+    def scalar(vector: Tensor) -> Any:
+        return loss(*outputs[0].tree(vector))
+
+    _, curve = vjp(grad(scalar), output)
     chunks = dict(chunk_size=chunk_size, memory=memory, progress=progress)
     backward, curvature = Product(pull, chunks), Product(curve, chunks)
     chain = Chain(backward.transposed(output), curvature, backward, chunk_size=chunk_size)
