@@ -230,9 +230,11 @@ def test_a_function_that_differs_within_a_batch(backend):
     if backend == "autograd":
         assert check(by_value, (X,), "jacrev", backend).ok  # its vmap is a loop over plain tensors
         return
-    found = problem(check(by_dtype, (X,), "jvp", backend, raises=False), "jvp")
+    with tfc.use_checks("off"):  # by which the library itself would notice
+        found = problem(check(by_dtype, (X,), "jvp", backend, raises=False), "jvp")
     assert found == "vmap over stacked inputs: dtype of leaf 0: torch.float32, expected torch.float64"
-    found = problem(check(by_value, (X,), "jvp", backend, raises=False), "jvp")
+    with tfc.use_checks("off"):
+        found = problem(check(by_value, (X,), "jvp", backend, raises=False), "jvp")
     assert found.startswith("vmap over stacked inputs: values: differ by")
 
 

@@ -180,31 +180,44 @@ class NativeBackend:
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        if self._is_wrong_here(func, primals):
+        if self._is_wrong_here(func, primals, "jvp", tangents, lambda t: self._jvp(func, primals, t, False)[1]):
             outputs, push, aux = self.linearize(func, primals, only_transposed=True)
             return outputs, push(*tangents), aux
         return self._jvp(func, primals, tangents, strict)
 
-    def _is_wrong_here(self, func: Differentiable, primals: Sequence[Tensor]) -> bool:
+    def _is_wrong_here(
+        self,
+        func: Differentiable,
+        primals: Sequence[Tensor],
+        kind: str,
+        tangents: Sequence[Tensor],
+        push: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    ) -> bool:
         """Whether forward mode fails the adjoint test, within a transform that the user took from the library."""
         if self.entered.count or not self.is_active():
             return False
-        trial = Trial(func.func, ("within", str(self.innermost()), shapes(primals)))
+        trial = Trial(func.func, (kind, str(self.innermost()), shapes(primals)))
         verdict = trial.verdict()
         if verdict is None:
-            verdict = RIGHT if self._agrees(func, primals) else "forward mode"
+            verdict = RIGHT if self._agrees(func, primals, tangents, push) else "forward mode"
             trial.note(verdict)
         return verdict != RIGHT
 
-    def _agrees(self, func: Differentiable, primals: Sequence[Tensor]) -> bool:
+    def _agrees(
+        self,
+        func: Differentiable,
+        primals: Sequence[Tensor],
+        tangents: Sequence[Tensor],
+        push: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    ) -> bool:
         state = self.draws(func)
-        tangents = [wave(primal) for primal in primals]
         try:
             with self.entered:
-                outputs, pushed, _ = self._jvp(func, primals, tangents, False)
+                pushed = push(tangents)
                 state.restore()
+                outputs, pullback, _ = self.vjp(func, primals)
                 cotangents = [wave(output) for output in outputs]
-                pulled = self.vjp(func, primals)[1].pull(cotangents, True, False)
+                pulled = pullback.pull(cotangents, True, False)
             return agree(cotangents, pushed, pulled, tangents)
         except (MistakenRule, *ERRORS):  # the call itself will tell
             return True
@@ -222,9 +235,6 @@ class NativeBackend:
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
-        if self._is_wrong_here(func, primals):
-            _, transposed, beside = self.linearize(func, primals, only_transposed=True)
-            return transposed, lambda: beside
         guarded = self.guard(self.given(func), forward=True)
         counts = [0]
 
@@ -236,6 +246,13 @@ class NativeBackend:
             return (*output_tangents, *aux)
 
         linear = Push(self.at_once, push, randomness, counts)
+
+        def batched(tangents: Sequence[Tensor]) -> list[Tensor]:
+            return [x[0] for x in linear.batched(*[torch.stack([t, 2 * t]) for t in tangents])]
+
+        if self._is_wrong_here(func, primals, "pushforward", [wave(x) for x in primals], batched):
+            _, transposed, beside = self.linearize(func, primals, only_transposed=True)
+            return transposed, lambda: beside
         return linear, lambda: linear.collected
 
     def linearize(
