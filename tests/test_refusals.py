@@ -96,7 +96,7 @@ PROVOKED = {
         (1, 11),
         None,
     ),
-    "mistaken_batch": (lambda: tfc.vmap(lambda x: x.roll(1))(X), (2, 0), None),
+    "mistaken_batch": (lambda: tfc.vmap(lambda x: x.roll(1))(X), (2, 1), None),
     "mistaken_tangents": (_jacfwd(lambda x: torch.view_as_real(torch.pow(x, 1 + 1j * X[0]))), (2, 0), None),
     "mistaken_tangent": (lambda: tfc.jvp(refused.library_operator, (X,), (X,)), (2, 4), None),
     "mistaken_formula": (lambda: tfc.jacfwd(torch.cholesky_inverse)(BATCH[:2, :2].tril()), (1, 12), None),
