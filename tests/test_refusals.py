@@ -383,15 +383,15 @@ def test_autocast_casts_as_for_a_sample(backend):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 around = mapped(batch)
         assert found.dtype == around.dtype == expected.dtype, name
-        # A test of the first call finds other dtypes and sums; the last bits of a sum in bfloat16 are not its business.
-        assert torch.allclose(found, expected, rtol=1e-2) and torch.equal(around, expected), name
+        # The sums of a batch and of a sample may differ in their last bits.
+        assert torch.allclose(found, expected, rtol=1e-5) and torch.equal(around, expected), name
         # autocast is no property of the function
         assert "refused" not in tfc.explain(mapped)
         assert mapped(batch).dtype == torch.float32
         with tfc.use_fallback("silent"):
             slope = tfc.vmap(tfc.grad(lambda x, one=one: one(x).float().sum()))(batch)
         rows = torch.stack([tfc.grad(lambda x, one=one: one(x).float().sum())(x) for x in batch])
-        assert torch.allclose(slope, rows, rtol=1e-2), name
+        assert torch.allclose(slope, rows, rtol=1e-5), name
 
 
 @pytest.mark.skipif("refused.TORCH < (1, 10)", reason="there is no autocast on CPUs")
@@ -529,3 +529,23 @@ def test_warnings_name_what_happened(recwarn):
     assert not any("cdist" in text for text in texts)
     points = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
     assert said(lambda: tfc.batch_laplacian(lambda x: points(x))(BATCH)) == []
+
+
+def test_an_error_of_the_library_is_no_refusal_whatever_led_to_it():
+    """It answers a refusal of torch's by itself, and says what to do."""
+    try:
+        try:
+            raise RuntimeError("Batching rule not implemented for aten::sin")
+        except RuntimeError:
+            tfc.use_fallback("never").__enter__()
+    except ValueError as error:
+        assert error.__context__ is not None and refusal(error) is None
+
+
+@needs_native
+def test_functions_of_one_code_are_told_of_apart():
+    """The ``apply`` of all Functions is one method, and a memory of refusals must not take one for another."""
+    with tfc.use_fallback("warn"):
+        for function in (type(name, (refused.Once,), {}) for name in ("One", "Other")):
+            with pytest.warns(tfc.FallbackWarning):
+                tfc.jacfwd(function.apply)(X)

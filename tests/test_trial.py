@@ -409,3 +409,109 @@ def test_forward_mode_within_transforms_of_the_library():
         assert_close(torch.func.vmap(func)(BATCH), expected, rtol=1e-7, atol=1e-9)
     with pytest.raises(RuntimeError, match="forward mode is wrong"):  # a Function's backward may have no transpose
         torch.func.vmap(tfc.jacfwd(Doubled.apply))(BATCH)
+
+
+# --- calls that prove nothing, or something else ----------------------------------------------------------------------
+
+
+@needs_native
+def test_a_first_call_at_zero_proves_nothing(unproven):
+    """Where all samples are equal, or all numbers zero, a wrong batch and wrong tangents look right."""
+    mapped, cubes = tfc.vmap(lambda x: wrong_in_a_batch(x)), tfc.jacfwd(WrongCube.apply) if RULES else None
+    with tfc.use_fallback("silent"):
+        assert not mapped(0 * BATCH).any()
+        assert_close(mapped(BATCH), BATCH.sin())
+        if RULES:
+            assert not cubes(0 * X).any()
+            assert_close(cubes(X), torch.diag(3 * X**2))
+
+
+RULES = facts.has("torch_func")
+
+
+class WrongCube(tfc.Function):
+    """A cube whose rule for forward mode is wrong, but not at zero."""
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * grad * ctx.saved_tensors[0] ** 2
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2 * tangent * ctx.saved_tensors[0] ** 2
+
+
+class DetachedCube(torch.autograd.Function):
+    """A cube whose backward uses an intermediate result of its forward, of which nothing is missed at zero."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 3 * x * x
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.slope
+
+
+def test_a_second_derivative_at_zero_proves_nothing(backend):
+    second = tfc.hessian(lambda x: DetachedCube.apply(x).sum())
+    assert not second(0 * X).any()
+    with pytest.raises(RuntimeError, match="finite differences"):
+        second(X)
+
+
+@needs_native
+def test_batches_that_are_equal_prove_nothing(unproven):
+    """Numbers of one sample in the place of another are seen only where samples differ."""
+    taken = lambda x: x.roll(1)
+    same = torch.full((3,), 2.0, dtype=torch.float64)
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(taken)(same), same)
+        assert_close(tfc.vmap(taken)(X), X)
+
+
+def test_parameters_that_are_unfrozen_later(backend):
+    """What was tested without a graph is tested again when plain autograd records it."""
+    if not hasattr(torch, "select_scatter"):
+        pytest.skip("torch has no such operation here")
+    weight = X.clone()
+    mapped = tfc.vmap(lambda a, b: torch.select_scatter(a, b * weight, 0, 1))
+    base = torch.zeros(4, 2, 3, dtype=torch.float64)
+    with tfc.use_fallback("silent"):
+        first = mapped(base, BATCH)
+        weight.requires_grad_()
+        second = mapped(base, BATCH)
+    assert_close(second.detach(), first)
+    second.pow(2).sum().backward()
+    assert_close(weight.grad, (2 * BATCH**2 * weight.detach()).sum(0))
+
+
+@needs_native
+def test_a_function_that_also_reaches_its_input_is_no_mistake(unproven):
+    x, b = X.clone().requires_grad_(), BATCH.clone().requires_grad_()
+    with tfc.use_fallback("error"):
+        found = tfc.jvp(lambda y: (y**3).sum() + 0 * x.sum(), (x,), (X,))[1]
+        assert_close(torch.autograd.grad(found, x)[0], 6 * X**2)
+        mapped = tfc.vmap(lambda y: (y**2).sum() + 0 * b.sum())(b * 1)
+        assert_close(torch.autograd.grad(mapped.sum(), b)[0], 2 * BATCH)
+
+
+@needs_native
+def test_integer_arguments_are_told_apart(unproven):
+    counted = Counted(lambda x: x)
+    mapped = tfc.vmap(lambda x, k: counted(x).roll(k, 0), in_dims=(0, None))
+    counts = []
+    for k in (1, 1, 2, 1):
+        mapped(BATCH, k)
+        counts.append(counted.since())
+    assert counts == [2, 1, 2, 1]

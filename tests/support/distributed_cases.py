@@ -339,10 +339,7 @@ def within_a_transform(rank, size):
     # within a library's transform at once; on plain autograd when the derivative is taken
     raises(RuntimeError, "sum the gradients", lambda: tfc.grad(inner)(X))
     if tfc.get_backend() != "autograd":
-        # on some torches forward mode is refused before, and the autograd backend says the other
-        error = raises(RuntimeError, "", lambda: tfc.jvp(inner, (X,), (X,)))
-        texts = ("called within another transform", "cannot be differentiated again")
-        assert any(text in str(error) for text in texts), str(error)
+        raises(RuntimeError, "called within another transform", lambda: tfc.jvp(inner, (X,), (X,)))
 
 
 @once

@@ -8,8 +8,9 @@ its running transforms, its own levels answer, since no other backend can see in
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable, ContextManager, Iterator, Sequence
+from typing import Any, Callable, ContextManager, Iterator, Sequence, TypeVar
 
+import torch
 from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
@@ -18,11 +19,15 @@ from .._guards.trial import Trial
 from .._guards.verdicts import shapes
 from .._torch import pytree
 from .._torch.random_state import RandomState
+from .._torch.tensors import versions
 from .autograd import AutogradBackend
 from .autograd.level import recordings
 from .native import NativeBackend
+from .surroundings import is_recorded
 from .tried_jvp import TriedPush, tried_jvp
 from .tried_vmap import tried_vmap
+
+Result = TypeVar("Result")
 
 
 class CombinedBackend:
@@ -54,15 +59,20 @@ class CombinedBackend:
         def mapped(*args: Any, **kwargs: Any) -> Any:
             if is_active():
                 return made(*args, **kwargs)
-            trial = Trial(func, ("vmap", shapes(args), in_dims, options.randomness))
-            if trial.is_settled():
+            trial = Trial(func, ("vmap", shapes((args, kwargs)), in_dims, options.randomness))
+
+            def whole() -> Any:
                 with entered:
                     return made(*args, **kwargs)
 
+            if trial.is_settled():
+                result, is_tested = _run_settled(trial, whole, _leaves, (args, kwargs))
+                if is_tested:
+                    return result
+
             def compute() -> tuple[list[Tensor], Any]:
-                with entered:
-                    result = made(*args, **kwargs)
-                return pytree.flatten(result)[0], result
+                result = whole()
+                return _leaves(result), result
 
             return tried_vmap(trial, compute, BatchedCall(func, in_dims, 0, args, kwargs))
 
@@ -76,8 +86,12 @@ class CombinedBackend:
 
         if self._native.is_active():
             return compute()[1]
-        trial = Trial(call.func, ("chunk", shapes(tensors), tuple(call.dims), randomness))
-        return compute()[1] if trial.is_settled() else tried_vmap(trial, compute, call, tensors)
+        trial = Trial(call.func, ("chunk", shapes((tensors, call.leaves)), tuple(call.dims), randomness))
+        if trial.is_settled():
+            results, is_tested = _run_settled(trial, compute, lambda results: results[0], tensors)
+            if is_tested:
+                return results[1]
+        return tried_vmap(trial, compute, call, tensors)
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         return (self._native if self._native.is_active() else self._plain).vjp(func, primals)
@@ -93,9 +107,11 @@ class CombinedBackend:
             return compute()
         if recordings():
             return self._plain.jvp(func, primals, tangents, strict)
-        trial = Trial(func.func, ("jvp", shapes(primals)))
+        trial = Trial(func.func, ("jvp", shapes((primals, tangents, func.others()))))
         if trial.is_settled():
-            return compute()
+            results, is_tested = _run_settled(trial, compute, lambda results: results[1], primals)
+            if is_tested:
+                return results
         return tried_jvp(trial, compute, lambda results: results[1], func, primals, tangents, self._plain)
 
     def pushforward(
@@ -108,9 +124,7 @@ class CombinedBackend:
         around = _Around(push, self._entering)
         if self._native.is_active():
             return around, aux
-        trial = Trial(func.func, ("pushforward", shapes(primals), randomness))
-        if trial.is_settled():
-            return around, aux
+        trial = Trial(func.func, ("pushforward", shapes((primals, func.others())), randomness))
         return TriedPush(trial, around, func, primals, self._plain), aux
 
     @contextlib.contextmanager
@@ -122,6 +136,30 @@ class CombinedBackend:
         self, func: Differentiable, primals: Sequence[Tensor]
     ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
         return (self._native if self._native.is_active() else self._plain).linearize(func, primals)
+
+
+def _leaves(result: Any) -> list[Any]:
+    return [result] if isinstance(result, Tensor) else pytree.flatten(result)[0]
+
+
+def _run_settled(
+    trial: Trial, compute: Callable[[], Result], outputs_of: Callable[[Result], Sequence[Any]], inputs: Any
+) -> tuple[Result, bool]:
+    """A result that was tested; and whether that is enough.
+
+    It is not where plain autograd records this result and did not record the one that was tested, as after parameters
+    were unfrozen. Then the random state is as before, and the function may run again; one that wrote to its inputs may
+    not.
+    """
+    if not torch.is_grad_enabled() or trial.verdict(recorded=True) is not None:
+        return compute(), True
+    before, state = versions(inputs), RandomState()
+    result = compute()
+    outputs = [x for x in outputs_of(result) if isinstance(x, Tensor)]
+    if not is_recorded(outputs) or versions(inputs) != before:
+        return result, True
+    state.restore()
+    return result, False
 
 
 class _Around:

@@ -199,8 +199,10 @@ class NativeBackend:
         trial = Trial(func.func, (kind, str(self.innermost()), shapes(primals)))
         verdict = trial.verdict()
         if verdict is None:
-            verdict = RIGHT if self._agrees(func, primals, tangents, push) else "forward mode"
-            trial.note(verdict)
+            agrees = self._agrees(func, primals, tangents, push)
+            verdict = "forward mode" if agrees is False else RIGHT
+            if agrees is not None:
+                trial.note(verdict)
         return verdict != RIGHT
 
     def _agrees(
@@ -209,7 +211,8 @@ class NativeBackend:
         primals: Sequence[Tensor],
         tangents: Sequence[Tensor],
         push: Callable[[Sequence[Tensor]], Sequence[Tensor]],
-    ) -> bool:
+    ) -> bool | None:
+        """The adjoint test; None where there is no answer."""
         state = self.draws(func)
         try:
             with self.entered:
@@ -220,7 +223,7 @@ class NativeBackend:
                 pulled = pullback.pull(cotangents, True, False)
             return agree(cotangents, pushed, pulled, tangents)
         except (MistakenRule, *ERRORS):  # the call itself will tell
-            return True
+            return None
         finally:
             state.restore()
 

@@ -24,9 +24,13 @@ class Surroundings:
         self._versions = [version(tensor) for tensor in tensors]
         self._state = RandomState(generators)
 
+    def wrote(self) -> bool:
+        """Whether the function wrote to a tensor."""
+        return [version(tensor) for tensor in self._tensors] != self._versions
+
     def changed(self) -> bool:
         """Whether the function drew random numbers or wrote to a tensor, so that it cannot be evaluated again."""
-        return self._state.moved() or [version(tensor) for tensor in self._tensors] != self._versions
+        return self._state.moved() or self.wrote()
 
 
 def copied(tensor: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ from typing import Callable, Sequence, TypeVar
 import torch
 from torch import Tensor
 
+from .._arguments.call import name_of
 from .._arguments.protocol import Differentiable, LinearMap
 from .._guards.adjoint_test import agree, wave
 from .._guards.checks import testing
-from .._guards.trial import ERRORS, Trial, same
+from .._guards.trial import ERRORS, Trial, same, tells
 from .._guards.wrong_answers import MISTAKEN_TANGENTS
+from .._torch.closures import captured
 from .._torch.grad_mode import no_grad
 from .autograd import AutogradBackend
 from .surroundings import ANSWERS, Surroundings, copied, gradients, is_recorded
@@ -43,23 +45,21 @@ def tried_jvp(
     if not doubtful or before.changed():
         return result
     pushed = tangents_of(result)
-    copies = [copied(primal) for primal in primals]
     with testing():
-        right, twice = _agrees_with_reverse_mode(func, primals, copies, tangents, pushed, plain)
+        right, twice = _agrees_with_reverse_mode(func, primals, tangents, pushed, plain)
         # Differences see through detach(), and cannot decide where it is called.
         if right is None or (right is False and not trial.detaches):
-            right = _agrees_with_differences(func, copies, tangents, pushed)
-    if right is not None:
-        trial.settle(
-            "" if right and twice else MISTAKEN_TANGENTS.format(trial.operations or getattr(func.func, "__name__", "f"))
-        )
+            right = _agrees_with_differences(func, [copied(primal) for primal in primals], tangents, pushed)
+        telling = right is False or not twice or (right and tells(pushed))
+    if telling:
+        verdict = "" if right and twice else MISTAKEN_TANGENTS.format(trial.operations or name_of(func.func))
+        trial.settle(verdict, is_recorded(pushed))
     return result
 
 
 def _agrees_with_reverse_mode(
     func: Differentiable,
     primals: Sequence[Tensor],
-    copies: Sequence[Tensor],
     tangents: Sequence[Tensor],
     pushed: Sequence[Tensor],
     plain: AutogradBackend,
@@ -70,7 +70,7 @@ def _agrees_with_reverse_mode(
     """
     twice = is_recorded(pushed)
     try:
-        outputs, pullback, _ = plain.vjp(func, copies)
+        outputs, pullback, _ = plain.vjp(func, primals)
         if [output.shape for output in outputs] != [tangent.shape for tangent in pushed]:
             return None, True
         cotangents = [wave(output.detach()) for output in outputs]
@@ -87,9 +87,9 @@ def _agrees_with_reverse_mode(
     if not twice:
         return True, True
     try:
-        captured = func.captured()
-        found = gradients(left, right, [*primals, *captured])
-        return True, same(found, gradients(pulled, tangents, [*copies, *captured]))
+        reached = captured([func.func, func.others()], parameters=True)
+        inputs = [*primals, *(value for value in reached if isinstance(value, Tensor))]
+        return True, same(gradients(left, right, inputs), gradients(pulled, tangents, inputs))
     except ERRORS:  # plain autograd has no second derivative to compare with
         return True, True
 
@@ -154,6 +154,12 @@ class TriedPush:
         one: Callable[[Sequence[Tensor]], list[Tensor]],
         vectors: Sequence[Tensor],
     ) -> list[Tensor]:
+        if not self._tested and self._trial.is_settled():
+            found = compute()
+            # what is recorded now may not have been when it was tested
+            self._tested = not is_recorded(found) or self._trial.is_settled(recorded=True)
+            if self._tested:
+                return found
         if self._tested:
             return compute()
         self._tested = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Callable, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from .._arguments.mapped import BatchedCall
 from .._guards.adjoint_test import wave
 from .._guards.checks import testing
-from .._guards.trial import ERRORS, Trial, same
+from .._guards.trial import ERRORS, Trial, same, tells
 from .._guards.wrong_answers import MISTAKEN_BATCH
+from .._torch.closures import captured
 from .surroundings import ANSWERS, Surroundings, copied, gradients, is_recorded
 
 Result = TypeVar("Result")
@@ -27,7 +28,8 @@ def tried_vmap(
     """The library's batch; raises `MistakenRule` where the last sample alone gives something else.
 
     ``compute()`` gives the outputs, stacked along dimension 0, and the result. `tensors` are a chunk of the call's.
-    Where plain autograd records the batch, the gradients of the last sample's outputs are compared, too.
+    Where plain autograd records the batch, the gradients of the last sample's outputs are compared, too. A batch whose
+    first and last samples are equal, or whose last outputs are zero, tells too little: the next call is tested, too.
     """
     tensors = call.tensors if tensors is None else tensors
     last = tensors[0].size(call.dims[0]) - 1
@@ -35,43 +37,48 @@ def tried_vmap(
         return compute()[1]
     sample = [copied(tensor.select(dim, last)) for tensor, dim in zip(tensors, call.dims)]
     shared, generators = call.reachable()
-    before = Surroundings(shared, generators)
+    before, mapped = Surroundings(shared, generators), Surroundings(tensors, ())
     (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]), tensors)
     if not doubtful or before.changed():
         return result
+    recorded = is_recorded(stacked) and not mapped.wrote()
+    if recorded:  # in the graph of the batch's own inputs, so that all that leads to them counts
+        sample = [tensor.select(dim, last) for tensor, dim in zip(tensors, call.dims)]
     try:
         with testing():
             alone = copy.copy(call)(*sample)[0]
-        right = same([leaf.select(0, last) for leaf in stacked], alone)
-        if right and is_recorded(stacked):
-            right = _has_same_gradients(stacked, alone, last, tensors, sample, call.dims, shared)
+        of_last = [leaf.select(0, last) for leaf in stacked]
+        right = same(of_last, alone)
+        if right and recorded:
+            right = _has_same_gradients(stacked, alone, last, [*tensors, *_reached(call)])
+        telling = not right or (tells(alone) and _differ(tensors, call.dims, last))
     except ANSWERS:
         raise
     except ERRORS:  # also of tensors without values
         return result
-    trial.settle("" if right else MISTAKEN_BATCH.format(trial.operations or call.name))
+    if telling:
+        trial.settle("" if right else MISTAKEN_BATCH.format(trial.operations or call.name), recorded)
     return result
 
 
+def _reached(call: BatchedCall) -> list[Tensor]:
+    """What the function can differentiate beside its slices: other arguments, closed-over tensors and parameters."""
+    found = captured([call.func, call.leaves, call.kwargs], parameters=True)
+    return [value for value in found if isinstance(value, Tensor)]
+
+
+def _differ(tensors: Sequence[Tensor], dims: Sequence[int], last: int) -> bool:
+    """Whether the first and the last sample differ, so that numbers from one in the place of the other are seen."""
+    pairs = [(tensor.select(dim, 0), tensor.select(dim, last)) for tensor, dim in zip(tensors, dims)]
+    return not last or any(bool((first != other).any()) for first, other in pairs)
+
+
 def _has_same_gradients(
-    stacked: Sequence[Tensor],
-    alone: Sequence[Tensor],
-    last: int,
-    tensors: Sequence[Tensor],
-    sample: Sequence[Tensor],
-    dims: Sequence[int],
-    shared: Sequence[Tensor],
+    stacked: Sequence[Tensor], alone: Sequence[Tensor], last: int, inputs: Sequence[Tensor]
 ) -> bool:
-    """Whether gradients through the batch are those of the sample for the last one, and zero for the others."""
+    """Whether gradients of the last sample's outputs through the batch are those of the sample alone."""
     cotangents = [wave(output.detach()) for output in alone]
     of_last = [torch.zeros_like(leaf) for leaf in stacked]
     for zeros, cotangent in zip(of_last, cotangents):
         zeros[last] = cotangent
-    found = gradients(stacked, of_last, [*tensors, *shared])
-    expected = gradients(alone, cotangents, [*sample, *shared])
-    for k, dim in enumerate(dim for tensor, dim in zip(tensors, dims) if tensor.requires_grad):
-        if k < len(expected):
-            whole: Any = torch.zeros_like(found[k])
-            whole.select(dim, last).copy_(expected[k])
-            expected[k] = whole
-    return same(found, expected)
+    return same(gradients(stacked, of_last, inputs), gradients(alone, cotangents, inputs))

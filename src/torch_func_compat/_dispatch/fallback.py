@@ -12,7 +12,6 @@ import sys
 from typing import Any, Callable
 
 import torch
-from torch import Tensor
 
 from .. import _backends
 from .._arguments.protocol import Backend
@@ -23,7 +22,7 @@ from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
 from .._torch.compiling import eager
 from .._torch.random_state import RandomState
-from .._torch.tensors import version
+from .._torch.tensors import versions
 from .choice import active_native, chosen, use_backend
 from .fallback_mode import get_fallback
 from .record import Record
@@ -86,7 +85,7 @@ def _with_fallback(
         # costs more than all else here. Should a refusal come all the same, arguments that were never modified
         # cannot have been modified this time.
         trusted = record.trusted is backend
-        before, state = (None, None) if trusted else (_versions(args), RandomState())
+        before, state = (None, None) if trusted else (versions(args), RandomState())
         around = sys.exc_info()[1]
         try:
             result = call(*args, **kwargs)
@@ -95,7 +94,7 @@ def _with_fallback(
                 record.trusted = backend
             return result
         except Exception as error:
-            if _versions(args) != ([0] * len(_versions(args)) if before is None else before):
+            if versions(args) != ([0] * len(versions(args)) if before is None else before):
                 raise  # what changed its arguments would change them once more
             refused, error = _refusal(error, around)
             if refused is UNKNOWN:
@@ -166,16 +165,3 @@ def _refusal(error: Exception, around: BaseException | None) -> tuple[Capability
             raise error
         refused = UNKNOWN
     return refused, error
-
-
-def _versions(values: Any) -> list[int]:
-    """How often each tensor among arguments was modified in place; built-in containers are entered."""
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(version(value))
-        elif isinstance(value, (list, tuple)):
-            found += _versions(value)
-        elif isinstance(value, dict):
-            found += _versions(value.values())
-    return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import types
 import weakref
 from contextvars import ContextVar
 from typing import Any, Callable, Iterator
@@ -19,7 +21,7 @@ class FallbackWarning(UserWarning):
     """The native backend refused a function, and the autograd backend computed it, more slowly."""
 
 
-# What was refused to the samples before: transforms that the mapped function makes are new ones for each sample.
+# The refusals in this loop so far: a mapped function makes its transforms anew for each sample.
 _refusals: ContextVar[dict[Any, Capability] | None] = ContextVar("refusals", default=None)
 
 
@@ -37,36 +39,37 @@ def remembering() -> Iterator[None]:
 def remember(transform: str, func: Callable[..., Any], refused: Capability) -> None:
     memory = _refusals.get()
     if memory is not None:
-        memory[transform, _code(func)] = refused
+        memory[transform, _known_by(func)] = refused
 
 
 def refused_in_this_loop(transform: str, func: Callable[..., Any]) -> Capability | None:
     memory = _refusals.get()
-    return memory.get((transform, _code(func))) if memory else None
-
-
-def _code(func: Callable[..., Any]) -> Any:
-    """What a function is known by: a lambda is a new object each time, its code is not."""
-    func = _innermost(func)
-    code = getattr(func, "__code__", None)
-    return id(func) if code is None else code
+    return memory.get((transform, _known_by(func))) if memory else None
 
 
 def _innermost(func: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(func, functools.partial) or hasattr(func, "__wrapped__"):
-        func = func.func if isinstance(func, functools.partial) else func.__wrapped__
-    return func
+    """The user's function within partials and transforms."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return inspect.unwrap(func)
 
 
-# The user's functions that were warned about, by their code.
+def _known_by(func: Callable[..., Any]) -> Any:
+    """What tells a function from others: a lambda is a new object each time, its code is not."""
+    func = _innermost(func)
+    if isinstance(func, types.MethodType) and isinstance(func.__self__, type):
+        return func.__self__  # the apply() of all Functions has one code
+    return getattr(func, "__code__", func)
+
+
+# The user's functions that were warned about.
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def tell(transform: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
     if is_testing():
         return
-    func = _innermost(func)
-    key = getattr(func, "__code__", func)
+    key = _known_by(func)
     try:
         if key in _warned:
             return
@@ -76,7 +79,7 @@ def tell(transform: str, func: Callable[..., Any], refused: Capability, text: st
     if get_fallback() == "silent":
         return
     warn_user(
-        f"{transform} of `{name_of(func)}` is computed by the autograd backend, sample by sample where torch would "
+        f"{transform} of `{name_of(_innermost(func))}` is computed by the autograd backend, sample by sample where torch would "
         f"batch, because {refused.meaning}. To stay native: {refused.advice}. "
         f"(torch refused with: {(text.strip() or 'an assertion').splitlines()[0][:200]})",
         FallbackWarning,

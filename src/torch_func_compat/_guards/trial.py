@@ -34,6 +34,9 @@ Result = TypeVar("Result")
 class Trial:
     """One call of a function by a library, and what is known of it.
 
+    What plain autograd records, and so may differentiate once more, has a verdict of its own: it is given where
+    derivatives of the result were tested, too.
+
     Parameters
     ----------
     func : callable
@@ -48,27 +51,28 @@ class Trial:
         self.operations = ""
         self.detaches = False
 
-    def verdict(self) -> Verdict | None:
+    def verdict(self, recorded: bool = False) -> Verdict | None:
         """What a test has said, or would not be asked; None where there is to be one."""
         when = get_checks()
         if when == "off":
             return RIGHT
-        return None if when == "always" else _verdicts.get(self._func, self._call)
+        return None if when == "always" else _verdicts.get(self._func, (self._call, recorded))
 
-    def note(self, verdict: Verdict) -> None:
+    def note(self, verdict: Verdict, recorded: bool = False) -> None:
         """Remember what a test said."""
-        _verdicts.set(self._func, self._call, verdict)
+        for kind in {False, recorded}:
+            _verdicts.set(self._func, (self._call, kind), verdict)
 
-    def is_settled(self) -> bool:
+    def is_settled(self, recorded: bool = False) -> bool:
         """Whether nothing is to be tested; raises where the library was wrong before."""
-        verdict = self.verdict()
+        verdict = self.verdict(recorded)
         if verdict:
             raise MistakenRule(verdict)
         return verdict == RIGHT
 
-    def settle(self, verdict: Verdict = RIGHT) -> None:
+    def settle(self, verdict: Verdict, recorded: bool) -> None:
         """Remember what a test said; raises where the library is wrong."""
-        self.note(verdict)
+        self.note(verdict, recorded)
         if verdict:
             raise MistakenRule(verdict)
 
@@ -77,8 +81,8 @@ class Trial:
     ) -> tuple[Result, bool]:
         """The library's result, and whether it has to be tested.
 
-        ``is_recorded(result)`` tells whether plain autograd records it, and so may differentiate it once more. The
-        sweep ran on CPUs: on another device nothing is proven.
+        ``is_recorded(result)`` tells whether plain autograd records it. The sweep ran on CPUs: on another device
+        nothing is proven.
         """
         with recorded() as pairs:
             result = compute()
@@ -88,12 +92,13 @@ class Trial:
         names = set(unproven(pairs))
         if reaches_scripts(self._func):
             names.add("TorchScript")
-        if is_recorded(result):
+        twice = is_recorded(result)
+        if twice:
             names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
         self.operations = ", ".join(sorted(names))
         if names or get_checks() == "always" or any(x.device.type != "cpu" for x in inputs):
             return result, True
-        self.settle()
+        self.note(RIGHT, twice)
         return result, False
 
 
@@ -127,3 +132,8 @@ def _differ(found: Tensor, expected: Tensor) -> Tensor:
     far = finite & ((found - expected).abs() > tolerance)
     differ: Tensor = far | (found.isfinite() != expected.isfinite())
     return differ
+
+
+def tells(tensors: Sequence[Tensor]) -> bool:
+    """Whether a comparison of these numbers can tell anything: where all are zero, much that is wrong is zero, too."""
+    return any(bool((tensor.detach() != 0).any()) for tensor in tensors)

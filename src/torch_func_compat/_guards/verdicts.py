@@ -32,7 +32,8 @@ class Verdicts:
     """Verdicts by function and call."""
 
     def __init__(self) -> None:
-        self._of_functions: weakref.WeakKeyDictionary[Any, dict[Hashable, Verdict]] = weakref.WeakKeyDictionary()
+        # With None where the codes were asked, too: to tell who a function is takes longer than all else here.
+        self._of_functions: weakref.WeakKeyDictionary[Any, dict[Hashable, Verdict | None]] = weakref.WeakKeyDictionary()
         self._of_codes: OrderedDict[Hashable, Verdict] = OrderedDict()
 
     def get(self, func: Callable[..., Any], call: Hashable) -> Verdict | None:
@@ -44,8 +45,7 @@ class Verdicts:
         if found is not None and call in found:
             return found[call]
         verdict = self._of_codes.get((identity(func), call))
-        if verdict is not None:
-            self._of_functions.setdefault(func, {})[call] = verdict
+        self._of_functions.setdefault(func, {})[call] = verdict
         return verdict
 
     def set(self, func: Callable[..., Any], call: Hashable, verdict: Verdict) -> None:
@@ -60,7 +60,7 @@ class Verdicts:
 
 
 def shapes(values: Iterable[Any]) -> Hashable:
-    """Shape, dtype and requires_grad of the tensors among arguments; built-in containers are entered."""
+    """Shape, dtype and requires_grad of the tensors among arguments, and integers and names; containers are entered."""
     found: list[Hashable] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -73,7 +73,7 @@ def shapes(values: Iterable[Any]) -> Hashable:
         elif isinstance(value, dict):
             found.append((tuple(value), shapes(value.values())))
         else:
-            found.append(None)
+            found.append(value if isinstance(value, (bool, int, str)) else None)
     return tuple(found)
 
 

@@ -72,3 +72,16 @@ _is_zerotensor: Any = getattr(Tensor, "_is_zerotensor", lambda tensor: False)
 def allocated(tensor: Tensor) -> Tensor:
     """`tensor` with memory, which the zeros that autograd returns for a zero derivative do not have."""
     return tensor + tensor.new_zeros(()) if _is_zerotensor(tensor) else tensor
+
+
+def versions(values: Any) -> list[int]:
+    """How often each tensor among arguments was modified in place; built-in containers are entered."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(version(value))
+        elif isinstance(value, (list, tuple)):
+            found += versions(value)
+        elif isinstance(value, dict):
+            found += versions(value.values())
+    return found

@@ -8,7 +8,7 @@ from typing import Any, Callable, List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ..._guards.trial import Trial
+from ..._guards.trial import Trial, tells
 from ..._guards.verdicts import RIGHT, shapes
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
@@ -80,11 +80,12 @@ class Rows:
         level = self._level
         if level.func is None:
             return _agrees(apply, vectors, results)
-        trial = Trial(level.func.func, (self._kind, shapes(level.primals), tuple([v.shape[1:] for v in vectors])))
+        trial = Trial(level.func.func, (self._kind, shapes(level.primals), shapes(vectors)))
         verdict = trial.verdict()
         if verdict is None:
             verdict = RIGHT if _agrees(apply, vectors, results) else "rows"
-            trial.note(verdict)
+            if verdict or tells([rows for rows in results if rows is not None]):
+                trial.note(verdict)
         return verdict == RIGHT
 
     def _look(self, graph: Graph) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..._guards.adjoint_test import wave
 from ..._guards.checks import testing
-from ..._guards.trial import ERRORS, Trial
+from ..._guards.trial import ERRORS, Trial, tells
 from ..._guards.verdicts import RIGHT, shapes
 from ..._torch.random_state import RandomState
 from .graph import Graph
@@ -49,20 +49,29 @@ def find_flaw(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
     trial = Trial(level.func.func, ("second derivative", shapes(level.primals)))
     verdict = trial.verdict()
     if verdict is None:
-        verdict = RIGHT
-        if not Transpose(level, inputs, outputs, graph).is_sound():
-            verdict = _NOT_DIFFERENTIABLE
-        elif graph.may_lack_terms() and _differs(level, inputs, outputs):
-            verdict = _LACKS_TERMS
-        trial.note(verdict)
+        verdict, telling = _tested(level, inputs, outputs, graph)
+        if verdict or telling:
+            trial.note(verdict)
     return verdict or None
 
 
-def _differs(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+def _tested(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], graph: Graph) -> tuple[str, bool]:
+    """What is wrong, or nothing; and whether there were numbers other than zero to tell by."""
+    if not Transpose(level, inputs, outputs, graph).is_sound():
+        return _NOT_DIFFERENTIABLE, True
+    if graph.may_lack_terms():
+        differs = _differs(level, inputs, outputs)
+        return (_LACKS_TERMS if differs else RIGHT), differs is not None
+    pulled = level.gradients(outputs, inputs, [wave(output.detach()) for output in outputs], False)
+    return RIGHT, tells([x for x in pulled if x is not None])
+
+
+def _differs(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool | None:
     """Whether the second derivative in one direction differs from central differences of the first one.
 
     With fixed u and t it is the derivative of <J(x)^T u, t> along t. Differences of two step sizes have to agree with
-    each other: where they do not, the function is not smooth enough for them to tell anything.
+    each other: where they do not, the function is not smooth enough for them to tell anything. None where all of them
+    are zero.
     """
     u = [wave(output.detach()) for output in outputs]
     t = [wave(x.detach()) for x in inputs]
@@ -80,6 +89,8 @@ def _differs(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
     finally:
         state.restore()
     size = max(abs(exact), abs(wide), abs(narrow))
+    if not size:
+        return None
     return abs(wide - narrow) <= 0.01 * size < 0.2 * abs(narrow - exact)
 
 
