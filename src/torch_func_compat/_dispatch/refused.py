@@ -51,7 +51,8 @@ def _innermost(func: Callable[..., Any]) -> Callable[..., Any]:
     """The user's function within partials and transforms."""
     while isinstance(func, functools.partial):
         func = func.func
-    return inspect.unwrap(func)
+    innermost: Callable[..., Any] = inspect.unwrap(func)
+    return innermost
 
 
 def _known_by(func: Callable[..., Any]) -> Any:
@@ -78,8 +79,9 @@ def tell(transform: str, func: Callable[..., Any], refused: Capability, text: st
         pass
     if get_fallback() == "silent":
         return
+    name = name_of(_innermost(func))
     warn_user(
-        f"{transform} of `{name_of(_innermost(func))}` is computed by the autograd backend, sample by sample where torch would "
+        f"{transform} of `{name}` is computed by the autograd backend, sample by sample where torch would "
         f"batch, because {refused.meaning}. To stay native: {refused.advice}. "
         f"(torch refused with: {(text.strip() or 'an assertion').splitlines()[0][:200]})",
         FallbackWarning,
