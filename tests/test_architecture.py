@@ -19,7 +19,7 @@ LAYERS = [
     ("_functions", "_transforms"),
     ("_backends",),
     ("_dispatch",),
-    ("_ragged", "_forward_laplacian"),
+    ("_forward_laplacian",),
     ("autograd.internals", "autograd.estimators"),
     ("autograd.estimated",),
     ("autograd.derivatives", "autograd.batched"),

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .._arguments.call import Argnums
 from .._arguments.chunks import Chunks, ChunkSize, Memory
+from .._arguments.ragged import ragged, samples_first
 from .._dispatch.transform import call, transform
 from .._forward_laplacian.choice import Laplacian
-from .._ragged import ragged, samples_first
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from . import estimated
 from .internals import jacrev, vmap

@@ -8,9 +8,9 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._arguments.call import positions
-from ._torch import pytree
-from ._torch.tensors import movedim
+from .._torch import pytree
+from .._torch.tensors import movedim
+from .call import positions
 
 Function = Callable[..., Any]
 
