@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from torch import Tensor
 
@@ -29,10 +29,19 @@ class RunningLibrary:
         self._find = options.running_library
         self._state = None if self._find is None else backend.draws(None)
 
-    def running(self) -> Any:
+    def _running(self) -> list[Any]:
         """The backend of the library, where one of its transforms runs that did not when the map was recorded."""
         found = None if self._find is None else self._find()
-        return None if found is self._backend else found
+        return [] if found is None or found is self._backend else [found]
+
+    def tracking(self, vectors: Sequence[Tensor]) -> list[Any]:
+        """The same where its levels track the vectors."""
+        return [library for library in self._running() if library.is_tracked(vectors)]
+
+    def check_rows(self, outputs: Sequence[Tensor]) -> None:
+        """Raise where such a transform would batch the backward of `outputs` wrongly."""
+        for library in self._running():
+            library.check_rows(outputs)
 
     @contextlib.contextmanager
     def same_draws(self) -> Iterator[None]:
@@ -89,14 +98,14 @@ class VjpFunction(_LinearFunction):
 
     def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
         flat = self._flatten(cotangents)
-        library = self._library.running()
         pullback = self._pullback
         self._retains_graph = self._retains_graph and retain_graph
-        if library is not None and library.is_tracked(flat):
+        tracking = self._library.tracking(flat)
+        if tracking:
             with self._library.same_draws():
-                pullback = library.vjp(self._call, self._call.primals)[1]
-        elif library is not None:
-            library.check_rows(pullback.outputs)
+                pullback = tracking[0].vjp(self._call, self._call.primals)[1]
+        else:
+            self._library.check_rows(pullback.outputs)
         try:
             return self._call.select(pullback.pull(flat, retain_graph, create_graph))
         except RuntimeError as error:
@@ -146,11 +155,11 @@ class JvpFunction(_LinearFunction):
                         f"tangent:{index} with {what} {getattr(tangent, what)} in flattened pytree doesn't match the "
                         f"{what} {getattr(primal, what)} of the corresponding primal."
                     )
-        library = self._library.running()
-        if library is None or not library.is_tracked(flat):
+        tracking = self._library.tracking(flat)
+        if not tracking:
             return self._call.output(self._linear(*flat))
         with self._library.same_draws():
-            return self._call.output(library.linearize(self._call, self._call.primals)[1](*flat))
+            return self._call.output(tracking[0].linearize(self._call, self._call.primals)[1](*flat))
 
     def _require_mapped(self, spec: pytree.TreeSpec) -> bool:
         if spec != self._call.primals_spec:

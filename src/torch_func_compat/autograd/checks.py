@@ -123,9 +123,7 @@ def unwrap(x: Tensor) -> Tensor:
     """
     if is_compiling():
         return x
-    library = native()
-    if library is not None:
-        (*_, x) = _layers(library, x)
+    (*_, x) = _layers(native(), x)
     while True:
         beneath = _legacy_layer(x)
         if beneath is None:
@@ -159,23 +157,37 @@ def unwrap_gradtracking(x: Tensor) -> Tensor:
     if is_compiling():
         return x
     library = native()
-    while library is not None and library.is_gradtrackingtensor(x):
+    while library.is_gradtrackingtensor(x):
         x = library.get_unwrapped(x)
     return x
 
 
+class _NoLibrary:
+    """What there is where no library is: it wraps nothing."""
+
+    @staticmethod
+    def is_functorch_wrapped_tensor(x: Any) -> bool:
+        return False
+
+    is_batchedtensor = is_gradtrackingtensor = is_functorch_wrapped_tensor
+
+    @staticmethod
+    def _is_vmap_fallback_enabled() -> bool:
+        return True
+
+    @staticmethod
+    def _set_vmap_fallback_enabled(enabled: bool) -> None:
+        pass
+
+
 def native() -> Any:
     """The library's private module; looked up each time, since functorch may be imported at any moment."""
-    library = getattr(torch._C, "_functorch", None)
-    if library is None and "functorch" in sys.modules:  # 1.11 and 1.12: a package of its own
-        library = getattr(sys.modules["functorch"], "_C", None)
-    return library
+    # that of 1.11 and 1.12 is a package of its own
+    return getattr(torch._C, "_functorch", getattr(sys.modules.get("functorch"), "_C", _NoLibrary))
 
 
 def _any_layer(check: str, x: Any) -> bool:
     library = native()
-    if library is None:
-        return False
     try:
         return any(getattr(library, check)(layer) for layer in _layers(library, x))
     except TypeError:  # no tensor

@@ -377,9 +377,6 @@ def no_vmap_fallback() -> Iterator[None]:
     available_backends()  # imports functorch, if it is installed, whose switch is next
     library = checks.native()
     with use_fallback("error"):
-        if library is None:
-            yield
-            return
         before = library._is_vmap_fallback_enabled()
         library._set_vmap_fallback_enabled(False)
         try:
