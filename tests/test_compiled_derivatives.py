@@ -114,7 +114,7 @@ class Products(TorchDispatchMode):
 
 # Two layers 5 -> 6 -> 7 at 8 samples: the rows' own products are 8 times 7x6x5, and 7x7x6 for all samples together.
 LAYERS = torch.ones(6, 5), torch.ones(7, 6)
-SAMPLES = torch.ones(8, 5)
+SAMPLES = torch.linspace(0, 1, 40).reshape(8, 5)
 AT_MOST = 8 * (5 * 6 + 6 * 7) + 7 * 7 * 6 + 8 * 7 * 6 * 5
 
 
