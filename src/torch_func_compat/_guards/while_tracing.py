@@ -65,13 +65,21 @@ def fragile(kind: str) -> tuple[str, ...]:
 fragile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _name(func: Any) -> str:
+    """What the operation is called, without its overload. A constant too: torch 2.13 does not trace `__name__`."""
+    return str(getattr(func, "__name__", "")).partition(".")[0]
+
+
+_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 class _Watch(TorchFunctionMode):
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         self._names = names
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "").split(".")[0]
+        name = _name(func)
         if name in self._names and not (name in _POWERS and _is_real(args)):
             raise MistakenRule(MISTAKEN_COMPILED.format(name))
         return func(*args, **(kwargs or {}))
