@@ -241,10 +241,14 @@ class ScalarCall(Call):
             raise RuntimeError(f"grad can be implicitly created only for real scalar outputs but got {output.dtype}")
 
 
-def directional_call(api: str, func: Function, primals: Any, has_aux: bool) -> Call:
-    """The call of a function at a tuple of primals, all of which are differentiated."""
+def require_tuple(api: str, primals: Any) -> None:
     if not isinstance(primals, tuple):
         raise RuntimeError(f"{api}: Expected primals to be a tuple. E.g. it should be valid to call f(*primals).")
+
+
+def directional_call(api: str, func: Function, primals: Any, has_aux: bool) -> Call:
+    """The call of a function at a tuple of primals, all of which are differentiated."""
+    require_tuple(api, primals)
     return Call(api, func, primals, {}, ALL, has_aux)
 
 

@@ -29,7 +29,7 @@ from .record import Record
 from .refused import refused_in_this_loop, remember, remembering, tell
 
 # What needs nothing of a library, so that nothing can be refused.
-REVERSE = frozenset(("grad", "grad_and_value", "vjp", "jacrev", "linearize", "vhp"))
+REVERSE = frozenset(("grad", "grad_and_value", "vjp", "jacrev", "linearize", "hvp", "vhp"))
 
 
 @eager

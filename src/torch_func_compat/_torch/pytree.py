@@ -30,7 +30,7 @@ class TreeSpec:
         self.type: Any = type
         self.context: Any = context
         self.children: tuple[TreeSpec, ...] = children
-        self.num_leaves: int = 1 if type is None else sum(child.num_leaves for child in children)
+        self.num_leaves: int = 1 if type is None else sum([child.num_leaves for child in children])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TreeSpec):
@@ -108,13 +108,20 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
 
 def _collect(tree: Any, leaves: list[Any]) -> TreeSpec:
     cls = type(tree)
-    # most are tensors, which is quicker to see than that nobody handles them
-    handlers = None if cls is torch.Tensor else _handlers(cls)
+    handlers = _handlers(cls)
     if handlers is None:
         leaves.append(tree)
         return LEAF
     children, context = handlers[0](tree)
-    return TreeSpec(cls, context, tuple([_collect(child, leaves) for child in children]))
+    specs = []
+    for child in children:
+        # most are tensors, which is quicker to see than that nobody handles them
+        if type(child) is torch.Tensor:
+            leaves.append(child)
+            specs.append(LEAF)
+        else:
+            specs.append(_collect(child, leaves))
+    return TreeSpec(cls, context, tuple(specs))
 
 
 def unflatten(leaves: Any, spec: TreeSpec) -> Any:
@@ -134,7 +141,8 @@ def _build(leaves: Any, spec: TreeSpec) -> Any:
         return next(leaves)
     handlers = _handlers(spec.type)
     assert handlers is not None  # the spec was made by flatten()
-    return handlers[1]([_build(leaves, child) for child in spec.children], spec.context)
+    children = [next(leaves) if child.type is None else _build(leaves, child) for child in spec.children]
+    return handlers[1](children, spec.context)
 
 
 def map(func: Callable[[Any], Any], tree: Any) -> Any:

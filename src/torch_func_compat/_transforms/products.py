@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from .._arguments.call import (
     require_differentiable,
     require_floating,
     require_tensors,
+    require_tuple,
 )
 from .._arguments.protocol import Backend
 from .batch_first_call import with_tests
@@ -88,44 +90,64 @@ def _differentiate(
         _NAMES.get(options.name, _NAMES["grad_and_value"]), func, args, kwargs, options.argnums, options.has_aux
     )
     require_tensors(call.primals)
-    outputs, pullback, aux = backend.vjp(call, call.primals)
+    return (call, *_pull_scalar(backend, call, call.primals))
+
+
+def _pull_scalar(
+    backend: Backend, call: ScalarCall, primals: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The output, the gradients and the aux."""
+    outputs, pullback, aux = backend.vjp(call, primals)
     # Without grad mode nothing can ask for this graph again: free it on the way.
-    return call, outputs, pullback.pull([torch.ones_like(outputs[0])], torch.is_grad_enabled(), None), aux
-
-
-def _gradient(backend: Backend, func: Function, primals: tuple[Any, ...], options: Options) -> Function:
-    """The gradient by all primals, with the value (and the aux) as its aux."""
-    return grad_and_value(backend, func, options.inner(argnums=tuple(range(len(primals)))))
+    return outputs, pullback.pull([torch.ones_like(outputs[0])], torch.is_grad_enabled(), None), aux
 
 
 def hvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, options: Options) -> Any:
     """See `torch_func_compat.hvp`."""
-    call = directional_call("hvp(f, primals, tangents)", func, primals, options.has_aux)
-    flat = check_tangents(call, tangents)
-    gradient = _gradient(backend, func, primals, options)
-    if any(tensor.is_complex() for tensor in flat):
-        _, product, value = jvp(backend, gradient, primals, tangents, options=options.with_aux())
-    else:  # A real Hessian is symmetric, and a pullback is not refused.
-        _, pullback, value = vjp(backend, gradient, *primals, options=options.with_aux())
-        product = pullback(tangents)
-    return (value[0], product, value[1]) if options.has_aux else (value, product)
+    return _with_hessian("hvp(f, primals, tangents)", backend, func, primals, tangents, options)
 
 
 def vhp(backend: Backend, func: Function, primals: Any, cotangents: Any, *, options: Options) -> Any:
     """See `torch_func_compat.vhp`."""
-    call = directional_call("vhp(f, primals, cotangents)", func, primals, options.has_aux)
-    check_tangents(call, cotangents)
-    gradient = _gradient(backend, func, primals, options)
-    _, pullback, value = vjp(backend, gradient, *primals, options=options.with_aux())
-    product = pullback(cotangents)
-    return (value[0], product, value[1]) if options.has_aux else (value, product)
+    return _with_hessian("vhp(f, primals, cotangents)", backend, func, primals, cotangents, options)
+
+
+class _Gradient:
+    """The gradient of a scalar call as a function of its flat primals; the value comes first in its aux."""
+
+    def __init__(self, backend: Backend, call: ScalarCall) -> None:
+        self.func: Function = functools.partial(grad, backend, call.func)
+        self._backend = backend
+        self._call = call
+        self.generators, self.others, self.put_others = call.generators, call.others, call.put_others
+
+    def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        outputs, found, aux = _pull_scalar(self._backend, self._call, primals)
+        return found, [*outputs, *aux]
+
+    def captured(self) -> list[Tensor]:
+        """None: the call itself is asked when it is recorded."""
+        return []
+
+
+def _with_hessian(label: str, backend: Backend, func: Function, primals: Any, vectors: Any, options: Options) -> Any:
+    """The product with a Hessian from either side, by the pullback of the gradient.
+
+    A Hessian is symmetric. So is that of a real function of complex numbers, which torch differentiates by their real
+    and imaginary parts: the Hessian is a linear map over the real numbers.
+    """
+    require_tuple(label, primals)
+    call = ScalarCall(label, func, primals, {}, ALL, options.has_aux)
+    flat = check_tangents(call, vectors)
+    _, pullback, (value, *aux) = backend.vjp(_Gradient(backend, call), call.primals)
+    product = call.select(pullback.pull(flat, torch.is_grad_enabled(), None))
+    return (value, product, call.aux(aux)) if options.has_aux else (value, product)
 
 
 def batch_hvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, options: Options) -> Any:
     """See `torch_func_compat.batch_hvp`."""
     label = "batch_hvp(f, primals, tangents)"
-    if not isinstance(primals, tuple):
-        raise RuntimeError(f"{label}: Expected primals to be a tuple. E.g. it should be valid to call f(*primals).")
+    require_tuple(label, primals)
     both = options.with_aux(argnums=tuple(range(len(primals))))
     valued = with_value(func, options.has_aux)
     check_tangents(call_of(label, "", valued, primals, {}, both), tangents)

@@ -166,7 +166,7 @@ class Graph:
                 continue
             below = [child for child, _ in node.next_functions]
             for first, then in row.pairs:
-                if _leads_to(below[first], inputs) and _leads_outside(below[then]):
+                if _leads_to(below[first], inputs) and _leads_outside(below[then], set()):
                     return row.reason
         return None
 
@@ -203,18 +203,30 @@ def depends_on_outside(tensor: Tensor, inside: set[Any]) -> bool:
     """
     if tensor.grad_fn is None:
         return tensor.requires_grad and is_outside(getattr(tensor, OWNER, None))
-    # a copy, since a positive answer leaves nodes unexplored
-    seen = set(inside)
-    if _leads_outside(tensor.grad_fn, seen):
-        return True
+    return _leads_outside(tensor.grad_fn, inside)
+
+
+def _leads_outside(start: Any, inside: set[Any]) -> bool:
+    # apart from `inside`, since a positive answer leaves nodes unexplored
+    seen: set[Any] = set()
+    stack = [start]
+    while stack:
+        node = stack.pop()
+        if node in seen or node in inside:
+            continue
+        seen.add(node)
+        if _is_leaf(node) and is_outside(owner_of(node)):
+            return True
+        for child, _ in node.next_functions:
+            if child is not None:
+                stack.append(child)
     inside |= seen
     return False
 
 
-def _leads_outside(start: Any, seen: set[Any] | None = None) -> bool:
-    # AccumulateGrad is the node of a leaf; by name, since its type is not public
-    found = (node for node in nodes([start], seen) if type(node).__name__ == "AccumulateGrad")
-    return any(is_outside(owner_of(node)) for node in found)
+def _is_leaf(node: Any) -> bool:
+    # by name, since the type is not public
+    return type(node).__name__ == "AccumulateGrad"
 
 
 def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
@@ -224,7 +236,7 @@ def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
 
 def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Leaf variables below `tensors`."""
-    return [node.variable for node in Graph(tensors).nodes if type(node).__name__ == "AccumulateGrad"]
+    return [node.variable for node in Graph(tensors).nodes if _is_leaf(node)]
 
 
 def gradients(

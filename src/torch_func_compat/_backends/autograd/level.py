@@ -45,12 +45,13 @@ class Level:
         What ran and where, to be evaluated again by tests.
     """
 
-    __slots__ = ("func", "hooked", "primals", "running", "__weakref__")
+    __slots__ = ("func", "has_leaves", "hooked", "primals", "running", "__weakref__")
 
     def __init__(self, func: Differentiable | None = None, primals: Sequence[Tensor] = ()) -> None:
         self.func = func
         self.primals = primals
         self.running = False
+        self.has_leaves = False  # or every variable is the alias of a tensor from outside
         self.hooked = False  # whether hooks were registered, by the function or by another thread, meanwhile
 
     def variable(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +71,7 @@ class Level:
     def mark(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
         """Mark a leaf as this level's, so that it is not taken for the user's; and what is to be used of it."""
         setattr(leaf, OWNER, self)
+        self.has_leaves = True
         if facts.has("leaves_keep_python_attributes"):
             return leaf, leaf
         # Old torch forgets the attribute once only the graph holds the leaf. The node of the leaf does not forget.
@@ -93,11 +95,16 @@ class Level:
         finally:
             self.running = before
 
-    def release(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors as seen from outside: they require grad only if something outside did."""
+    def release(self, tensors: Sequence[Tensor], inside: set[Any] | None = None) -> list[Tensor]:
+        """The tensors as seen from outside: they require grad only if something outside did.
+
+        `inside` are nodes that are known to have no leaf from outside below.
+        """
         if not torch.is_grad_enabled():
             return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
-        inside: set[Any] = set()
+        if not self.has_leaves:
+            return list(tensors)
+        inside = set() if inside is None else inside
         return [
             tensor.detach() if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
             for tensor in tensors

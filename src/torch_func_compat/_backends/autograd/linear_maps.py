@@ -28,10 +28,9 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
             pullback = Pullback(level, inputs, outputs)
     pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside
     if pullback.is_shared:
-        released = level.release(outputs)
-    else:
-        released = [output.detach() if output.requires_grad else output for output in outputs]
-    return released, pullback, level.release(aux)
+        return level.release(outputs), pullback, level.release(aux)
+    released = [output.detach() if output.requires_grad else output for output in outputs]
+    return released, pullback, level.release(aux, set(pullback.inside)) if aux else []
 
 
 def _require_dependence(func: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class Pullback:
         if self._graph is None:
             self._graph = Graph(self.outputs)
         return self._graph
+
+    @property
+    def inside(self) -> set[Any]:
+        """Nodes without a leaf from outside below, as far as the graph was walked."""
+        return set() if self._graph is None or self._graph.outside else self._graph.nodes
 
     def _apply(
         self, cotangents: Sequence[Tensor], create_graph: bool, retain_graph: bool = True
