@@ -395,4 +395,4 @@ def test_saved_tensor_hooks_around_jvp():
         assert_close(tfc.jvp(torch.sin, (x,), (x,)), (x.sin(), x * x.cos()))
         assert_close(tfc.jacrev(torch.sin)(x), torch.diag(x.cos()))
         with pytest.raises(RuntimeError, match="don't yet support saved tensor hooks"):
-            tfc.vmap(tfc.grad(torch.sin))(x)
+            tfc.vmap(tfc.jacrev(torch.sin))(x)

@@ -36,9 +36,9 @@ COMPOSITIONS = {
 }
 
 
-# Of these, the reverse derivatives of this library wrap nothing: outside of vmap and forward mode, they run on plain
-# autograd.
-PLAIN = {"grad", "jacrev", "grad(vmap)", "jacrev(jacrev)"}
+# The reverse derivatives of this library wrap nothing here: outside of vmap and forward mode, and as the gradient of a
+# batch by torch.func, they run on plain autograd.
+PLAIN = {"grad", "jacrev", "grad(vmap)", "jacrev(jacrev)"} | ({"vmap(grad)"} if facts.has("torch_func") else set())
 
 
 @pytest.mark.parametrize("composition", COMPOSITIONS)

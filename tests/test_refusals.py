@@ -46,7 +46,7 @@ def _closes_over_a_batch(a):
 def _gradient_of(make):
     def gradients():
         func = make()
-        return tfc.vmap(tfc.grad(lambda x: func(x).sum()))(BATCH)
+        return tfc.vmap(tfc.jacrev(lambda x: func(x).sum()))(BATCH)
 
     return gradients
 
@@ -131,7 +131,7 @@ PROVOKED = {
     "size_by_values": (lambda: tfc.vmap(torch.nn.functional.one_hot)(torch.tensor([[0, 2], [2, 1]])), (1, 11), None),
     "autocast": (_under_autocast, (1, 11), None),
     "tensor_subclass": (lambda: tfc.vmap(lambda x: x.act(X[:2]))(X.as_subclass(refused.Angle)), (1, 11), None),
-    "inference_mode": (_mapped(tfc.grad(refused.inference_mode)), (1, 11), None),
+    "inference_mode": (_mapped(tfc.jacrev(refused.inference_mode)), (1, 11), None),
     "internal_error": (_vmap(refused.scatter_strided), (2, 6), None),
     "random_operation": (lambda: tfc.vmap(torch.bernoulli, randomness="same")(BATCH / 2), (1, 11), None),
 }

@@ -12,6 +12,7 @@ from .._torch import facts
 from .._torch.compiling import graph_break, inlined_only, is_compiling
 from .._transforms import PRODUCTS, TRANSFORMS
 from .._transforms.linear_functions import JvpFunction, VjpFunction
+from .._transforms.of_batch import derivative_of_batch
 from .._transforms.options import Options
 from . import choice
 from .fallback import answer
@@ -39,14 +40,14 @@ class Transform:
         self.func = func
         self.record = Record()
         self.asked = asked
-        self._options = Options(name, func, report=self.record, **asked)
+        self.options = Options(name, func, report=self.record, **asked)
         self._made: dict[Backend, Callable[..., Any]] = {}
 
     def on(self, backend: Backend) -> Callable[..., Any]:
         """The transformed function of a backend."""
         made = self._made.get(backend)
         if made is None:
-            made = self._made[backend] = _derive(backend, self.name, self.func, self._options)
+            made = self._made[backend] = _derive(backend, self.name, self.func, self.options)
         return made
 
 
@@ -54,10 +55,20 @@ def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Opti
     if name in ("vmap", "grad", "grad_and_value") and options.chunks.trivial:
         # The kind of a function is not traced.
         if not (backend.remembers and isinstance(func, (JvpFunction, VjpFunction))):
-            native = backend.native(name, func, options)
+            native: Callable[..., Any] | None = backend.native(name, func, options)
             if native is not None:
-                return native  # type: ignore[no-any-return]
+                return _by_batch(backend, func, options, native) if name == "vmap" else native
     return TRANSFORMS[name](backend, func, options)  # type: ignore[no-any-return]
+
+
+def _by_batch(
+    backend: Backend, func: Callable[..., Any], options: Options, native: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A library's vmap of `func`; where that is a derivative of this library, the derivative of the batch."""
+    made = getattr(func, "__transform__", None)
+    if not (backend.remembers and isinstance(made, Transform) and func.__wrapped__ is made.func):  # type: ignore[attr-defined]
+        return native
+    return derivative_of_batch(backend, made.func, made.options, options, native)
 
 
 def transform(

@@ -8,6 +8,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from .._arguments.batch import BatchCall
 from .._arguments.call import (
     ALL,
     Call,
@@ -85,16 +86,19 @@ _NAMES = {name: f"{name}(f)(*args)" for name in ("grad", "grad_and_value", "hess
 def _differentiate(
     backend: Backend, func: Function, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Call, list[Tensor], list[Tensor], list[Tensor]]:
-    """The call of a scalar function, its output, its gradients and its aux."""
-    call = ScalarCall(
-        _NAMES.get(options.name, _NAMES["grad_and_value"]), func, args, kwargs, options.argnums, options.has_aux
-    )
-    require_tensors(call.primals)
+    """The call of a scalar function, its output, its gradients and its aux; of a batch, with all samples together."""
+    label = _NAMES.get(options.name, _NAMES["grad_and_value"])
+    call: Call
+    if options.in_dims is None:
+        call = ScalarCall(label, func, args, kwargs, options.argnums, options.has_aux)
+        require_tensors(call.primals)
+    else:
+        call = BatchCall(label, func, args, kwargs, options.argnums, options.has_aux, options.in_dims)
     return (call, *_pull_scalar(backend, call, call.primals))
 
 
 def _pull_scalar(
-    backend: Backend, call: ScalarCall, primals: Sequence[Tensor]
+    backend: Backend, call: Call, primals: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The output, the gradients and the aux."""
     outputs, pullback, aux = backend.vjp(call, primals)
