@@ -168,7 +168,7 @@ def _check(operator: str, backend: str, device: str) -> dict[str, Any]:
     row.update(error=None, passed=False, message=None)
     try:
         error = _selfcheck.largest_error(operator, backend, device)
-    # The report shows every error that an operator raises.
+    # An operator may raise anything, and the report shows it.
     except Exception as raised:  # noqa: BLE001
         row["message"] = f"{type(raised).__name__}: {' '.join(str(raised).split())}"
         return row

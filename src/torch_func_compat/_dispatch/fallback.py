@@ -24,6 +24,7 @@ from .._torch.compiling import eager
 from .._torch.random_state import RandomState
 from .._torch.tensors import versions
 from .choice import active_native, chosen, use_backend
+from .cost import cost
 from .fallback_mode import get_fallback
 from .record import Record
 from .refused import refused_in_this_loop, remember, remembering, tell
@@ -93,6 +94,8 @@ def _with_fallback(
             if state is not None and not state.moved():
                 record.trusted = backend
             return result
+        # Torch refuses by exceptions of any type, and the user's function may answer a refusal by its own. `_refusal`
+        # raises again whatever is neither a refusal nor doubtful.
         except Exception as error:
             if versions(args) != ([0] * len(versions(args)) if before is None else before):
                 raise  # what changed its arguments would change them once more
@@ -104,7 +107,7 @@ def _with_fallback(
             state.restore()
     # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
     if doubtful is None and record.refused is None:
-        _note(record, name, func, refused, text)
+        _note(record, name, func, refused, text, args)
     record.backend = "autograd"
     with remembering() if name == "vmap" else use_backend("autograd"):
         try:
@@ -113,25 +116,28 @@ def _with_fallback(
             if not text:
                 raise
             again: Exception = doubtful or LoopError(f"{error} (torch had refused with: {text})")
+        # Any error of the function shows that torch was not to blame. The user should see the first one.
         except Exception:
             if doubtful is None:
                 raise
-            again = doubtful  # a sample alone raises one, too: the user should see the first
+            again = doubtful
         else:
             if doubtful is not None:
-                _note(record, name, func, refused, text)
+                _note(record, name, func, refused, text, args)
             return result
     record.backend = backend.name
     raise again
 
 
-def _note(record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
+def _note(
+    record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str, args: tuple[Any, ...]
+) -> None:
     """Remember a refusal, and tell the user."""
     record.trusted = None
     if refused.lasting:
         record.refused = refused
         remember(name, func, refused)
-    tell(name, func, refused, text)
+    tell(name, func, refused, text, lambda: cost(name, record.options, args))
 
 
 _is_traced: Callable[[], Any] = (

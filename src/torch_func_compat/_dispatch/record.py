@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from .._arguments.protocol import Backend
 from .._guards.refusals import Capability
@@ -11,6 +11,11 @@ from .._transforms.options import Report
 
 class Record(Report):
     """What is known of a transform.
+
+    Parameters
+    ----------
+    options : mapping, optional
+        The options that the user passed to the transform.
 
     Attributes
     ----------
@@ -24,8 +29,9 @@ class Record(Report):
         The backend that has answered without a refusal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self.options = {} if options is None else options
         self.backend: str | None = None
         self.is_plain = False
         self.refused: Capability | None = None

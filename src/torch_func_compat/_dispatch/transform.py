@@ -37,7 +37,7 @@ class Transform:
     def __init__(self, name: str, func: Callable[..., Any], asked: dict[str, Any]) -> None:
         self.name = name
         self.func = func
-        self.record = Record()
+        self.record = Record(asked)
         self.asked = asked
         self._options = Options(name, func, report=self.record, **asked)
         self._made: dict[Backend, Callable[..., Any]] = {}

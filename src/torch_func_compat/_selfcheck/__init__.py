@@ -267,7 +267,7 @@ def answered_by(operator: str, backend: str, device: str = "cpu") -> str:
             next(CHECKS[operator](point))  # torch imports much at a first call, which would take long to watch
             with watch:
                 next(CHECKS[operator](point))
-        # The report tells what happens, whatever it is.
+        # An operator may raise anything, and the report names it.
         except Exception as error:  # noqa: BLE001
             return f"raised {type(error).__name__}"
     return watch.route

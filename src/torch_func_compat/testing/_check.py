@@ -190,10 +190,11 @@ def check_scenarios(
 
 
 def _or_none(found: Callable[[], Any]) -> Any:
-    """What plain autograd cannot tell is not compared: a function may be differentiable fewer times, for example."""
+    """The reference, or None where plain autograd has none: a function may be differentiable fewer times."""
     try:
         return found()
-    except Exception:  # noqa: BLE001 - the function's own errors, too
+    # The function is the user's and may raise anything. The check itself shows its errors; a reference is optional.
+    except Exception:  # noqa: BLE001
         return None
 
 

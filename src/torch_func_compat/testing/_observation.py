@@ -84,7 +84,8 @@ class Observation:
         try:
             with use_fallback("error"):
                 return compute()
-        except Exception:  # noqa: BLE001 - what it was shows in the other attempt
+        # A refusal may have any type. An error of the function's own is raised again by the second attempt.
+        except Exception:  # noqa: BLE001
             with use_fallback("silent"):
                 result = compute()
             self._fell_back = True
@@ -120,7 +121,8 @@ class Observation:
     def _problem_of(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - that an operator raises is a finding
+        # Any error of the operator is a finding, which the report shows.
+        except Exception as error:  # noqa: BLE001
             text = (str(error).strip().splitlines() or [""])[0]
             self._problems.append(f"raises: {what} raised {type(error).__name__}: {text}")
 
