@@ -119,7 +119,7 @@ def _operators(backends: Sequence[str], device: str) -> dict[str, Any]:
 
 
 def _print_operators(table: dict[str, Any], backend: str, emit: Report) -> None:
-    """The operators of one backend, by what they come to."""
+    """The operators of one backend, grouped by how they are computed."""
     by_meaning: dict[str, list[str]] = {}
     order = list(routes.MEANINGS)
     found = [(name, row[backend]) for name, row in table.items()]

@@ -31,7 +31,7 @@ def load(name: str) -> Backend:
     ValueError
         No backend has that name.
     BackendUnavailableError
-        It cannot be had here; an ImportError.
+        This environment lacks it. It is an ImportError.
     """
     backend = _loaded.get(name)
     if backend is not None:
@@ -97,7 +97,7 @@ def _make_functorch() -> NativeBackend:
 
 
 def unavailable() -> dict[str, str]:
-    """Why each backend that cannot be had here cannot be had."""
+    """The reason why each missing backend is missing."""
     for name in NAMES:
         try:
             load(name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._torch.callers import warn_user
 from .vectors import values
 
 __all__ = [
@@ -114,9 +114,9 @@ def settle(status: Status, vector: Tensor, name: str, on_failure: str) -> Tensor
     after = f", after {steps} iterations" if steps >= 0 else ""
     text = (
         f"{name} {what}{among}: residual norm {float(norm.max()):.3g}, expected at most {float(bound.max()):.3g}"
-        f"{after}. {advice}, or choose on_failure='nan'"
+        f"{after}. {advice}"
     )
     if on_failure == "raise":
-        raise error(text)
-    warnings.warn(text, ConvergenceWarning, stacklevel=2)
+        raise error(f"{text}, or choose on_failure='nan'")
+    warn_user(text, ConvergenceWarning)
     return vector
