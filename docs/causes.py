@@ -492,7 +492,7 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back",
         ),
         Cause(
-            "torch differentiates what no_grad() is around",
+            "torch differentiates operations within no_grad()",
             "only with `set_fallback('error')`: the function uses `no_grad()`, which torch's forward mode ignores",
             "allow falling back, or `detach()` what is to be constant",
         ),

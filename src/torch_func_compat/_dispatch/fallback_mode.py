@@ -1,4 +1,4 @@
-"""What the user wants where a library refuses: to be warned, silence, or the library's error."""
+"""The setting that says what a refusal of a library leads to: a warning, silence, or the library's error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def set_fallback(mode: str | None) -> None:
     Parameters
     ----------
     mode : {'warn', 'silent', 'error'} or None
-        Compute on the autograd backend with one `FallbackWarning` per function, do so without a word, or let
+        Compute on the autograd backend with one `FallbackWarning` per function, do so without a warning, or let
         torch's error pass. None goes back to the environment variable ``TORCH_FUNC_COMPAT_FALLBACK``, else to
         'warn'.
 

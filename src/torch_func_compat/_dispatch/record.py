@@ -24,7 +24,7 @@ class Record(Report):
     is_plain : bool
         Whether a backend with a library took a derivative by plain autograd.
     refused : Capability or None
-        What its library refused once.
+        A refusal of its library.
     trusted : Backend or None
         The backend that has answered without a refusal.
     """

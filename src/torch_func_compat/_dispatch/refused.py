@@ -1,4 +1,4 @@
-"""Functions that a library has refused: which, remembered within a loop, and told once."""
+"""Functions that a library has refused: remembered within a loop, and told to the user once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _innermost(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _known_by(func: Callable[..., Any]) -> Any:
-    """What tells a function from others: a lambda is a new object each time, its code is not."""
+    """A key for a function: a lambda is a new object each time it is made, its code is not."""
     func = _innermost(func)
     if isinstance(func, types.MethodType) and isinstance(func.__self__, type):
         return func.__self__  # the apply() of all Functions has one code

@@ -34,7 +34,7 @@ def _within_a_transform() -> bool:
 
 
 class Unknown(Exception):
-    """The field has an operation of which it is not known whether torch differentiates it rightly."""
+    """The field has an operation that torch is not known to differentiate rightly."""
 
 
 class Evaluation:
@@ -43,7 +43,7 @@ class Evaluation:
     Parameters
     ----------
     api : str
-        Who asks, for messages.
+        The name of the public function, for messages.
     func : callable
         The field: ``(*batch, C) -> (*batch, *value)``.
     plans : list of Plan
@@ -65,7 +65,7 @@ class Evaluation:
         self.size = size
         self.named = named
         self.check = check
-        self._direct = True  # until an operation was met that is not known
+        self._direct = True  # until an operation comes that is not known to be right
 
     def __call__(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Values, Tensor]:
         """The derivatives of each component, and the field's value."""
@@ -162,7 +162,7 @@ class Evaluation:
 
     def _recorded(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
         """What is differentiated by, and the field's value."""
-        # An alias: what else the field makes of the same points does not belong to the derivative.
+        # An alias: results that others make of the same points do not belong to the derivative.
         level = Level()
         own, used = level.variable(points)
         given = used.view_as(used)

@@ -18,7 +18,7 @@ class Context:
         self.saved_for_forward: tuple[Any, ...] | None = None
         self.dirty_tensors: tuple[Any, ...] = ()
         self.non_differentiable: tuple[Any, ...] = ()
-        # what the forward is known to return, where it runs again for the context alone
+        # the known outputs, where the forward runs again for the context alone
         self.outputs: Any = None
 
     @property

@@ -1,7 +1,7 @@
-"""What torch gets wrong without an error, where, what this library does about it, and the test of that.
+"""The mistakes that torch makes without an error, where, what this library does about them, and the tests of that.
 
-The rows are documentation: docs/wrong-answers.md is generated from them, and a test looks for each row's test. What
-acts on them is in ``by_operation.py``, ``by_graph.py``, ``by_profile.py``, ``compositions`` and ``trial.py``.
+The rows are documentation: docs/wrong-answers.md is generated from them, and a test looks for each row's test. The
+remedies are in ``by_operation.py``, ``by_graph.py``, ``by_profile.py``, ``compositions`` and ``trial.py``.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_composed_operations.py::test_operations_without_a_first_derivative",
     ),
     WrongAnswer(
-        "forward mode of what `no_grad()` is around ([78961](https://github.com/pytorch/pytorch/issues/78961))",
+        "forward mode differentiates operations within `no_grad()` ([78961](https://github.com/pytorch/pytorch/issues/78961))",
         "functorch 0.1 to torch 2.15",
         "notices the switch of grad mode and takes the transpose of reverse mode",
         test="tests/conformance/test_state.py",
