@@ -92,7 +92,7 @@ class _Unwritten:
         return getattr(self._func, name)
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        # integers count calls and the like, and have no derivative to lose
+        # integers, such as counters of calls, have no derivative to lose
         outside = [x for x in (*self._func.others(), *self._func.captured()) if x.is_floating_point()]
         before = [version(tensor) for tensor in outside]
         result = self._func(*primals)

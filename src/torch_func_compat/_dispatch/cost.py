@@ -29,7 +29,7 @@ def cost(transform: str, options: Mapping[str, Any], args: tuple[Any, ...]) -> s
     if transform == "vmap":
         count = _samples(options["in_dims"], args)
         return "1 sample by itself" if count == 1 else f"{count} samples one by one"
-    if transform in ("jvp", "hvp", "batch_hvp"):
+    if transform in ("jvp", "batch_hvp"):
         return f"one product {_PASSES}"
     _, batched, operator = transform.rpartition("batch_")
     if options.get("partition") is None and operator in ("jacfwd", *_ROWS_OF_HESSIANS):

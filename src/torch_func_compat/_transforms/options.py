@@ -1,4 +1,4 @@
-"""What a transform was asked for, and what it reports back."""
+"""The options of a transform, and the report of its last call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._arguments.partition import Partition
 
 
 class Report:
-    """What the last call of a transform came to; `torch_func_compat.explain` reads it.
+    """The mode and the chunks of the last call of a transform; `torch_func_compat.explain` reads it.
 
     Attributes
     ----------

@@ -98,7 +98,7 @@ class Team:
         Raises
         ------
         RemoteError
-            It raised in another process. Here, it may have gone well.
+            `compute` raised in another process. In this one it may have succeeded.
         """
         failure: Exception | None = None
         found: tuple[T, Any] | None = None

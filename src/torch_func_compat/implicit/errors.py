@@ -60,7 +60,7 @@ _REASONS = {
     UNFINISHED: (ConvergenceError, "did not converge", "Give it more iterations, a better start or a larger tolerance"),
     WRONG: (
         NotASolutionError,
-        "returned a point that is no solution, where the derivative would mean nothing",
+        "returned a point that is no solution, so that the derivative would mean nothing",
         "Let it converge further, or give a larger tol",
     ),
     SINGULAR: (
@@ -71,7 +71,7 @@ _REASONS = {
     NOT_FINITE: (
         ConvergenceError,
         "met numbers that are not finite",
-        "Give it a better start, or see what overflows or has no derivative",
+        "Give it a better start, or look for an overflow or a missing derivative",
     ),
     INDEFINITE: (
         IndefiniteError,

@@ -21,7 +21,9 @@ AT_ONCE = 2**22
 
 
 class LinearOperator:
-    """A matrix that is given by its products with vectors; made by `jacobian_operator` and its like.
+    """A matrix that is given by its products with vectors.
+
+    `jacobian_operator`, `hessian_operator` and `ggn_operator` make it.
 
     ``operator @ vector`` takes a vector of shape ``(columns,)`` or a matrix of shape ``(columns, k)``, whose columns
     are multiplied in one batched call, `chunk_size` at a time. It also takes pytrees: a tuple with one pytree for each

@@ -21,8 +21,8 @@ PASSES = 40
 def distance_two(members: Lists, resources: int, order: Sequence[int]) -> list[int]:
     """A color for each line, such that no two lines of one color have an entry in the same place.
 
-    `members` are the places of each line's entries, of which there are `resources`. These are the columns of a
-    Jacobian and their rows, or the other way round: greedy partial distance-2 coloring of the bipartite graph
+    `members` are the places of each line's entries; there are `resources` places. Lines are the columns of a Jacobian
+    and places its rows, or the other way round: greedy partial distance-2 coloring of the bipartite graph
     (Gebremedhin, Manne, Pothen, SIAM Review 47, 629 (2005), algorithm 3.2).
     """
     taken = [0] * resources

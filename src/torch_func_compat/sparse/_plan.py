@@ -15,8 +15,8 @@ from ._patterns import Pattern
 class Plan:
     """The vectors to multiply with, and the place of each entry in the products, for one size of the matrix.
 
-    Products are those of the `seeds` with the lines that were colored; the result has one row for each seed, in it one
-    number for each mark: ``(count, marks)``. The last seed is the random one by which the others are checked.
+    Products are those of the `seeds` with the lines that were colored; the result has one row for each seed, with one
+    number for each mark: ``(count, marks)``. The last seed is random; it checks the others.
     """
 
     @aside

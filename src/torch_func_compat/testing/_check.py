@@ -56,7 +56,8 @@ def check(
         Largest difference, relative to ``max(1, largest value expected)``. By default 1e-6 against finite differences
         and 1e-8 against all else in float64, 1e-3 and 1e-4 in float32.
     allow_fallback : bool
-        False makes a loop in the place of what the backend refused (see `use_fallback`) count as a difference.
+        With False, it counts as a difference if a backend refuses the function and a loop computes the result (see
+        `use_fallback`).
     raises : bool
         False returns the report also where it has differences.
 

@@ -1,4 +1,4 @@
-"""What is seen of one operator on one backend."""
+"""The observation of one operator on one backend: values, derivatives, counts and problems."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Observation:
         return fresh(self._case.inputs, self._case.positions, requires_grad)
 
     def _answered(self, compute: Callable[[], Any]) -> Any:
-        """By the backend; by a loop, which is noted, where it refuses and the user's setting lets loops answer."""
+        """The result of the backend; where it refuses and the setting allows it, of a loop, which is noted."""
         if get_fallback() == "error":
             return compute()
         try:
@@ -128,7 +128,7 @@ class Observation:
 
 
 def graph_of(case: Case) -> tuple[list[Tensor], list[bool]] | None:
-    """Derivatives of what the operator must return, by plain autograd, and which of its leaves have any.
+    """Derivatives of the expected result, by plain autograd, and which of its leaves have any.
 
     None where there are none: the result is a constant, or the function is differentiable once.
     """

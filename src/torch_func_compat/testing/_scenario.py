@@ -17,7 +17,7 @@ FINITE_DIFFERENCES, LOOP = "finite-differences", "loop"
 
 @dataclass(frozen=True)
 class Scenario:
-    """A function, its inputs, an operator, and what the operator has to return.
+    """A function, its inputs, an operator, and its expected result.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ class Scenario:
         Arguments to differentiate; by default all that are pytrees of floating-point tensors.
     vector : pytree, optional
         What ``jvp``, ``linearize``, ``hvp``, ``vhp`` and ``batch_hvp`` (a tuple of tangents, one for each argument) or
-        ``vjp`` (cotangents, as the output) is taken with; by default numbers without symmetry between -1 and 1.
+        ``vjp`` (cotangents, as the output) multiplies; by default numbers without symmetry between -1 and 1.
     batch : int or sequence of tuples
-        Samples for `vmap`: that many, made of the inputs by factors from 1 on; or the inputs of each. What is not
-        differentiated is shared. 0 leaves `vmap` out.
+        Samples for `vmap`: their number, to be made of the inputs by factors from 1 on; or the inputs of each. Inputs
+        that are not differentiated are shared. 0 leaves `vmap` out.
     name : str
-        What it is called in reports; by default the function's name.
+        Its name in reports; by default the function's name.
 
     See Also
     --------
