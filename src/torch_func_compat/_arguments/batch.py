@@ -17,9 +17,9 @@ class SampleSpace:
     Attributes
     ----------
     shape : tuple of int
-        Of one sample.
+        The shape of one sample.
     size, dim : int
-        How many samples there are, and along which dimension.
+        The number of samples, and their dimension.
     """
 
     __slots__ = ("shape", "size", "dim", "dtype", "device", "_numel")

@@ -25,7 +25,7 @@ ALL: Any = object()
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """What to call `func` in a message; partials and modules have no ``__name__``."""
+    """The name of `func` in a message; partials and modules have no ``__name__``."""
     if isinstance(func, functools.partial):
         return f"functools.partial({name_of(func.func)}, ...)"
     if isinstance(func, torch.nn.Module):

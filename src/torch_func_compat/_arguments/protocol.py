@@ -1,4 +1,4 @@
-"""What a backend must give: vmap, vjp and jvp of functions on flat lists of tensors.
+"""The protocol of a backend: vmap, vjp and jvp of functions on flat lists of tensors.
 
 Everything else (grad, jacrev, jacfwd, hessian, ...) is derived from these in ``_transforms``, once for all backends.
 A backend may also offer a transform of its library as it is.

@@ -65,7 +65,7 @@ def is_active() -> bool:
 
 
 def _samples(call: BatchedCall, tensors: Sequence[Tensor]) -> dict[int, list[Tensor]] | None:
-    """What the first and the last sample give alone, of copies that may be written to; None for no samples."""
+    """The results of the first and the last sample alone, from copies of the inputs; None for no samples."""
     size = tensors[0].size(call.dims[0])
     if not size:
         return None

@@ -1,4 +1,4 @@
-"""What torch.func and functorch have in common: the primitives on their vmap, vjp and jvp."""
+"""The common base of torch.func and functorch: the primitives on their vmap, vjp and jvp."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._guards.by_graph import Look, is_mapped
 from .._guards.recognition import refusal
 
-# What maps a function of flat tensors over dimension 0 of some: (function, tensors, randomness) -> results
+# Maps a function of flat tensors over their dimension 0: (function, tensors, randomness) -> results
 AtOnce = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor], str], List[Tensor]]
 # Cotangents, retain_graph and create_graph -> gradients
 Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]

@@ -18,7 +18,7 @@ _setting = Setting("fallback", _check)
 
 
 def get_fallback() -> str:
-    """What happens here and now where the native backend refuses a function.
+    """The setting here and now for functions that the native backend refuses.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def get_fallback() -> str:
 
 
 def set_fallback(mode: str | None) -> None:
-    """Choose for the whole process what happens where the native backend refuses a function.
+    """Choose for the whole process what happens if the native backend refuses a function.
 
     Parameters
     ----------

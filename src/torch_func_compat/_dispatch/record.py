@@ -1,4 +1,4 @@
-"""What is known of a transform, and `explain`, which reads it."""
+"""The record of a transform, and `explain`, which reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._transforms.options import Report
 
 
 class Record(Report):
-    """What is known of a transform.
+    """The record of a transform: its options, its backend, and its refusal.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ _TRACED: Backend | None = choice.traced() if facts.has("compiled_transforms") el
 
 
 class Transform:
-    """A transform of a function, and what is known of it.
+    """A transform of a function, and its record.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from .nodes import look
 from .plan import Index, Passes, Plan
 from .samples import factors, require_independent
 
-# Of each component of the field, its derivatives.
+# For each component of the field, its derivatives.
 Values = List[Dict[Index, Tensor]]
 
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", None) or bool
@@ -28,7 +28,7 @@ _in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabl
 
 
 def _within_a_transform() -> bool:
-    """Whether a transform of torch.func or functorch is running: its backend answers, whatever is chosen."""
+    """Whether a transform of torch.func or functorch is running: its backend answers in spite of the settings."""
     with use_backend("autograd"):
         return get_backend() != "autograd"
 
@@ -38,7 +38,7 @@ class Unknown(Exception):
 
 
 class Evaluation:
-    """What is asked of a field, evaluated at points of shape ``(*batch, C)``.
+    """The derivatives of a field that are asked for, at points of shape ``(*batch, C)``.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class Evaluation:
         return values, value
 
     def _recorded(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """What is differentiated by, and the field's value."""
+        """The tensor to differentiate by, and the field's value."""
         # An alias: results that others make of the same points do not belong to the derivative.
         level = Level()
         own, used = level.variable(points)

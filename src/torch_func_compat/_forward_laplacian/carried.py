@@ -83,8 +83,8 @@ class Carried(Tensor):
     run : Run
     value : Tensor
     jac : Tensor or None
-        Of shape ``(size, *value.shape)``, or 1 in place of dimensions along which it is the same. None is a constant
-        that depends on the coordinates in its value alone, like a comparison.
+        Of shape ``(size, *value.shape)``, with 1 for dimensions along which it is the same. None stands for zero: the
+        value has no derivative but may depend on the coordinates, like that of a comparison.
     lap : Tensor or None
         Of the value's shape; None is zero.
     """

@@ -83,7 +83,7 @@ def applied(run: Run, operation: Callable[..., Tensor], carried: Sequence[Any]) 
 def spread(
     run: Run, carried: Sequence[Any], value: Tensor, firsts: Sequence[Tensor], seconds: dict[tuple[int, int], Tensor]
 ) -> Any:
-    """What is carried through an operation with these derivatives."""
+    """The carried result of an operation with these derivatives."""
     dim = value.dim()
     jacs: list[Tensor] = [lifted(x.jac, dim) for x in carried]
     terms: list[Any] = [None if x.lap is None else first * lift(x.lap, dim) for x, first in zip(carried, firsts)]

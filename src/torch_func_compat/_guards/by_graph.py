@@ -1,4 +1,4 @@
-"""What the graph of a function has that torch.func or functorch differentiates wrongly, without an error."""
+"""Nodes in the graph of a function that torch.func or functorch differentiates wrongly, without an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch.func and functorch refuse although a loop over plain autograd can compute it: ONE table.
+"""Functions that torch.func and functorch refuse and that plain autograd can compute: ONE table.
 
 A row has the words of torch that a refusal is known by, its meaning, and what the user can do to stay fast. Torch has
 more words than there are rows: ``recognition.py`` knows the others by where they come from, and by what a loop does.

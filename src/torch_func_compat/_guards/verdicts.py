@@ -95,7 +95,7 @@ def _token(value: Any) -> Hashable:
 
 
 def identity(value: Any, depth: int = 0) -> Hashable:
-    """What distinguishes a function, or an object that a function closes over, from others.
+    """A key that tells a function, or an object that a function closes over, from others.
 
     Tensors, floating-point numbers and what lists and dicts hold beside functions change from step to step in a loop:
     their types and shapes alone count.

@@ -68,7 +68,7 @@ fragile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _name(func: Any) -> str:
-    """What the operation is called, without its overload. A constant too: torch 2.13 does not trace `__name__`."""
+    """The name of the operation, without its overload. A constant, too: torch 2.13 does not trace `__name__`."""
     return str(getattr(func, "__name__", "")).partition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""What this torch can do: ONE table of facts, each with its probe, its versions and its source.
+"""The features and bugs of this torch: ONE table of facts, each with its probe, its versions and its source.
 
 A fact that can be probed (an attribute, a parameter, a behaviour on three numbers) is probed, so that
 vendor builds and nightlies are judged by their features and not by their names. A version range stands

@@ -163,7 +163,7 @@ def broadcast_prefix(prefix: Any, spec: TreeSpec) -> list[Any] | None:
     children, context = handlers[0](prefix)
     if spec.type is not type(prefix) or len(children) != len(spec.children):
         return None
-    if isinstance(prefix, dict):  # by key, in whatever order
+    if isinstance(prefix, dict):  # by key, in any order
         if set(context[0]) != set(spec.context[0]):
             return None
         children = [prefix[key] for key in spec.context[0]]

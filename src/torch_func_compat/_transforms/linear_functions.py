@@ -84,7 +84,7 @@ class _LinearFunction:
 
 
 class VjpFunction(_LinearFunction):
-    """What vjp returns beside the output: cotangents -> gradients of the primals.
+    """The function that vjp returns: cotangents -> gradients of the primals.
 
     ``vjp_fn(cotangents, retain_graph=True, create_graph=None)``, where the cotangents have the structure of
     the function's output and the result is a tuple with one entry for each primal.
@@ -143,7 +143,7 @@ class VjpFunction(_LinearFunction):
 
 
 class JvpFunction(_LinearFunction):
-    """What linearize returns beside the output: tangents of the primals -> tangents of the output."""
+    """The function that linearize returns: tangents of the primals -> tangents of the output."""
 
     def __call__(self, *tangents: Any) -> Any:
         flat, spec = pytree.flatten(tangents)

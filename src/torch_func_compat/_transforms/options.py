@@ -37,8 +37,8 @@ class Options:
     argnums, has_aux, randomness, out_dims, chunks
         As the public functions have them.
     in_dims
-        Of vmap; of a derivative, the batch dimensions of a function of a whole batch, or None for a function of one
-        sample.
+        That of vmap. For a derivative, the batch dimensions of a function of a whole batch, or None for a function of
+        one sample.
     mode : str
         'auto', or the mode of a Jacobian or Hessian.
     check : bool or None

@@ -236,8 +236,8 @@ def _stack_leaf(name: str, tensors: list[Tensor]) -> Tensor:
     if len(flags) > 1:
         raise RuntimeError(f"Expected {name} from each model to have the same .requires_grad")
     stacked = torch.stack(tensors)
-    # What functional_call has put into a parameter's place is no nn.Parameter. It may be differentiated, so it stays
-    # attached.
+    # A tensor that functional_call has put into a parameter's place is no nn.Parameter. It may be differentiated, so it
+    # stays attached.
     if True not in flags or not all(isinstance(tensor, nn.Parameter) for tensor in tensors):
         return stacked
     stacked = stacked.detach()

@@ -98,7 +98,7 @@ def _stack(private: Any) -> Any:
 
 
 class _Below:
-    """What a context has, without the layer of one transform."""
+    """The contents of a context without the layer of one transform."""
 
     def __init__(self, ctx: Any, below: Callable[[Any], Any]) -> None:
         self._ctx = ctx

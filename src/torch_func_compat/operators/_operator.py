@@ -118,7 +118,7 @@ class LinearOperator:
         Returns
         -------
         Tensor
-            Of this shape.
+            Of the shape of the operator.
         """
         rows, columns = self.shape
         if rows < columns:
@@ -198,7 +198,7 @@ class LinearOperator:
         Returns
         -------
         scipy.sparse.linalg.LinearOperator
-            Of numpy arrays; what it returns has no derivatives.
+            It takes and returns numpy arrays, which have no derivatives.
 
         Raises
         ------

@@ -86,7 +86,7 @@ def star(neighbors: Lists, order: Sequence[int]) -> list[int]:
                 # vertex - neighbor - hub - another one of the neighbor's color
                 forbidden |= hubs[neighbor]
                 if twice >> color & 1:
-                    # another neighbor of that color - vertex - neighbor - whatever is next to it
+                    # another neighbor of that color - vertex - neighbor - any neighbor of that one
                     forbidden |= around[neighbor]
         bit = ~forbidden & (forbidden + 1)
         color = colors[vertex] = bit.bit_length() - 1
@@ -135,7 +135,7 @@ def best(
 ) -> list[int]:
     """The coloring with fewest colors, of those in the given orders and of others that follow from them.
 
-    A greedy coloring class by class of an earlier one, in whatever order of classes, takes no more colors than that
+    A greedy coloring that takes the classes of an earlier one, in any order, takes no more colors than that one
     (Culberson's iterated greedy; for stars it is no more than a good try). It ends with `bound` colors, or when all
     of `entries` were visited as often as `EFFORT` allows.
     """

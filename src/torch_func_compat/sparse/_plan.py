@@ -47,7 +47,7 @@ class Plan:
         return own
 
     def seeds(self, like: Tensor, check: bool) -> Tensor:
-        """What to multiply by, ``(count, size)`` and one row more for the check."""
+        """The vectors to multiply by, ``(count, size)``, and one more row for the check."""
         key = ("seeds", like.dtype, like.device)
         if key not in self._kept:
             self._kept[key] = self._seeds(like.dtype, like.device)

@@ -22,7 +22,7 @@ OWNER = "_autograd_transform_level"
 _NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")
 
 
-# What torch batches rightly on every release (a test takes each of them through every one): arithmetic, products of
+# Nodes that torch batches rightly on every release (a test takes each through every release): arithmetic, products of
 # matrices, sums and views, of real numbers; no node here makes real numbers of complex ones.
 BATCHED_RIGHTLY = frozenset(
     "AccumulateGrad Add Sub Rsub Mul Div Neg Reciprocal Pow Sqrt Rsqrt Exp Expm1 Log Log1P Sin Cos Tan Sinh Cosh Atan "
@@ -35,7 +35,7 @@ BATCHED_RIGHTLY = frozenset(
 )
 
 
-# What a node is, by its class: bits.
+# The properties of a node, by its class: bits.
 _LEAF, _UNTRUSTED, _NOTABLE, _COMPOSED, _DETERMINANT = 1, 2, 4, 8, 16
 
 # Their backward solves with the matrix, which fails at a singular one, unless a graph is created: then it takes
@@ -63,7 +63,7 @@ def _kind(cls: type) -> int:
 
 
 class Graph:
-    """What one walk through the graph of some tensors tells.
+    """The properties of the graph of some tensors, from one walk through it.
 
     Attributes
     ----------
