@@ -109,7 +109,7 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "foreign_tensor",
         FOREIGN.format(r"\S+"),
-        "it uses a custom derivative rule that takes a transformed tensor from around it",
+        "it uses a custom derivative rule that closes over a tensor of a transform",
         "pass that tensor to the function as an argument",
     ),
     Capability(
@@ -260,7 +260,7 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "inplace_in_formula",
         r"one of the variables needed for gradient computation has been modified by an inplace operation",
-        "one of torch's own formulas writes in place to what another one saved (grad of jvp of grad of a norm)",
+        "one of torch's formulas writes in place to a tensor that another one saved (grad of jvp of grad of a norm)",
         "use reverse mode (vjp) in place of jvp",
         cost=TRANSPOSED,
     ),
@@ -296,8 +296,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "mistaken_nesting",
         MISTAKEN_NESTING.format(r"\w+"),
-        "it nests derivatives of an operation whose fused derivative is wrong in torch, without an error, in forward "
-        "mode within another derivative (layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
+        "it uses an operation that torch gets wrong, without an error, in forward mode within another derivative "
+        "(layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
         "take the inner derivative in reverse mode (jacrev, vjp), and use this library's Function",
         cost=TRANSPOSED,
     ),
@@ -351,8 +351,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "tensor_subclass",
         MISTAKEN_SUBCLASS.format(r"\w+"),
-        "it is given a subclass of Tensor, and torch's transforms would give it a plain tensor instead",
-        "give it a plain tensor, and make the subclass inside",
+        "it gets a subclass of Tensor, and torch's transforms would pass a plain tensor instead",
+        "pass a plain tensor, and make the subclass inside",
         lasting=False,
     ),
     Capability(
