@@ -371,8 +371,8 @@ CAUSES: dict[str, list[Cause]] = {
         Cause(
             "cannot be differentiated again",
             "a higher derivative would be wrong: for a custom backward that is not differentiable, for third "
-            "derivatives of layer_norm and its like, and for second ones of weight_norm and, before torch 1.13, of "
-            "kl_div",
+            "derivatives of layer_norm and other normalisations, and for second ones of weight_norm and, before torch "
+            "1.13, of kl_div",
             "what the message ends with: a backward of torch operations, or the normalisation written out",
         ),
     ],
@@ -492,7 +492,7 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back",
         ),
         Cause(
-            "torch differentiates what no_grad() is around",
+            "torch differentiates operations within no_grad()",
             "only with `set_fallback('error')`: the function uses `no_grad()`, which torch's forward mode ignores",
             "allow falling back, or `detach()` what is to be constant",
         ),

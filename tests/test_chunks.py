@@ -86,8 +86,7 @@ def test_graphs_that_burst_the_budget_are_told(backend):
     (warned,) = [w for w in seen if "all chunks keep their graphs" in str(w.message)]
     assert warned.filename == __file__
     assert "more than the budget of 1 MB" in str(warned.message)
-    for way in ("create_graph=False", "torch.no_grad()", "requires_grad_(False)"):
-        assert way in str(warned.message)
+    assert str(warned.message).endswith("If the result is not to be differentiated, call it within torch.no_grad()")
 
 
 def test_ways_out_of_graphs_that_burst_the_budget(backend):

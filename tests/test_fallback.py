@@ -14,6 +14,7 @@ from support import refused
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
+from torch_func_compat._dispatch.cost import cost
 
 X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
 BATCH = torch.stack([X, 2 * X, X - 0.05])
@@ -81,8 +82,41 @@ def test_one_warning_per_function_says_why_and_what_to_do():
             tfc.vmap(tfc.grad(lambda x: reads_a_value(x).sum()))(BATCH[:1])
     texts = [str(w.message) for w in caught if issubclass(w.category, tfc.FallbackWarning)]
     assert len(texts) == 2  # two functions: the named one and the lambda around it
-    assert "reads_a_value" in texts[0] and ".item()" in texts[0] and "torch.where()" in texts[0]
+    assert "vmap of `reads_a_value` is computed by the autograd backend, 3 samples one by one, because" in texts[0]
+    assert ".item()" in texts[0] and "To stay native: use torch.where()" in texts[0]
+    assert "1 sample by itself" in texts[1]
     assert caught[0].filename == __file__
+
+
+@needs_native
+def test_the_warning_names_the_columns():
+    def refuses(x):
+        return refused.old_function(x)
+
+    with pytest.warns(tfc.FallbackWarning, match="jacfwd of `refuses` is .*, 4 columns by backward passes, because"):
+        tfc.jacfwd(refuses)(X)
+
+
+@pytest.mark.parametrize(
+    ("transform", "options", "args", "expected"),
+    [
+        ("vmap", {"in_dims": -1}, (BATCH,), "4 samples one by one"),
+        ("vmap", {"in_dims": (None, {"x": 0, "n": None})}, (X, {"x": BATCH, "n": 2}), "3 samples one by one"),
+        ("vmap", {"in_dims": 0}, (BATCH[:0],), "0 samples one by one"),
+        ("jvp", {}, (torch.sin, (X,), (X,)), "one product by backward passes"),
+        ("jacfwd", {"argnums": 0}, (X[:1], X), "1 column by backward passes"),
+        ("jacfwd", {"argnums": (0, -1)}, ({"a": X, "b": X}, 2, BATCH), "20 columns by backward passes"),
+        ("jacfwd", {"argnums": 0, "partition": object()}, (X,), "rows or columns by backward passes"),
+        ("hessian", {"argnums": 0}, (X, X), "4 rows of each output's Hessian by backward passes"),
+        ("batch_hessian", {"argnums": 0, "in_dims": 0}, (BATCH,), "4 rows of each sample's Hessian by backward passes"),
+        ("batch_laplacian", {"argnums": 1, "in_dims": (0, 1)}, (BATCH, BATCH.t()),
+         "4 rows of each sample's Hessian by backward passes"),
+        ("jacobian", {"argnums": 0}, (X,), "rows or columns by backward passes"),
+        ("batch_jacobian", {"argnums": 0, "in_dims": 0}, (BATCH,), "rows or columns by backward passes"),
+    ],
+)  # fmt: skip
+def test_work_that_a_warning_names(transform, options, args, expected):
+    assert cost(transform, options, args) == expected
 
 
 @needs_native

@@ -85,8 +85,9 @@ def test_nan(backend):
 
 def test_warn(backend):
     solution = root(square, newton(max_iterations=3), on_failure="warn")
-    with pytest.warns(ConvergenceWarning, match="newton did not converge"):
+    with pytest.warns(ConvergenceWarning, match="newton did not converge") as caught:
         z = solution(ONE, 7 * ONE)
+    assert [warning.filename for warning in caught] == [__file__]
     assert 0 < abs(float(z) - 7**0.5) < 0.1
     with pytest.warns(ConvergenceWarning, match="singular"):
         found = linear_solve(lambda x, a: a * x, PAIR, 0 * PAIR, on_failure="warn")

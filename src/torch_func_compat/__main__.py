@@ -119,7 +119,7 @@ def _operators(backends: Sequence[str], device: str) -> dict[str, Any]:
 
 
 def _print_operators(table: dict[str, Any], backend: str, emit: Report) -> None:
-    """The operators of one backend, by what they come to."""
+    """The operators of one backend, grouped by how they are computed."""
     by_meaning: dict[str, list[str]] = {}
     order = list(routes.MEANINGS)
     found = [(name, row[backend]) for name, row in table.items()]
@@ -168,7 +168,7 @@ def _check(operator: str, backend: str, device: str) -> dict[str, Any]:
     row.update(error=None, passed=False, message=None)
     try:
         error = _selfcheck.largest_error(operator, backend, device)
-    # The report shows every error that an operator raises.
+    # An operator may raise anything, and the report shows it.
     except Exception as raised:  # noqa: BLE001
         row["message"] = f"{type(raised).__name__}: {' '.join(str(raised).split())}"
         return row

@@ -1,1 +1,1 @@
-"""What a transform is called with."""
+"""The arguments of a transform: pytrees, argnums, in_dims, batches and chunks."""

@@ -12,14 +12,14 @@ from .call import Argnums, Call, Function, require_differentiable, require_float
 
 
 class SampleSpace:
-    """A batch, as the space of what is the same for each of its samples: it has as many elements as one of them.
+    """The space that each sample of a batch is a vector of. Its basis vectors are the same in all samples.
 
     Attributes
     ----------
     shape : tuple of int
-        Of one sample.
+        The shape of one sample.
     size, dim : int
-        How many samples there are, and along which dimension.
+        The number of samples, and their dimension.
     """
 
     __slots__ = ("shape", "size", "dim", "dtype", "device", "_numel")
@@ -51,7 +51,7 @@ class BatchCall(Call):
     size : int
         How many samples there are.
     space : list of SampleSpace
-        The primals as the space that one sample of them is of.
+        For each primal, the space of its samples.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class BatchCall(Call):
             if output.dim() == 0 or output.shape[0] != self.size:
                 raise ValueError(
                     f"{self.api}: expected a function of the whole batch, which returns {self.size} samples along "
-                    f"dimension 0, got an output of shape {tuple(output.shape)}. Of a function of one sample, take "
-                    f"vmap(jacobian(f)), vmap(hessian(f)) and the like"
+                    f"dimension 0, got an output of shape {tuple(output.shape)}. For a function of one sample, take "
+                    f"vmap(jacobian(f)) or vmap(hessian(f))"
                 )
         return outputs, aux
 
 
 def batch_dims(api: str, in_dims: Any, args: tuple[Any, ...], wanted: Sequence[int]) -> tuple[list[int], int]:
     """The batch dimension of each leaf to differentiate (not negative), and how many samples there are."""
-    # an int is of what is differentiated; the other arguments are what they are
+    # An int is the batch dimension of the differentiated arguments; the others have none then.
     where = wanted if isinstance(in_dims, int) else range(len(args))
     leaves, spec = pytree.flatten(tuple([args[i] for i in where]))
     owners = [i for i, child in zip(where, spec.children) for _ in range(child.num_leaves)]

@@ -1,4 +1,4 @@
-"""Shares of the samples that the arguments of a function of a whole batch have."""
+"""A share of the samples in the arguments of a function of a whole batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BatchSlices:
     Raises
     ------
     ValueError
-        `in_dims` do not fit, or do not say whether a tensor has samples that looks as if it had.
+        `in_dims` do not fit the arguments, or leave open whether a tensor that looks like a batch is one.
     """
 
     def __init__(self, api: str, in_dims: Any, argnums: Argnums, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ class BatchSlices:
         )
         self._leaves, self._spec = pytree.flatten(args)
         dims = pytree.broadcast_prefix(each, self._spec)
-        assert dims is not None  # batch_dims() has looked
+        assert dims is not None  # batch_dims() has checked it
         self._dims: list[int | None] = dims
         shared = pytree.flatten(kwargs)[0]
         if not isinstance(in_dims, tuple):
@@ -42,7 +42,7 @@ class BatchSlices:
                 )
 
     def between(self, start: int, stop: int) -> tuple[Any, ...]:
-        """The arguments with these samples alone."""
+        """The arguments, with these samples only."""
         leaves = [
             leaf if dim is None else leaf.narrow(dim, start, stop - start)
             for leaf, dim in zip(self._leaves, self._dims)

@@ -2,7 +2,7 @@
 
 The backends differentiate functions of a flat list of tensors only. `Call` turns a user's call into such a function
 and the results back into the user's structures. Conditions and error types are those of the newest torch.func; so are
-the texts, as far as people match on them.
+the texts that programs match on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALL: Any = object()
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """What to call `func` in a message; partials and modules have no ``__name__``."""
+    """The name of `func` in a message; partials and modules have no ``__name__``."""
     if isinstance(func, functools.partial):
         return f"functools.partial({name_of(func.func)}, ...)"
     if isinstance(func, torch.nn.Module):
@@ -132,7 +132,7 @@ class Call:
             self.positions: tuple[int, ...] = tuple(range(len(args)))
         else:
             self.positions = positions(argnums, len(args))
-        # whether the arguments are what is differentiated, in their order
+        # whether all arguments are differentiated, in their order
         self._is_whole = len(args) == 1 or self.positions == tuple(range(len(args)))
         chosen = args if self._is_whole else tuple([args[i] for i in self.positions])
         self.primals, self.primals_spec = pytree.flatten(chosen)
@@ -178,7 +178,7 @@ class Call:
 
     @cached_property
     def _rest(self) -> tuple[list[Any], pytree.TreeSpec]:
-        """What is not differentiated: positional arguments by their positions, and keyword arguments."""
+        """Arguments that are not differentiated: positional ones by their positions, and keyword arguments."""
         return pytree.flatten(({i: arg for i, arg in enumerate(self.args) if i not in self.positions}, self.kwargs))
 
     def others(self) -> list[Tensor]:
@@ -188,14 +188,14 @@ class Call:
         return [leaf for leaf in self._rest[0] if isinstance(leaf, Tensor)]
 
     def put_others(self, others: Sequence[Tensor]) -> None:
-        """Let the function be given these in their place."""
+        """Call the function with these in place of `others`."""
         leaves, spec = self._rest
         values = iter(others)
         rest, self.kwargs = pytree.unflatten([next(values) if isinstance(x, Tensor) else x for x in leaves], spec)
         self.args = tuple(rest.get(i, arg) for i, arg in enumerate(self.args))
 
     def captured(self) -> list[Tensor]:
-        """Tensors around the function, which it can reach without being given them as leaves of its arguments."""
+        """Tensors that the function can reach although they are no leaves of its arguments."""
         found = captured_tensors(self.func)
         if self._is_whole and not self.kwargs:
             return found

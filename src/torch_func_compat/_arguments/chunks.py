@@ -137,17 +137,17 @@ class Sizes:
             return run()
         self._measurements -= 1
         results, usage = measured(run)
-        # Of results that can be differentiated, the graphs of all chunks stay until the end.
+        # If results can be differentiated, the graphs of all chunks stay until the end.
         graphs = usage.kept * self._total // rows if _tracked(results) else 0
         if graphs > self.budget:
             _warn_of_graphs(self._label(), graphs, self.budget)
         free = self.budget - graphs if graphs < self.budget else self.budget
-        # What each chunk needs besides its rows makes a small chunk look expensive: the estimate is on the safe side.
+        # Memory that does not grow with the rows makes a small chunk look expensive: the estimate is on the safe side.
         self.step = max(int(free * rows / usage.peak), 1) if usage.peak else max(self.step, 64)
         return results
 
 
-# Transforms and functions that were warned of.
+# Labels that were warned about.
 _warned: set[str] = set()
 
 
@@ -158,8 +158,8 @@ def _warn_of_graphs(label: str, graphs: int, budget: int) -> None:
     warn_user(
         f"{label}: the result can be differentiated by parameters that require grad, or by other tensors outside of "
         f"the function. So all chunks keep their graphs, which take about {graphs / 1e6:.0f} MB: more than the budget "
-        f"of {budget / 1e6:.0f} MB, whatever the chunk size. If nothing is to differentiate the result, say "
-        f"create_graph=False, call it within torch.no_grad(), or freeze the parameters by requires_grad_(False)",
+        f"of {budget / 1e6:.0f} MB, whatever the chunk size. If the result is not to be differentiated, call it "
+        f"within torch.no_grad()",
         UserWarning,
     )
 

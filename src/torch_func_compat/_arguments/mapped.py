@@ -36,8 +36,8 @@ class BatchedCall:
 
     output_spec: pytree.TreeSpec
     flat_out_dims: list[int | None]
-    # For each output to be stacked, which of the mapped inputs it was, if it was one: as in torch.func, the result
-    # is then that input itself where it reads the same memory.
+    # For each output to be stacked, the index of the mapped input that it is, or None. As in torch.func, the result is
+    # then that input itself where it reads the same memory.
     identity: Iterable[int | None]
 
     def __init__(
@@ -47,7 +47,7 @@ class BatchedCall:
         self.out_dims = out_dims
         self.kwargs = kwargs
         self.identity = itertools.repeat(None)
-        # torch.compile traces the making of no name.
+        # torch.compile cannot trace how the name is made.
         head = "" if is_compiling() else f"vmap({self.name}, in_dims={in_dims}, ...)(<inputs>)"
         if not isinstance(in_dims, (int, tuple)):
             raise ValueError(
@@ -155,7 +155,7 @@ class BatchedCall:
         return functools.partial(self.func, **self.kwargs) if self.kwargs else self.func, arguments
 
     def reachable(self) -> tuple[list[Tensor], list[torch.Generator]]:
-        """What the function can reach beside its slices: tensors that all samples share, and random generators."""
+        """Tensors that all samples share, and random generators, among all that the function can reach."""
         where = set(self.where)
         found = captured([self.func, [leaf for i, leaf in enumerate(self.leaves) if i not in where], self.kwargs])
         generators = [value for value in found if isinstance(value, torch.Generator)]
@@ -233,7 +233,7 @@ def check_out_dims(func: Callable[..., Any], out_dims: Any) -> None:
 
 
 def _is_whole(stacked: Tensor, tensor: Tensor, dim: int) -> bool:
-    """Whether the first one is a view of the whole of the second, with `dim` in front."""
+    """Whether `stacked` is a view of the whole of `tensor`, with `dim` in front."""
     if stacked._base is None or stacked.layout != torch.strided or getattr(stacked, "is_nested", False):
         return False
     moved = movedim(tensor, dim, 0)

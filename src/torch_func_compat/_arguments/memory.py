@@ -11,14 +11,14 @@ from torch import Tensor
 from .._torch import facts, pytree
 from .._torch.random_state import RandomState
 
-# Where the computation cannot be watched, it is taken to need so many times what its results take.
+# A computation that cannot be watched is assumed to need this multiple of the memory of its results.
 UNSEEN = 10
 
 Run = Callable[[], List[Tensor]]
 
-# Of what is free, by default: the rest is for the result, the allocator and everybody else.
+# The default budget is the free memory divided by this. The rest is for the result, the allocator and other processes.
 FRACTION = 4
-# Where nobody says what is free.
+# Bytes that are assumed to be free where the system does not tell.
 UNKNOWN = 2**30
 
 
@@ -77,7 +77,7 @@ def _by_dispatch(run: Run) -> tuple[list[Tensor], Usage]:
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    # of each storage that was seen: how to tell that it is gone, and its bytes; 0 for what was there before
+    # for each storage that was seen: a weak reference and its bytes, or 0 if it existed before
     alive: dict[int, tuple[Any, int]] = {}
     peak = [0]
 
@@ -101,7 +101,9 @@ def _by_dispatch(run: Run) -> tuple[list[Tensor], Usage]:
     class Watch(TorchDispatchMode):
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            return False  # what is watched is never traced; to say so would import the compiler, which takes seconds
+            return (
+                False  # nothing here is traced; torch would import its compiler to find that out, which takes seconds
+            )
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             see((args, kwargs), False)
@@ -124,11 +126,11 @@ def _by_profiler(run: Run) -> tuple[list[Tensor], Usage]:
     except RuntimeError as error:
         if "rofiler" not in str(error):
             raise
-        return run(), Usage(0, 0)  # somebody is profiling us
+        return run(), Usage(0, 0)  # another profiler is running
     live = peak = 0
     for event in sorted(profile.function_events, key=lambda event: event.time_range.start):
         change = event.self_cpu_memory_usage + event.self_cuda_memory_usage
-        # torch 1.8 does not say when memory was freed: what was taken altogether is on the safe side
+        # torch 1.8 does not tell when memory was freed: the sum of all allocations is on the safe side
         live += change if event.time_range.end else 0
         peak = max(peak, live)
     return results, Usage(peak, max(live - _size(results), 0))

@@ -1,7 +1,7 @@
-"""What a backend must give: vmap, vjp and jvp of functions on flat lists of tensors.
+"""The protocol of a backend: vmap, vjp and jvp of functions on flat lists of tensors.
 
 Everything else (grad, jacrev, jacfwd, hessian, ...) is derived from these in ``_transforms``, once for all backends.
-A backend may also have a vmap of its library's that needs no help.
+A backend may also offer a transform of its library as it is.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Differentiable(Protocol):
         """Random generators that the function can reach."""
 
     def others(self) -> list[Tensor]:
-        """Tensors that it is given and that are not differentiated."""
+        """Tensors among the arguments that are not differentiated."""
 
     def put_others(self, others: Sequence[Tensor]) -> None:
-        """Let it be given these in their place."""
+        """Call the function with these in place of `others`."""
 
     def captured(self) -> list[Tensor]:
-        """Tensors that it can reach without being given them."""
+        """Tensors that it can reach although they are no leaves of its arguments."""
 
 
 class LinearMap(Protocol):

@@ -39,13 +39,13 @@ def samples_first(api: str, func: Function, out_dims: Any, has_aux: bool) -> Fun
 class Ragged:
     """Samples of different sizes, one after another or mixed, along dimension 0 of tensors.
 
-    They are padded to the size of the largest one, so that a function of all of them becomes a function of a batch of
-    samples of one size, on whose padding nothing depends.
+    They are padded to the size of the largest one. A function of all of them becomes a function of a batch of samples
+    of one size, and nothing depends on the padding.
 
     Parameters
     ----------
     api : str
-        Who asks, for messages.
+        The name of the public function, for messages.
     index : Tensor
         Of shape (N,), with integers: the sample that each of the N rows belongs to.
     """

@@ -31,7 +31,7 @@ def load(name: str) -> Backend:
     ValueError
         No backend has that name.
     BackendUnavailableError
-        It cannot be had here; an ImportError.
+        This environment lacks it. It is an ImportError.
     """
     backend = _loaded.get(name)
     if backend is not None:
@@ -87,8 +87,8 @@ def _make_functorch() -> NativeBackend:
         from .functorch import FunctorchBackend
 
         return FunctorchBackend()
-    # functorch patches torch while it is imported and can fail there in any way; 0.2.1 raises
-    # from torch.jit when PYTORCH_JIT=0, for example. Whatever it was, there is no functorch here.
+    # functorch patches torch while it is imported and can raise anything there: 0.2.1, for example, fails in
+    # torch.jit when PYTORCH_JIT=0. After any error there is no functorch here.
     except Exception as error:
         raise BackendUnavailableError(
             f"functorch cannot be imported ({type(error).__name__}: {error}). torch 1.13 ships it; "
@@ -97,7 +97,7 @@ def _make_functorch() -> NativeBackend:
 
 
 def unavailable() -> dict[str, str]:
-    """Why each backend that cannot be had here cannot be had."""
+    """The reason why each missing backend is missing."""
     for name in NAMES:
         try:
             load(name)

@@ -1,8 +1,8 @@
 """Reverse mode by plain autograd; vmap and forward mode by a library.
 
 A reverse derivative that runs on plain autograd cannot be refused, is the same on every torch, and costs what
-hand-written autograd costs. A library is asked for what it alone can do: batching, and pushing forward. Within one of
-its running transforms, its own levels answer, since no other backend can see into its tensors.
+hand-written autograd costs. A library does the two things that only it can do: batching, and pushing forward. Within
+one of its running transforms, its own levels answer, since no other backend can see into its tensors.
 """
 
 from __future__ import annotations
@@ -145,11 +145,11 @@ def _leaves(result: Any) -> list[Any]:
 def _run_settled(
     trial: Trial, compute: Callable[[], Result], outputs_of: Callable[[Result], Sequence[Any]], inputs: Any
 ) -> tuple[Result, bool]:
-    """A result that was tested; and whether that is enough.
+    """The result of a call like one that was tested; and whether that test is enough.
 
-    It is not where plain autograd records this result and did not record the one that was tested, as after parameters
-    were unfrozen. Then the random state is as before, and the function may run again; one that wrote to its inputs may
-    not.
+    The test is not enough if plain autograd records this result and did not record the tested one, for example after
+    parameters were unfrozen. Then the random state is put back, and the function may run again. A function that wrote
+    to its inputs does not run again: for it, the test is enough.
     """
     if not torch.is_grad_enabled() or trial.verdict(recorded=True) is not None:
         return compute(), True

@@ -65,7 +65,7 @@ def is_active() -> bool:
 
 
 def _samples(call: BatchedCall, tensors: Sequence[Tensor]) -> dict[int, list[Tensor]] | None:
-    """What the first and the last sample give alone, of copies that may be written to; None for no samples."""
+    """The results of the first and the last sample alone, from copies of the inputs; None for no samples."""
     size = tensors[0].size(call.dims[0])
     if not size:
         return None
@@ -92,7 +92,7 @@ class _Unwritten:
         return getattr(self._func, name)
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        # integers count calls and the like, and have no derivative to lose
+        # integers, such as counters of calls, have no derivative to lose
         outside = [x for x in (*self._func.others(), *self._func.captured()) if x.is_floating_point()]
         before = [version(tensor) for tensor in outside]
         result = self._func(*primals)

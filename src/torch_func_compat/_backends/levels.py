@@ -96,7 +96,7 @@ def push(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Outputs of `func`, their tangents, and aux."""
     level = _private._jvp_increment_nesting()
-    _transforms.JVP_NESTING += 1  # of the dual levels there is one, and the outermost jvp's is it
+    _transforms.JVP_NESTING += 1  # there is one dual level, that of the outermost jvp
     try:
         around = forward_ad.dual_level() if _transforms.JVP_NESTING == 1 else contextlib.nullcontext()
         with forward_ad._set_fwd_grad_enabled(True), around:

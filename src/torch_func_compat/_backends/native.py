@@ -1,4 +1,4 @@
-"""What torch.func and functorch have in common: the primitives on their vmap, vjp and jvp."""
+"""The common base of torch.func and functorch: the primitives on their vmap, vjp and jvp."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class NativeBackend:
 
     def __init__(self, namespace: Any, private: Any, is_active: Callable[[], bool]) -> None:
         self.library = namespace
-        # The outermost transform of the library runs in this: a lock where it is not thread-safe, and the like.
-        # What TorchScript optimizes within a transform is wrong from then on (fact "optimized_scripts_lose_terms"):
-        # nothing is optimized there, and the function is interpreted.
+        # The context of the library's outermost transform, such as a lock where the library is not thread-safe.
+        # A script that TorchScript optimizes within a transform is wrong from then on (fact
+        # "optimized_scripts_lose_terms"): nothing is optimized there, and scripts are interpreted.
         self.around: Callable[[], ContextManager[Any]] = (
             functools.partial(_optimized_execution, False)
             if facts.has("optimized_scripts_lose_terms")
@@ -222,7 +222,7 @@ class NativeBackend:
                 cotangents = [wave(output) for output in outputs]
                 pulled = pullback.pull(cotangents, True, False)
             return agree(cotangents, pushed, pulled, tangents)
-        except (MistakenRule, *ERRORS):  # the call itself will tell
+        except (MistakenRule, *ERRORS):  # the call itself raises it
             return None
         finally:
             state.restore()
@@ -270,7 +270,7 @@ class NativeBackend:
             look(outputs).refuse(outputs, primals, self._private)
             return outputs, aux
 
-        # what is differentiated once more outside is differentiated three times
+        # a derivative that is taken outside of this would be the third one
         kept = kept_outside(noted, self._private, NORMALISATIONS)
         outputs, pull, aux = self.record(self.guard(kept, forward=False), primals)
         if transposable[0]:
@@ -286,5 +286,5 @@ class NativeBackend:
         def again(*tangents: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.jvp(func, primals, tangents, False)[1])
 
-        again(*(torch.zeros_like(primal) for primal in primals))  # should that be refused, then now
+        again(*(torch.zeros_like(primal) for primal in primals))  # a refusal has to come now
         return outputs, NativeMap(self.at_once, again, "error"), aux

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._guards.by_graph import Look, is_mapped
 from .._guards.recognition import refusal
 
-# What maps a function of flat tensors over dimension 0 of some: (function, tensors, randomness) -> results
+# Maps a function of flat tensors over their dimension 0: (function, tensors, randomness) -> results
 AtOnce = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor], str], List[Tensor]]
 # Cotangents, retain_graph and create_graph -> gradients
 Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]
@@ -79,7 +79,7 @@ class NativePullback:
             row = refusal(error)
             if row is None or row.name not in ("inplace_into_unbatched", "broadcast_by_vmap"):
                 raise
-        # Torch writes mapped values into what it has made of cotangents that are not mapped: so they are made mapped.
+        # Torch writes mapped values into tensors that it made of unmapped cotangents: so all cotangents become mapped.
         return rows.batched(*(c + torch.zeros_like(value) for c, value in zip(cotangents, self.values)))
 
     def __call__(self, *cotangents: Tensor) -> list[Tensor]:
@@ -108,7 +108,7 @@ class Push(NativeMap):
         return self._split(super().__call__(*vectors), lambda aux: aux)
 
     def batched(self, *vectors: Tensor) -> list[Tensor]:
-        if len(vectors[0]) == 0:  # there is no first one, and it calls itself with zeros
+        if len(vectors[0]) == 0:  # there is no first tangent: it calls itself with zeros
             return super().batched(*vectors)
         return self._split(super().batched(*vectors), lambda aux: aux[0])
 

@@ -1,4 +1,4 @@
-"""What a function could have changed, and what it needs to be evaluated once more for a test."""
+"""The state around a function: whether a call changed it, and how to evaluate the function again for a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._torch.random_state import RandomState
 from .._torch.tensors import version
 from .autograd.constant_outputs import UndifferentiatedError
 
-# Errors of a test that answer its question: torch is wrong within, or has no derivative.
+# Errors that settle a test: torch is wrong within the function, or has no derivative.
 ANSWERS = (MistakenRule, UndifferentiatedError)
 
 

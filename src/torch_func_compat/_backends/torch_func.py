@@ -80,9 +80,9 @@ class TorchFuncBackend(NativeBackend):
         return watched(func, forward=forward)
 
     def given(self, func: Differentiable) -> Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        """The same; and the other tensors that `func` is given are on the level of its primals, too.
+        """The same; the other tensors among the arguments are put on the level of the primals, too.
 
-        So it may write in place into them what is differentiated, as into the arguments of torch.func's transforms.
+        So `func` may write differentiated values into them in place, as into arguments of torch.func's transforms.
         """
         given = super().given(func)
 

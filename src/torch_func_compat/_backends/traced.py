@@ -1,4 +1,4 @@
-"""torch.func as torch.compile knows to trace it: its own vmap, vjp and jvp, with no memory and guards by names."""
+"""torch.func as torch.compile can trace it: its own vmap, vjp and jvp, without memory, and with guards by names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _TracedMap:
 
 
 class _NoDraws:
-    """The random state of a graph is the compiler's affair."""
+    """A random state that cannot be put back: the compiler handles random numbers of a graph."""
 
     def restore(self) -> None:
         """Do nothing."""

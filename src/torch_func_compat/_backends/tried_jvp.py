@@ -47,7 +47,7 @@ def tried_jvp(
     pushed = tangents_of(result)
     with testing():
         right, twice = _agrees_with_reverse_mode(func, primals, tangents, pushed, plain)
-        # Differences see through detach(), and cannot decide where it is called.
+        # Finite differences ignore detach(), so they cannot decide where it is called.
         if right is None or (right is False and not trial.detaches):
             right = _agrees_with_differences(func, [copied(primal) for primal in primals], tangents, pushed)
         telling = right is False or not twice or (right and tells(pushed))
@@ -156,7 +156,7 @@ class TriedPush:
     ) -> list[Tensor]:
         if not self._tested and self._trial.is_settled():
             found = compute()
-            # what is recorded now may not have been when it was tested
+            # plain autograd may record this result although it did not record the tested one
             self._tested = not is_recorded(found) or self._trial.is_settled(recorded=True)
             if self._tested:
                 return found

@@ -62,7 +62,7 @@ def tried_vmap(
 
 
 def _reached(call: BatchedCall) -> list[Tensor]:
-    """What the function can differentiate beside its slices: other arguments, closed-over tensors and parameters."""
+    """Tensors beside the slices that can be differentiated: other arguments, closed-over tensors and parameters."""
     found = captured([call.func, call.leaves, call.kwargs], parameters=True)
     return [value for value in found if isinstance(value, Tensor)]
 

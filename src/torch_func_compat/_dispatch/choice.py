@@ -148,7 +148,7 @@ def chosen() -> Backend:
 
 
 def traced() -> Backend:
-    """The backend while torch.compile traces: what it knows to trace is torch.func."""
+    """The backend while torch.compile traces: of the libraries, it can trace torch.func."""
     return _backends.traced()
 
 
@@ -161,7 +161,7 @@ def native_transform(name: str) -> Callable[..., Any] | None:
             continue
         if hasattr(library, name):
             return getattr(library, name)  # type: ignore[no-any-return]
-        return getattr(getattr(library, "experimental", None), name, None)  # there, functorch 0.2.1 has functionalize
+        return getattr(getattr(library, "experimental", None), name, None)  # functorch 0.2.1 has functionalize there
     return None
 
 
@@ -182,7 +182,7 @@ _watched: NativeBackend | None = None
 def _find_native() -> NativeBackend | None:
     if facts.has("torch_func"):
         return _backends.native("torch.func")
-    # Nothing of functorch can be running before it was imported, and it is not ours to import here.
+    # No transform of functorch can be running before functorch is imported, and this module must not import it.
     if "functorch" in sys.modules and facts.has("functorch_is_separate"):
         with contextlib.suppress(BackendUnavailableError):
             return _backends.native("functorch")

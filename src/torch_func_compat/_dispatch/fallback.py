@@ -24,11 +24,12 @@ from .._torch.compiling import eager
 from .._torch.random_state import RandomState
 from .._torch.tensors import versions
 from .choice import active_native, chosen, use_backend
+from .cost import cost
 from .fallback_mode import get_fallback
 from .record import Record
 from .refused import refused_in_this_loop, remember, remembering, tell
 
-# What needs nothing of a library, so that nothing can be refused.
+# These need no library, so they cannot be refused.
 REVERSE = frozenset(("grad", "grad_and_value", "vjp", "jacrev", "linearize", "hvp", "vhp"))
 
 
@@ -81,21 +82,23 @@ def _with_fallback(
     text, doubtful = "", None
     refused = record.refused or refused_in_this_loop(name, func)
     if refused is None:
-        # What was answered without a refusal is trusted: no random state and no versions are kept for it, which
-        # costs more than all else here. Should a refusal come all the same, arguments that were never modified
-        # cannot have been modified this time.
+        # A transform that was answered without a refusal is trusted: its random state and versions are not kept, since
+        # that costs more than all else here. If it is refused all the same, arguments that were never modified cannot
+        # have been modified this time.
         trusted = record.trusted is backend
         before, state = (None, None) if trusted else (versions(args), RandomState())
         around = sys.exc_info()[1]
         try:
             result = call(*args, **kwargs)
-            # what draws random numbers keeps the random state in view
+            # a function that draws random numbers is not trusted
             if state is not None and not state.moved():
                 record.trusted = backend
             return result
+        # Torch refuses by exceptions of any type, and the user's function may answer a refusal by its own. `_refusal`
+        # raises again whatever is neither a refusal nor doubtful.
         except Exception as error:
             if versions(args) != ([0] * len(versions(args)) if before is None else before):
-                raise  # what changed its arguments would change them once more
+                raise  # the function would change its arguments once more
             refused, error = _refusal(error, around)
             if refused is UNKNOWN:
                 doubtful = error
@@ -104,7 +107,7 @@ def _with_fallback(
             state.restore()
     # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
     if doubtful is None and record.refused is None:
-        _note(record, name, func, refused, text)
+        _note(record, name, func, refused, text, args)
     record.backend = "autograd"
     with remembering() if name == "vmap" else use_backend("autograd"):
         try:
@@ -113,25 +116,28 @@ def _with_fallback(
             if not text:
                 raise
             again: Exception = doubtful or LoopError(f"{error} (torch had refused with: {text})")
+        # Any error of the function shows that torch was not to blame. The user should see the first one.
         except Exception:
             if doubtful is None:
                 raise
-            again = doubtful  # a sample alone raises one, too: the user should see the first
+            again = doubtful
         else:
             if doubtful is not None:
-                _note(record, name, func, refused, text)
+                _note(record, name, func, refused, text, args)
             return result
     record.backend = backend.name
     raise again
 
 
-def _note(record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
+def _note(
+    record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str, args: tuple[Any, ...]
+) -> None:
     """Remember a refusal, and tell the user."""
     record.trusted = None
     if refused.lasting:
         record.refused = refused
         remember(name, func, refused)
-    tell(name, func, refused, text)
+    tell(name, func, refused, text, lambda: cost(name, record.options, args))
 
 
 _is_traced: Callable[[], Any] = (
@@ -155,9 +161,9 @@ _in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabl
 
 
 def _refusal(error: Exception, around: BaseException | None) -> tuple[Capability, Exception]:
-    """What was refused, and torch's error; the user's own is raised again."""
+    """The refusal and torch's error; an error of the user's own is raised again."""
     if isinstance(error, SystemError) and isinstance(error.__cause__, Exception):
-        # Python's, where C++ warns on the way out of the error that counts (seen on torch 2.14 with Python 3.10)
+        # Python raises it where C++ warns while the real error is on its way (seen on torch 2.14 with Python 3.10).
         error = error.__cause__
     refused = refusal(error, around)
     if refused is None:

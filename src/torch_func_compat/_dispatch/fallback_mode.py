@@ -1,4 +1,4 @@
-"""What the user wants where a library refuses: to be warned, silence, or the library's error."""
+"""The setting that says what a refusal of a library leads to: a warning, silence, or the library's error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _setting = Setting("fallback", _check)
 
 
 def get_fallback() -> str:
-    """What happens here and now where the native backend refuses a function.
+    """The setting here and now for functions that the native backend refuses.
 
     Returns
     -------
@@ -35,12 +35,12 @@ def get_fallback() -> str:
 
 
 def set_fallback(mode: str | None) -> None:
-    """Choose for the whole process what happens where the native backend refuses a function.
+    """Choose for the whole process what happens if the native backend refuses a function.
 
     Parameters
     ----------
     mode : {'warn', 'silent', 'error'} or None
-        Compute on the autograd backend with one `FallbackWarning` per function, do so without a word, or let
+        Compute on the autograd backend with one `FallbackWarning` per function, do so without a warning, or let
         torch's error pass. None goes back to the environment variable ``TORCH_FUNC_COMPAT_FALLBACK``, else to
         'warn'.
 

@@ -1,8 +1,8 @@
-"""What is known of a transform, and `explain`, which reads it."""
+"""The record of a transform, and `explain`, which reads it."""
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from .._arguments.protocol import Backend
 from .._guards.refusals import Capability
@@ -10,7 +10,12 @@ from .._transforms.options import Report
 
 
 class Record(Report):
-    """What is known of a transform.
+    """The record of a transform: its options, its backend, and its refusal.
+
+    Parameters
+    ----------
+    options : mapping, optional
+        The options that the user passed to the transform.
 
     Attributes
     ----------
@@ -19,13 +24,14 @@ class Record(Report):
     is_plain : bool
         Whether a backend with a library took a derivative by plain autograd.
     refused : Capability or None
-        What its library refused once.
+        A refusal of its library.
     trusted : Backend or None
         The backend that has answered without a refusal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self.options = {} if options is None else options
         self.backend: str | None = None
         self.is_plain = False
         self.refused: Capability | None = None

@@ -1,4 +1,4 @@
-"""Functions that a library has refused: which, remembered within a loop, and told once."""
+"""Functions that a library has refused: remembered within a loop, and told to the user once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _innermost(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _known_by(func: Callable[..., Any]) -> Any:
-    """What tells a function from others: a lambda is a new object each time, its code is not."""
+    """A key for a function: a lambda is a new object each time it is made, its code is not."""
     func = _innermost(func)
     if isinstance(func, types.MethodType) and isinstance(func.__self__, type):
         return func.__self__  # the apply() of all Functions has one code
@@ -67,7 +67,20 @@ def _known_by(func: Callable[..., Any]) -> Any:
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def tell(transform: str, func: Callable[..., Any], refused: Capability, text: str) -> None:
+def tell(transform: str, func: Callable[..., Any], refused: Capability, text: str, work: Callable[[], str]) -> None:
+    """Warn of a refusal once for each function.
+
+    Parameters
+    ----------
+    transform, func
+        The name of the transform, and the user's function.
+    refused : Capability
+        The reason and the way out.
+    text : str
+        Torch's words.
+    work : callable
+        Returns what the autograd backend computes instead; called only if there is a warning.
+    """
     if is_testing():
         return
     key = _known_by(func)
@@ -81,8 +94,8 @@ def tell(transform: str, func: Callable[..., Any], refused: Capability, text: st
         return
     name = name_of(_innermost(func))
     warn_user(
-        f"{transform} of `{name}` is computed by the autograd backend, sample by sample where torch would "
-        f"batch, because {refused.meaning}. To stay native: {refused.advice}. "
+        f"{transform} of `{name}` is computed by the autograd backend, {work()}, because {refused.meaning}. "
+        f"To stay native: {refused.advice}. "
         f"(torch refused with: {(text.strip() or 'an assertion').splitlines()[0][:200]})",
         FallbackWarning,
     )

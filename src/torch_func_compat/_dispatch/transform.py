@@ -23,7 +23,7 @@ _TRACED: Backend | None = choice.traced() if facts.has("compiled_transforms") el
 
 
 class Transform:
-    """A transform of a function, and what is known of it.
+    """A transform of a function, and its record.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Transform:
     def __init__(self, name: str, func: Callable[..., Any], asked: dict[str, Any]) -> None:
         self.name = name
         self.func = func
-        self.record = Record()
+        self.record = Record(asked)
         self.asked = asked
         self.options = Options(name, func, report=self.record, **asked)
         self._made: dict[Backend, Callable[..., Any]] = {}
@@ -96,7 +96,7 @@ def transform(
             return _traced(name, func, asked, args, kwargs)
         return answer(made.record, name, func, made.on, args, kwargs)
 
-    # functools.wraps() costs a third of what a transform of ours may; this is what it does for a function
+    # functools.wraps() would take a third of the time of a transform. This does the same for a function.
     wrapper.__wrapped__ = func  # type: ignore[attr-defined]
     wrapper.__name__ = getattr(func, "__name__", name)
     wrapper.__qualname__ = getattr(func, "__qualname__", name)
@@ -153,7 +153,7 @@ def call(name: str, func: Callable[..., Any], *args: Any, create_graph: bool | N
 
 
 def _untraced(name: str, func: Callable[..., Any], *args: Any, **asked: Any) -> Any:
-    """`call`, whose vjp_fn or jvp_fn is not traced, either."""
+    """`call`, with a vjp_fn or jvp_fn that is not traced, either."""
     result = call(name, func, *args, **asked)
     if name in ("vjp", "linearize"):
         linear = result[1]

@@ -20,7 +20,7 @@ from .nodes import look
 from .plan import Index, Passes, Plan
 from .samples import factors, require_independent
 
-# Of each component of the field, its derivatives.
+# For each component of the field, its derivatives.
 Values = List[Dict[Index, Tensor]]
 
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", None) or bool
@@ -28,22 +28,22 @@ _in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabl
 
 
 def _within_a_transform() -> bool:
-    """Whether a transform of torch.func or functorch is running: its backend answers, whatever is chosen."""
+    """Whether a transform of torch.func or functorch is running: its backend answers in spite of the settings."""
     with use_backend("autograd"):
         return get_backend() != "autograd"
 
 
 class Unknown(Exception):
-    """The field has an operation of which it is not known whether torch differentiates it rightly."""
+    """The field has an operation that torch is not known to differentiate rightly."""
 
 
 class Evaluation:
-    """What is asked of a field, evaluated at points of shape ``(*batch, C)``.
+    """The derivatives of a field that are asked for, at points of shape ``(*batch, C)``.
 
     Parameters
     ----------
     api : str
-        Who asks, for messages.
+        The name of the public function, for messages.
     func : callable
         The field: ``(*batch, C) -> (*batch, *value)``.
     plans : list of Plan
@@ -65,7 +65,7 @@ class Evaluation:
         self.size = size
         self.named = named
         self.check = check
-        self._direct = True  # until an operation was met that is not known
+        self._direct = True  # until an operation comes that is not known to be right
 
     def __call__(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Values, Tensor]:
         """The derivatives of each component, and the field's value."""
@@ -161,8 +161,8 @@ class Evaluation:
         return values, value
 
     def _recorded(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """What is differentiated by, and the field's value."""
-        # An alias: what else the field makes of the same points does not belong to the derivative.
+        """The tensor to differentiate by, and the field's value."""
+        # An alias: results that others make of the same points do not belong to the derivative.
         level = Level()
         own, used = level.variable(points)
         given = used.view_as(used)

@@ -1,4 +1,4 @@
-"""What the graph of a field tells: may it be differentiated as often as one likes, and does it reach outside?"""
+"""Questions to the graph of a field: are derivatives of all orders right, and does it reach tensors outside?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._backends.autograd.graph import is_outside, owner_of
 
 # Operations whose derivatives of all orders torch gets right on every release, or refuses with an error (a test takes
 # each of them through its third derivative). Fields with others, like normalisations and custom Functions, go by
-# `vjp`, which knows of each what is wrong with it.
+# `vjp`, which knows what is wrong with each.
 _RIGHT = frozenset(
     "AccumulateGrad Add Sub Rsub Mul Div Neg Reciprocal Pow Sqrt Rsqrt Exp Expm1 Log Log1P Sin Cos Tan Sinh Cosh Atan "
     "Erf Tanh Sigmoid Softplus Relu Silu Abs Square "

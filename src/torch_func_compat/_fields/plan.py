@@ -21,7 +21,7 @@ class Plan:
     Parameters
     ----------
     api : str
-        Who asks, for messages.
+        The name of the public function, for messages.
     entries : sequence of str or tuple of str
         The derivatives, each as the coordinates that it is taken by.
     coordinates : sequence of str
@@ -64,7 +64,7 @@ def _index(api: str, entry: Any, coordinates: Sequence[str]) -> Index:
 
 
 def _passes(wanted: set[Index], needed: set[Index]) -> Passes:
-    """As few derivatives of one order less as give all that are wanted; those that are needed anyway first."""
+    """Few derivatives of one order less that give all wanted ones; those that are needed anyway come first."""
     passes: Passes = {}
     left = set(wanted)
     while left:

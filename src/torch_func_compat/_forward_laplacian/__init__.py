@@ -1,8 +1,8 @@
 """Laplacians in one pass: value, Jacobian and Laplacian are carried through a function together.
 
-The forward Laplacian of R. Li et al., Nature Machine Intelligence 6, 209 (2024), doi:10.1038/s42256-024-00794-x. Other
-than by rows of the Hessian, no operation is differentiated back through, so that nothing is kept of the pass, and all
-outputs of a function come at the cost of one.
+The forward Laplacian of R. Li et al., Nature Machine Intelligence 6, 209 (2024), doi:10.1038/s42256-024-00794-x. Unlike
+rows of the Hessian, it needs no backward pass: nothing is kept of the evaluation, and all outputs of a function come at
+the cost of one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A tensor that carries its Jacobian and its Laplacian by the coordinates through torch's operations.
 
 `Carried` is a subclass of Tensor whose own memory holds nothing: every operation comes to ``__torch_function__``, which
-has a rule for it or raises `Refused`. What gets past it (compiled extensions, TorchScript) meets a placeholder of an
-odd shape on the meta device and fails, so that no number is ever lost without a word.
+has a rule for it or raises `Refused`. Code that bypasses it (compiled extensions, TorchScript) gets a placeholder of an
+odd shape on the meta device and fails, so that no number is ever lost without an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Refused(Exception):
 
 
 class RefusedNow(Refused):
-    """The same, for a reason that is not the function's."""
+    """The same, for a reason outside of the function."""
 
 
 class Run:
@@ -41,7 +41,7 @@ class Run:
 
     def __init__(self, size: int, weight: Tensor | None, recording: bool) -> None:
         self.size = size
-        # only what is symmetric of it counts
+        # only its symmetric part counts
         self.weight = weight if weight is None or weight.dim() == 1 else (weight + weight.t()) / 2
         self.recording = recording
         self.within_a_rule = False
@@ -61,7 +61,7 @@ class Run:
         """The sum over the columns of the products of two Jacobians, element by element."""
         if self.weight is not None or one.requires_grad or two.requires_grad:
             return (self.weighted(one) * two).sum(0)
-        # in blocks, which need less memory, and none of it outside of the processor's
+        # in blocks, which need less memory and fit into the processor's cache
         step = max(_BLOCK // max(math.prod(one.shape[1:]), math.prod(two.shape[1:]), 1), 1)
         if step >= len(one):
             return (one * two).sum(0)
@@ -83,8 +83,8 @@ class Carried(Tensor):
     run : Run
     value : Tensor
     jac : Tensor or None
-        Of shape ``(size, *value.shape)``, or 1 in place of dimensions along which it is the same. None is a constant
-        that depends on the coordinates in its value alone, like a comparison.
+        Of shape ``(size, *value.shape)``, with 1 for dimensions along which it is the same. None stands for zero: the
+        value has no derivative but may depend on the coordinates, like that of a comparison.
     lap : Tensor or None
         Of the value's shape; None is zero.
     """
@@ -163,7 +163,7 @@ def described(func: Any) -> str:
     if name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")) or name[:3] == "__i":
         return f"{name}, which writes in place"
     if name in _LEAVING:
-        return f"{name}, by which numbers leave torch"
+        return f"{name}, which takes numbers out of torch"
     return str(name)
 
 

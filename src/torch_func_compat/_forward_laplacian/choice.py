@@ -32,12 +32,12 @@ _in_inference_mode: Callable[[], bool] = getattr(torch, "is_inference_mode_enabl
 
 
 class Laplacian:
-    """What a Laplacian is asked for.
+    """The options of a Laplacian, and its evaluation.
 
     Parameters
     ----------
     api : str
-        Who asks, for messages.
+        The name of the public function, for messages.
     func, argnums, has_aux
         As of every transform.
     in_dims : optional
@@ -80,7 +80,7 @@ class Laplacian:
 
     def made(self) -> Function:
         """The transformed function."""
-        if is_compiling():  # which does not trace the assignment of attributes
+        if is_compiling():  # torch.compile does not trace the assignment of attributes
             return self.__call__
         wrapper = functools.wraps(self.func, updated=())(lambda *args, **kwargs: self(*args, **kwargs))
         wrapper.__transform__ = self  # type: ignore[attr-defined]
@@ -251,7 +251,7 @@ class Kinds:
 
 
 def real_parts(func: Function, has_aux: bool, kinds: Kinds) -> Function:
-    """`func` with real and imaginary parts of what is complex, whose place it writes down."""
+    """`func` with complex outputs split into real and imaginary parts; notes which they were."""
 
     def parts(*args: Any, **kwargs: Any) -> Any:
         result = func(*args, **kwargs)

@@ -16,7 +16,7 @@ from .closed_forms import CLOSED
 from .parts import constant, is_carried, lift, lifted, plain, total
 from .registry import rule
 
-# Of complex numbers, those that have a complex derivative
+# Operations that have a complex derivative for complex numbers
 _HOLOMORPHIC = frozenset(
     "exp log sqrt sin cos tan sinh cosh tanh reciprocal square pow sigmoid div divide true_divide __rtruediv__ "
     "__rdiv__ __truediv__ __div__ expm1 log1p rsqrt __pow__ __rpow__ atan asin acos".split()
@@ -69,7 +69,7 @@ def _positional(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
 
 def _name(func: Any, args: Sequence[Any]) -> str:
-    """What closed form an operation with these arguments has, if it has one."""
+    """The closed form of an operation with these arguments, or None."""
     if len(args) == 2 and func.__name__ in ("pow", "__pow__") and type(args[1]) in (int, float) and args[1] == 2:
         return "square"
     return func.__name__ if len(args) == 1 else ""
@@ -83,7 +83,7 @@ def applied(run: Run, operation: Callable[..., Tensor], carried: Sequence[Any]) 
 def spread(
     run: Run, carried: Sequence[Any], value: Tensor, firsts: Sequence[Tensor], seconds: dict[tuple[int, int], Tensor]
 ) -> Any:
-    """What is carried through an operation with these derivatives."""
+    """The carried result of an operation with these derivatives."""
     dim = value.dim()
     jacs: list[Tensor] = [lifted(x.jac, dim) for x in carried]
     terms: list[Any] = [None if x.lap is None else first * lift(x.lap, dim) for x, first in zip(carried, firsts)]

@@ -111,7 +111,9 @@ def _chunk(
             result = func(*arguments)
         except Refused:
             raise
-        except Exception as error:  # the function's own errors come back from the other way
+        # The function may fail in any way on carried tensors. If it fails on plain ones, too, the caller's next
+        # attempt, which takes rows of the Hessian, raises its error.
+        except Exception as error:
             raise Refused(f"the function fails on carried tensors ({type(error).__name__}: {error})") from error
     if run.refused is not None:
         raise run.refused

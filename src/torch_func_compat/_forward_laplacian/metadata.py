@@ -1,4 +1,4 @@
-"""What a tensor tells about itself, and constants made like it."""
+"""Rules of questions to a tensor, such as its shape, and of constants that are made like it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of functions that are made of others: softmax and its like, normalisations, distances."""
+"""Rules of functions that consist of others: softmax and its logarithms, normalisations, distances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rules are made of: columns, constants, and operations that are linear in what is carried."""
+"""Parts of rules: columns, constants, and operations that are linear in carried tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_carried(x: Any) -> Any:
 
 
 def constant(run: Run, value: Any) -> Any:
-    """What depends on the coordinates in its value alone; still not to be made a number of."""
+    """A value without derivatives that depends on the coordinates, so that no number may be made of it."""
     if isinstance(value, Tensor):
         return make(run, value, None, None)
     if isinstance(value, (list, tuple)):

@@ -133,7 +133,7 @@ def outer(run: Run, func: Any, input: Any, vec2: Any) -> Any:
 
 
 def torch_mul(run: Run, one: Any, two: Any) -> Any:
-    """`mul` for other rules, of which one at least is carried."""
+    """`mul` for other rules; at least one factor is carried."""
     return mul(run, torch.mul, one, two)
 
 

@@ -15,8 +15,7 @@ if facts.has("torch_func"):
 
     is_level: Callable[[], bool] = torch._C._are_functorch_transforms_active
 else:
-    # functorch on torch < 2.0 has no way in: autograd's engine raises there what every transform of this library
-    # knows to fall back from
+    # functorch on torch < 2.0 cannot evaluate a Function: autograd's engine raises, and the transform falls back.
     def is_level() -> bool:
         return False
 
@@ -27,9 +26,9 @@ else:
 if hasattr(Tensor, "_is_zerotensor"):
 
     def settled(value: Any) -> Any:
-        """An argument as operations take it: out of the layer of a transform that is over, and with memory.
+        """An argument that operations can take: without the layer of a transform that is over, and with memory.
 
-        Forward mode stands in for zeros with tensors that have none, and numpy does not take them.
+        Forward mode uses tensors without memory for zeros, and numpy does not take them.
         """
         if not isinstance(value, Tensor):
             return value
@@ -46,8 +45,8 @@ def _torch_func_compat_is_level_traced() -> bool:
     return is_level()
 
 
-# What torch._dynamo.assume_constant_result does, which takes seconds to import. The constant becomes a global of the
-# caller's, of the function's own name, which is therefore one that nobody uses (seen on torch 2.4).
+# The same as torch._dynamo.assume_constant_result, which takes seconds to import. The constant becomes a global of the
+# caller under the name of the function, so the name must be one that no caller uses (seen on torch 2.4).
 _torch_func_compat_is_level_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 # `is_level` for torch.compile, which asks while it traces and not each time
 is_level_traced = _torch_func_compat_is_level_traced

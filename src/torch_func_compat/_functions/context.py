@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Context:
-    """What ``setup_context`` writes to, and what ``backward`` and ``jvp`` read: torch's ctx in plain Python."""
+    """torch's ctx in plain Python: ``setup_context`` writes to it, ``backward`` and ``jvp`` read it."""
 
     def __init__(self, needs_input_grad: Sequence[bool]) -> None:
         self.needs_input_grad = tuple(needs_input_grad)
@@ -18,7 +18,7 @@ class Context:
         self.saved_for_forward: tuple[Any, ...] | None = None
         self.dirty_tensors: tuple[Any, ...] = ()
         self.non_differentiable: tuple[Any, ...] = ()
-        # what the forward is known to return, where it runs again for the context alone
+        # the known outputs, where the forward runs again for the context alone
         self.outputs: Any = None
 
     @property
@@ -45,7 +45,7 @@ OWN = frozenset(vars(Context(())))
 
 
 def attributes(ctx: Any) -> dict[str, Any]:
-    """What the user's rules have put on ctx, by name."""
+    """The attributes that the user's rules have put on ctx, by name."""
     own = OWN if isinstance(ctx, Context) else ()
     return {name: value for name, value in ctx.__dict__.items() if name not in own and name != KEPT}
 

@@ -47,12 +47,12 @@ def pushed(
     vectors = tuple(tangents[i] for i in moving)
     fixed = tuple(wave(outputs[n]) for n in wanted)
     try:
-        # at the fixed cotangents, which the result does not depend on but for a backward that is not linear
+        # Taken at fixed cotangents. The result depends on them only if the backward is not linear.
         gradients, transpose = torch.func.vjp(pull, *fixed)[:2]
         found = transpose(vectors)
     except RuntimeError as error:
-        # the backward cannot be differentiated, or seen into; rows of it, which the autograd backend takes, or its
-        # own error, which comes back from there
+        # The backward cannot be differentiated or seen into. The autograd backend takes rows of it then, and raises an
+        # error of the backward's own again.
         raise MistakenRule(NOT_TRANSPOSED.format(definition.__name__)) from error
     if not agree(fixed, found, gradients, vectors):
         raise MistakenRule(NOT_TRANSPOSED.format(definition.__name__))

@@ -219,7 +219,7 @@ def _map_over(interpreter: Any, definition: Any, operands: Sequence[Any], call: 
 
 
 def _loop(definition: Any, below: Any, dims: Any, size: int, randomness: str, call: Call) -> tuple[Any, Any]:
-    """Sample by sample: whatever the forward does with them, and differentiable on the levels below."""
+    """One sample after another: works for any forward, and is differentiable on the levels below."""
     if size == 0:
         raise RuntimeError(f"vmap: the fallback path does not support vmap over dims of size 0 ({definition.__name__})")
     (flat, spec), flat_dims = pytree.flatten(below), pytree.flatten(dims)[0]

@@ -61,7 +61,7 @@ def _several(outputs: Any) -> tuple[Any, ...]:
 
 
 def _transfer(context: Context, ctx: Any, own: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """What the old forward did to its context, done to `ctx`; `own` are the outputs that it made meanwhile."""
+    """Repeat on `ctx` what the old forward did to its context; `own` are the outputs that it made."""
     place = {id(x): i for i, x in enumerate(own) if isinstance(x, Tensor)}
     for x in context.dirty_tensors:  # an input that is an output as well
         place.pop(id(x), None)

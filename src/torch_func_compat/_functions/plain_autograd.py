@@ -22,10 +22,10 @@ _SPLIT = hasattr(torch.autograd.Function, "setup_context")
 
 
 class Kept:
-    """The inputs of one evaluation, for the second derivative of what was saved of it.
+    """The inputs of one evaluation, for the second derivative of its saved tensors.
 
-    What is saved beside inputs and outputs (a factorisation, say) was computed without recording, so that plain
-    torch takes it for constant in a second derivative and returns a wrong one without an error
+    Tensors that are saved beside inputs and outputs (a factorisation, say) were computed without recording, so that
+    plain torch takes them for constant in a second derivative and returns a wrong one without an error
     (https://github.com/pytorch/pytorch/issues/76185).
     """
 
@@ -58,7 +58,7 @@ def _has_own(ctx: Any, inputs: Sequence[Any], output: Any) -> bool:
 
 
 def _again(definition: Any, call: Call, ctx: Any, kept: Kept) -> Context | None:
-    """The context made once more, of inputs and outputs that are part of the graph; None where that is no use."""
+    """The context, made once more from inputs and outputs in the graph; None where that does not help."""
     if not kept.unchanged():
         return None
     with torch.enable_grad():
@@ -85,7 +85,7 @@ def _saved(ctx: Any) -> list[Any]:
 
 
 def _varies(definition: Any, call: Call, ctx: Any, kept: Kept, now: Sequence[Any], outside: Sequence[int]) -> bool:
-    """Whether what was saved out of autograd's sight (numpy, say) depends on the inputs, and is no constant."""
+    """Whether tensors that were saved unseen by autograd (through numpy, say) depend on the inputs."""
     with no_grad():
         moved = [
             x + 1e-3 * (1 + x.abs()) * torch.cos(torch.arange(x.numel(), device=x.device)).reshape(x.shape).to(x.dtype)
@@ -98,10 +98,10 @@ def _varies(definition: Any, call: Call, ctx: Any, kept: Kept, now: Sequence[Any
 
 
 def _as_outputs(name: str, output: Any) -> Any:
-    """What autograd takes for outputs: a tensor, or a tuple, with none of them twice.
+    """The output in a form that autograd differentiates rightly: a tensor, or a tuple of different ones.
 
-    Of one that is twice it would take the last place alone, and for one within another container there would be no
-    gradient, without an error.
+    If a tensor is there twice, autograd differentiates its last place only. A tensor within another container would get
+    no gradient, without an error.
     """
     if isinstance(output, Tensor):
         return output
@@ -110,7 +110,7 @@ def _as_outputs(name: str, output: Any) -> Any:
         for x in output:
             seen.append(x.clone() if isinstance(x, Tensor) and any(x is y for y in seen) else x)
         if not any(_holds_tensors(x) for x in seen):
-            # itself, where it is in order, for a Function in the old style knows what it returned by that
+            # the same tuple, if it is in order: a Function in the old style compares its output by identity
             return output if isinstance(output, tuple) and all(x is y for x, y in zip(output, seen)) else tuple(seen)
     elif not _holds_tensors(output):
         return output
@@ -132,7 +132,7 @@ def make(definition: Any, call: Call) -> Call:
     read_once = getattr(definition, "clear_saved_tensors_on_access", False)
     set_up, evaluate, name = definition.setup_context, definition.forward, definition.__name__
 
-    # in the old style, which every torch knows: to split it costs a call on most and ten microseconds on torch 2.15
+    # In the old style, which every torch has. setup_context() would cost one more call, and 10 microseconds on 2.15.
     def forward(ctx: Any, *args: Any) -> Any:
         output = evaluate(*args)
         if type(output) is not Tensor:

@@ -1,4 +1,4 @@
-"""What can be asked of the class that defines a Function."""
+"""Questions to the class that defines a Function: which rules it has, and how they are marked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def untraced(func: _F) -> _F:
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        # it imports torch._dynamo, which takes seconds; without that there is nobody to keep out
+        # `disabled` imports torch._dynamo, which takes seconds. If that was not imported, nothing is being compiled.
         return disabled(*args, **kwargs) if "torch._dynamo" in sys.modules else func(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]

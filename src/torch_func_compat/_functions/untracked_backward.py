@@ -1,4 +1,4 @@
-"""Backwards that leave torch: what they compute in numpy, say, is no part of the graph of a second derivative."""
+"""Backwards that leave torch, for numpy say: those results are missing in the graph of a second derivative."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .context import Context, attributes, is_differentiable, tensors_in
 
 
 class _Observed(Tensor):
-    """A tensor that notes whether something leaves torch which was made of it."""
+    """A tensor that notes whether it, or a tensor made of it, leaves torch."""
 
     left = False
 
@@ -30,8 +30,8 @@ class _Observed(Tensor):
 def leaves_torch(backward: Callable[..., Any], ctx: Any, grads: Sequence[Any], results: Any) -> list[Tensor]:
     """The tensors that `results` depend on by numbers that left torch, and so not in the graph.
 
-    Those that the graph does not reach are moved, and the backward is evaluated once more: it may as well be linear, or
-    take no more than a sign of them.
+    The tensors that the graph does not reach are moved, and the backward is evaluated once more. It may not depend on
+    them at all, or on their signs only.
     """
     state = ctx.saved_tensors, attributes(ctx)
     tensors = [x for x in tensors_in((*state, tuple(grads))) if is_differentiable(x) and x.requires_grad]
@@ -53,7 +53,7 @@ def leaves_torch(backward: Callable[..., Any], ctx: Any, grads: Sequence[Any], r
     ids = {*map(id, lost)}
 
     def evaluated(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """The backward of what is changed, and of cotangents other than these, which may be zero."""
+        """The backward at changed tensors, and at cotangents other than these, which may be zero."""
         others = tuple(_wave(x) + 1 if is_differentiable(x) else x for x in grads)
         lost_others = tuple(change(x) if id(g) in ids else x for x, g in zip(others, grads))
         to_save, own = pytree.map(lambda x: change(x.detach()) if id(x) in ids else x, state)
@@ -68,10 +68,10 @@ def leaves_torch(backward: Callable[..., Any], ctx: Any, grads: Sequence[Any], r
             here = evaluated(lambda x: x)
             there = evaluated(lambda x: _moved(x).as_subclass(Observed))
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-        return lost if Observed.left else []  # of the other numbers: with the first ones there was none
+        return lost if Observed.left else []  # an error of the changed numbers: the first ones gave none
     finally:
         random.restore()
-    # else by detach(), that is on purpose
+    # If no number left torch, detach() cut the graph, on purpose.
     return lost if Observed.left and any(map(_moves, here, there)) else []
 
 
@@ -80,7 +80,7 @@ def _differentiable(results: Any) -> list[Tensor]:
 
 
 def _is_batched(grads: Sequence[Any], variable: Tensor) -> bool:
-    """Whether these are batched, and so have their graph where one cannot see it."""
+    """Whether the cotangents are batched, so that their graph cannot be seen."""
     zero = variable.reshape(-1)[:1].sum() * 0
     return any(isinstance(x, Tensor) and is_differentiable(x) and not (x * zero).requires_grad for x in grads)
 
@@ -94,7 +94,7 @@ def _edge(x: Tensor) -> tuple[Any, int]:
 
 
 def _unreached(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those of the tensors that are not in the graph of the results, as far as to the other tensors."""
+    """The tensors that are not in the graph of the results; the search ends at each tensor."""
     edges = [_edge(x) for x in tensors]
     stop = set(edges)
     seen: set[Any] = set()

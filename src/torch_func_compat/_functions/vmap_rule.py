@@ -9,7 +9,7 @@ from .rules import has
 
 
 class VmapInfo(NamedTuple):
-    """What a rule is told beside its arguments, by torch's names."""
+    """The first argument of a rule, with torch's names."""
 
     batch_size: int
     randomness: str
@@ -27,7 +27,7 @@ def has_vmap_rule(definition: Any) -> bool:
 
 
 def by_rule(definition: Any, info: VmapInfo, dims: Any, args: Any) -> tuple[Any, Any]:
-    """What the rule makes of a batch, and the batch dimensions."""
+    """The result of the rule for a batch, and the batch dimensions."""
     result = definition.vmap(info, dims, *args)
     if isinstance(result, tuple) and len(result) == 2:
         return result

@@ -1,4 +1,4 @@
-"""What the graph of a function has that torch.func or functorch differentiates wrongly, without an error."""
+"""Nodes in the graph of a function that torch.func or functorch differentiates wrongly, without an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _leaves(tree: Any) -> list[Tensor]:
 
 def nodes(roots: Iterable[Any], seen: set[Any] | None = None) -> Iterator[Any]:
     """Every node below `roots` (grad_fn objects or None), once. `seen` is extended with them."""
-    # The set also keeps the nodes' Python wrappers alive: a wrapper is the same object only as long.
+    # The set also keeps the nodes' Python wrappers alive: a node whose wrapper has died gets another one.
     seen = set() if seen is None else seen
     stack = [node for node in roots if node is not None]
     while stack:
@@ -44,8 +44,8 @@ def nodes_of(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
     return nodes([leaf.grad_fn for leaf in _leaves(output)], set(until))
 
 
-# Nodes of operations that forward mode saves something of, which another derivative takes for constant; and of those
-# that only a third derivative takes so. The same as in by_operation.py, which sees operations, by their nodes.
+# Nodes of the operations that by_operation.py watches. Forward mode saves intermediate results of them, which another
+# derivative takes for constant; with normalisations, a third derivative does so in any mode.
 NORMALISATIONS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
 IN_FORWARD_MODE = (
     *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
@@ -58,7 +58,7 @@ IN_FORWARD_MODE = (
 def kept_outside(func: Callable[..., Any], private: Any, names: tuple[str, ...]) -> Callable[..., Any]:
     """`func`, raising where plain autograd, outside of all transforms, is recording operations of these names.
 
-    Whoever has tensors that require grad can differentiate the result once more than there are transforms.
+    If tensors require grad outside, the result can be differentiated once more than there are transforms.
     """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -114,19 +114,19 @@ def _nesting(node: Any) -> MistakenRule:
 
 
 def is_script(node: Any) -> bool:
-    """Whether a node of the graph is the backward of what TorchScript has optimized."""
+    """Whether a node of the graph is the backward of code that TorchScript has optimized."""
     return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
 
 
 class Look(NamedTuple):
-    """What a graph has that the library, or plain autograd after it, gets wrong without an error."""
+    """The nodes of a graph that the library, or plain autograd after it, gets wrong without an error."""
 
     rows: list[MistakenRule]  # the error to raise if rows through the graph are batched
     mapped: list[MistakenRule]  # the same where the function is mapped, too
     twice: set[tuple[type, int]]  # nodes whose derivative is wrong once more, and by which input
 
     def refuse(self, output: Any, inputs: Any, private: Any) -> None:
-        """Raise where plain autograd has recorded, from inputs to output, what it would differentiate once more."""
+        """Raise where plain autograd has recorded such nodes from inputs to output, and would differentiate them."""
         for node in _outside(output, inputs, private) if self.twice else ():
             if any((type(node), k) in self.twice for k, (child, _) in enumerate(node.next_functions) if child):
                 raise _nesting(node)
@@ -138,8 +138,7 @@ _NOTABLE = (*_MISTAKEN, *_MISTAKEN_MAPPED, *TWICE, "CppFunction")
 def look(output: Any) -> Look:
     """Look at the graph of `output`.
 
-    TorchScript in the graph raises at once, since what is differentiated once here may be differentiated again by
-    whoever gets it.
+    TorchScript in the graph raises at once, since the caller may differentiate the derivative again.
     """
     found = Look([], [], set())
     for node in nodes_of(output):
@@ -157,12 +156,12 @@ def look(output: Any) -> Look:
     return found
 
 
-# The transpose of logcumsumexp is taken at zero, of which it wants the logarithm.
+# The transpose of logcumsumexp is taken at zero, and needs the logarithm of that.
 _NOT_TRANSPOSABLE = (*_MISTAKEN, "CppFunction", "Logcumsumexp")
 
 
 def is_transposable(outputs: Sequence[Tensor]) -> bool:
-    """Whether the pullback can be differentiated on: the backward of a Function can be anything."""
+    """Whether the pullback can be differentiated: the backward of a Function can be anything."""
     return all(output.is_floating_point() or output.is_complex() for output in outputs) and not any(
         isinstance(node, BackwardCFunction) or type(node).__name__.startswith(_NOT_TRANSPOSABLE)
         for node in nodes_of(outputs)

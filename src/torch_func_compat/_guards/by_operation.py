@@ -66,8 +66,8 @@ FORWARD = _FORMULAS | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2,
 _FORWARD_TWICE = FORWARD | {custom_function_call}
 
 
-# Namespaces of torch's own operators with such a kernel, as far as no user's function consists of them: with others
-# present, jvp and jacfwd look at each operation, which costs microseconds.
+# Namespaces of torch's own operators with such a kernel that users' functions do not consist of. Where there are
+# others, jvp and jacfwd look at each operation, which costs microseconds.
 _OWN = set(
     "prims nvprims rngprims quantized_decomposed flex_lib flex_gemm debug_mode_ops export onnx onnx_symbolic streams "
     "inductor mempool _dtensor coor".split()
@@ -75,19 +75,19 @@ _OWN = set(
 # Those of torch.distributed, which torch imports by itself; without a group of processes there is nothing to collect.
 _COLLECTIVES = "_c10d_functional"
 _has_processes: Callable[[], bool] = getattr(torch.distributed, "is_initialized", bool)
-# the last answers, with and without those, by how many kernels were registered then
+# The last answers, with and without collectives, by the number of kernels that were registered.
 _lossy: dict[int, tuple[set[str], set[str]]] = {}
 
 
 def without_tangents() -> set[str]:
-    """Operators with an autograd kernel of Python's (``register_autograd``), which forward mode passes by.
+    """Operators with an autograd kernel in Python (``register_autograd``), which forward mode ignores.
 
     Their tangents are dropped without an error: jvp and jacfwd are zero (measured on torch 2.6 to 2.15).
     """
     registered = getattr(torch.library, "_impls", ())
     known = _lossy.get(len(registered))
     if known is None:
-        # a copy: libraries that are collected meanwhile take theirs out
+        # a copy, since a library that is garbage-collected removes its kernels
         split = [kernel.split("/") for kernel in set(registered)]
         found = {f"{key[0]}::{key[1].split('.')[0]}" for key in split if key[-1] == "Autograd" and key[0] not in _OWN}
         known = found, {name for name in found if not name.startswith(_COLLECTIVES)}
@@ -100,12 +100,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-# What no_grad() and its like call. Forward mode of torch takes no notice of it.
+# no_grad(), enable_grad() and set_grad_enabled() call it. Forward mode of torch ignores it.
 _SET_GRAD_ENABLED: Any = torch._C._set_grad_enabled
 
 
 class _Watch(TorchFunctionMode):
-    """Composes, refuses, and lets pass."""
+    """Composes some operations, refuses others, and lets the rest pass."""
 
     def __init__(self, compositions: dict[Any, Callable[..., Any]], fragile: set[Any], lossy: set[str]) -> None:
         super().__init__()
@@ -146,14 +146,14 @@ def derivatives_around() -> list[Any]:
 def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not).
 
-    What can be composed of operations that torch gets right is evaluated in those.
+    Operations that can be composed of others that torch gets right are evaluated in those.
     """
     around = derivatives_around()
     if forward:
         fragile = _FORMULAS | {_SET_GRAD_ENABLED}
         if around:
             fragile |= _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else FORWARD
-        # No fused operation has a formula of forward mode that another derivative may be taken of.
+        # The forward formula of a fused operation cannot be differentiated again.
         order = 3 if around else 2
         lossy = without_tangents()
         func = kept_outside(func, torch._C._functorch, IN_FORWARD_MODE)

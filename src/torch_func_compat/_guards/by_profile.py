@@ -25,7 +25,7 @@ from .wrong_answers import (
 
 
 def _found() -> dict[CodeType, str]:
-    """The code of each such function of this torch, and what to say of it."""
+    """The code of each such function of this torch, and the text of the error."""
     found: dict[CodeType, str] = {}
     if facts.has("saved_tensor_hooks_lose_terms"):
         hooks: Any = torch.autograd.graph.saved_tensors_hooks
@@ -44,7 +44,7 @@ class GradModeSwitches:
         self._switched_on = 0
 
     def switch(self, enabled: bool) -> None:
-        """Raise where grad mode is switched off; to go back to off after an ``enable_grad()`` is no such switch."""
+        """Raise where grad mode is switched off. Going back to off after an ``enable_grad()`` does not count."""
         is_on = torch.is_grad_enabled()
         if enabled:
             self._switched_on += not is_on
@@ -55,7 +55,7 @@ class GradModeSwitches:
 
 
 class _Watch:
-    """A profile function that raises at the call of a refused one, and leaves all events to another."""
+    """A profile function that raises at the call of a refused function, and passes events on to another one."""
 
     def __init__(self, python: dict[CodeType, str], native: dict[str, str], other: Callable[..., Any] | None) -> None:
         self.python = python
@@ -78,15 +78,15 @@ class _Watch:
             self._other(frame, event, argument)
 
 
-# What makes complex numbers of real ones, or is hardly called of others (fact "functorch_loses_complex_parts"): forward
-# mode and batched rows leave no graph in which to see what numbers they come from.
+# Functions that make complex numbers of real ones, or mostly get complex ones (fact "functorch_loses_complex_parts").
+# Forward mode and batched rows leave no graph that would show where numbers come from.
 _FFT: Any = torch._C._fft  # type: ignore[attr-defined]
 _COMPLEX = (
     *("complex", "polar", "angle", "view_as_complex", "stft"),
     *(name for name in dir(_FFT) if name.startswith("fft_")),
 )
 _refused = _found(), dict.fromkeys(_COMPLEX, MISTAKEN_COMPLEX)
-# What switches grad mode off, of which forward mode takes no notice.
+# The function that switches grad mode off, which forward mode ignores.
 _GRAD_MODE = {torch.set_grad_enabled.__init__.__code__: MISTAKEN_GRAD_MODE}
 _formulas: tuple[dict[CodeType, str], dict[str, str]] = (
     _GRAD_MODE,
@@ -102,7 +102,7 @@ def _without(python: dict[CodeType, str], native: dict[str, str]) -> Iterator[No
         yield
         return
     if other is not None and not callable(other):
-        # a profiler in C, whose place cannot be shared: it stays, and nothing is computed unseen
+        # a profiler in C, which cannot pass events on: it stays, and the call is refused
         raise MistakenRule(MISTAKEN_HOOKS)
     sys.setprofile(_Watch(python, native, other))
     try:
@@ -112,12 +112,12 @@ def _without(python: dict[CodeType, str], native: dict[str, str]) -> Iterator[No
 
 
 def refused_calls() -> ContextManager[None]:
-    """Raises within where the function calls what would come out wrong, in any transform."""
+    """Raises where the function calls something that would come out wrong in any transform."""
     return _without(*_refused) if _refused[0] else contextlib.nullcontext()
 
 
 def refused_tangents() -> ContextManager[None]:
-    """The same for what comes out wrong in forward mode."""
+    """The same for functions that come out wrong in forward mode."""
     return _without(*_formulas)
 
 

@@ -20,7 +20,7 @@ _setting = Setting("checks", _check)
 
 
 def get_checks() -> str:
-    """When results are tested here and now: 'first-call', 'always' or 'off'.
+    """The setting here and now of when results are tested: 'first-call', 'always' or 'off'.
 
     Returns
     -------

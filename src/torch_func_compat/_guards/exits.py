@@ -1,4 +1,4 @@
-"""Methods by which numbers leave torch, so that autograd does not see what becomes of them."""
+"""Methods that take numbers out of torch, where autograd no longer sees them."""
 
 # These read the memory of a tensor, which the tensors of torch.func's transforms do not have.
 MEMORY = {"numpy", "__array__", "tolist", "data_ptr", "storage", "untyped_storage", "__dlpack__"}

@@ -1,7 +1,7 @@
-"""What torch gets wrong without an error, where, what this library does about it, and the test of that.
+"""The mistakes that torch makes without an error, where, what this library does about them, and the tests of that.
 
-The rows are documentation: docs/wrong-answers.md is generated from them, and a test looks for each row's test. What
-acts on them is in ``by_operation.py``, ``by_graph.py``, ``by_profile.py``, ``compositions`` and ``trial.py``.
+The rows are documentation: docs/wrong-answers.md is generated from them, and a test looks for each row's test. The
+remedies are in ``by_operation.py``, ``by_graph.py``, ``by_profile.py``, ``compositions`` and ``trial.py``.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
     ),
     WrongAnswer(
-        "the same where plain autograd takes the other derivative: `jvp` or `jacfwd` at, or of a "
-        "function that holds, tensors that require grad, then `backward()`",
+        "the same where plain autograd takes the outer derivative: `backward()` through `jvp` or `jacfwd`, at tensors "
+        "that require grad or of a function that closes over such tensors",
         "functorch 0.1 to torch 2.15",
         "looks for the operation in the graph that plain autograd records and takes the autograd backend",
         test="tests/test_wrong_answers.py::test_one_derivative_by_a_transform_and_one_by_plain_autograd",
@@ -93,15 +93,15 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_refusals.py::test_a_refusal_is_known_by_its_row",
     ),
     WrongAnswer(
-        "nested derivatives of TorchScript that its optimizer has seen; plain ones, too, once a batched "
-        "backward was optimized",
+        "nested derivatives of TorchScript after its optimizer ran; also plain derivatives after a batched backward "
+        "was optimized",
         "functorch 0.1 to torch 2.15",
-        "keeps TorchScript from optimizing within transforms, and computes what was optimized before on "
-        "the autograd backend",
+        "keeps TorchScript from optimizing within transforms, and computes scripts that were optimized before on the "
+        "autograd backend",
         test="tests/test_wrong_answers.py::test_derivatives_of_torchscript_at_every_stage_of_its_optimizer",
     ),
     WrongAnswer(
-        "second derivatives through saved-tensor hooks that compute",
+        "second derivatives through saved-tensor hooks take the tensors that these return for constant",
         "functorch 0.1 and 0.2",
         "notices the hooks and takes the autograd backend",
         test="tests/test_fallback.py::test_second_derivatives_of_what_is_refused",
@@ -114,10 +114,10 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_fallback.py::test_second_derivatives_of_what_is_refused",
     ),
     WrongAnswer(
-        "`abs`, `angle`, `rfft`, `stft` and other ways through complex numbers, in forward mode or mapped",
+        "`abs`, `angle`, `rfft`, `stft` and other operations on complex numbers, in forward mode or mapped",
         "functorch 0.1 and 0.2",
-        "notices the calls that make complex numbers, and within derivatives `abs` and norms of those "
-        "made in any way, and takes the autograd backend",
+        "notices calls that make complex numbers, and within derivatives each `abs` and norm of complex numbers, and "
+        "takes the autograd backend",
         test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
     ),
     WrongAnswer(
@@ -165,17 +165,16 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_composed_operations.py::test_operations_without_a_first_derivative",
     ),
     WrongAnswer(
-        "forward mode of what `no_grad()` is around ([78961](https://github.com/pytorch/pytorch/issues/78961))",
+        "forward mode differentiates operations within `no_grad()` ([78961](https://github.com/pytorch/pytorch/issues/78961))",
         "functorch 0.1 to torch 2.15",
         "notices the switch of grad mode and takes the transpose of reverse mode",
         test="tests/conformance/test_state.py",
     ),
     WrongAnswer(
-        "an output that changes with an input, of numbers that left torch or of operations without a "
-        "derivative (zeros)",
+        "zeros for an output that changes with an input, where numbers left torch or an operation has no derivative",
         "every torch",
-        "evaluates it at another point; raises or warns where it moves, unless `detach()` or "
-        "`no_grad()` says that zero is meant",
+        "evaluates it at another point, and raises or warns if it moves, unless the function calls `detach()` or "
+        "`no_grad()`",
         test="tests/test_backends.py",
     ),
     WrongAnswer(

@@ -1,4 +1,4 @@
-"""What a library's vmap would change about a function's inputs and surroundings, without an error."""
+"""Inputs and surroundings of a function that a library's vmap would change without an error."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def require_plain(tensors: Iterable[Tensor]) -> None:
 
 
 def attributed(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Those on which the user has set attributes. Forward mode keeps the class of a tensor, and no attributes."""
+    """Tensors with attributes that the user has set. Forward mode keeps a tensor's class, but no attributes."""
     return (tensor for tensor in tensors if type(tensor) is not Tensor and tensor.__dict__)
 
 
 def _is_autocast_anywhere() -> bool:
-    """On torch 1.10 to 2.0, which have no question for all kinds of devices."""
+    """On torch 1.10 to 2.0, which cannot ask for all kinds of devices at once."""
     return bool(torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled())
 
 

@@ -4,8 +4,8 @@ There is one table for each minor release, ``proven/2.15.txt`` for torch 2.15, w
 writes. A release without a table proves nothing. In a table, each paragraph begins with strings of levels in brackets
 (see `torch_func_compat._guards.recorder`), and names the operations that are proven under each of them.
 
-What is proven has come out right on CPU, under these levels, in some cases and wrong in none: for a few shapes and
-options, in double precision, and for complex numbers where the name says so. It is evidence, and no mathematical proof.
+A proven operation has come out right on CPU, under these levels, in some cases, and wrong in none: for a few shapes
+and options, in double precision, and for complex numbers where the name says so. This is evidence, not a proof.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METADATA = frozenset(
     ).split()
 )
 
-# Torch takes these for constants, in every mode. A trial finds that out, and says so.
+# Torch takes these for constants, in every mode. A trial finds that out, and raises.
 _CONSTANT = tuple(
     f"special_{name}"
     for name in (
@@ -65,8 +65,8 @@ def unproven(pairs: Iterable[tuple[str, str]]) -> AbstractSet[str]:
     Parameters
     ----------
     pairs : iterable of (str, str)
-        From `torch_func_compat._guards.recorder.recorded`. To levels may be put an "a" in front, where plain autograd
-        records what happens and may differentiate it once more. Without levels there is nothing to prove.
+        From `torch_func_compat._guards.recorder.recorded`. Levels may begin with an "a": plain autograd records the
+        operation and may differentiate it once more. Without levels there is nothing to prove.
 
     Returns
     -------

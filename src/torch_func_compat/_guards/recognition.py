@@ -25,8 +25,8 @@ _TRACERS = ("torch._higher_order_ops.", "torch._dynamo.", "torch._subclasses.", 
 # Torch's own transforms.
 _TRANSFORMS = ("torch._functorch.", "functorch._src.")
 
-# What no loop would change: the memory is full, random numbers were drawn where that is forbidden, or a product does
-# not fit, which the user should learn without a second evaluation.
+# Errors that a loop would raise, too: the memory is full, random numbers were drawn where that is forbidden, or the
+# shapes of a product do not fit. The user should learn of them without a second evaluation.
 _CERTAIN = re.compile(
     r"out of memory|can't allocate memory|randomness error mode"
     r"|mat1 and mat2 shapes cannot be multiplied|size mismatch, got"
@@ -34,12 +34,12 @@ _CERTAIN = re.compile(
 
 
 class LoopError(RuntimeError):
-    """Raised by the autograd backend for what not even its loop can answer."""
+    """Raised by the autograd backend where not even its loop can compute the result."""
 
 
 @functools.lru_cache(maxsize=None)
 def _patterns() -> list[tuple[re.Pattern[str], Capability]]:
-    """The rows of this torch. Not made at import, of which it would be an eighth."""
+    """The rows of this torch. They are compiled when first needed: that would take an eighth of the import."""
     rows = [row for row in CAPABILITIES if row.until is None or facts.TORCH < row.until]
     return [(re.compile(row.pattern, re.DOTALL), row) for row in rows]
 
@@ -74,14 +74,14 @@ def _answered(error: BaseException, around: BaseException | None) -> Iterator[Ba
 
 
 def refusal(error: BaseException, around: BaseException | None = None) -> Capability | None:
-    """The row that `error` belongs to, or None where it is no refusal but an error.
+    """The row that `error` belongs to, or None where it is no known refusal.
 
     Parameters
     ----------
     error : BaseException
         It may answer a refusal: a function may catch torch's error and raise its own.
     around : BaseException, optional
-        What was being handled when the function was called, and is no part of its errors.
+        The error that was being handled when the function was called, and is not the function's.
     """
     for one in _answered(error, around):
         module = _raised_in(one)
@@ -101,7 +101,7 @@ def refusal(error: BaseException, around: BaseException | None = None) -> Capabi
 
 
 def is_doubtful(error: BaseException) -> bool:
-    """Whether a loop has to tell if `error`, which is no refusal that is known, is one."""
+    """Whether an `error` that is no known refusal may be one, so that a loop has to decide."""
     module = _raised_in(error)
     if not isinstance(error, Exception) or isinstance(error, MemoryError) or module.startswith(_OWN):
         return False

@@ -31,11 +31,11 @@ from .mapped_inputs import is_autocast_on
 # the outermost first. Any number of vmaps that directly contain one another are one "v".
 Pairs = Set[Tuple[str, str]]
 
-# Names that begin so are no operation's: no table has them. Autocast casts other operations under vmap.
+# Names that begin with this are in no table, since they name no operation. Autocast casts other operations under vmap.
 UNKNOWN = "?"
 AUTOCAST = UNKNOWN + "autocast"
-# So end the names of operations that complex numbers go into, or floating numbers of several precisions: these can be
-# wrong where others are right.
+# Suffixes for operations on complex numbers, or on floating-point numbers of several precisions: these can be wrong
+# where others are right.
 COMPLEX, MIXED = ":complex", ":mixed"
 
 
@@ -116,7 +116,7 @@ _COMPLEX = {torch.complex128, torch.complex64}
 
 
 def _numbers(values: Any, first: Any = None) -> Any:
-    """`COMPLEX` or `MIXED` where that is what numbers are, else the floating dtype of all that there are, or None."""
+    """`COMPLEX` or `MIXED` for such numbers, else the one floating-point dtype of all of them, or None."""
     for value in values:
         kind = type(value)
         if kind is torch.Tensor:
@@ -129,7 +129,7 @@ def _numbers(values: Any, first: Any = None) -> Any:
                 return first
             continue
         elif isinstance(value, torch.Tensor):
-            with torch._C.DisableTorchFunction():  # a subclass does not see that it is asked
+            with torch._C.DisableTorchFunction():  # so that a subclass does not see this
                 dtype = value.dtype
         else:
             continue
@@ -141,7 +141,7 @@ def _numbers(values: Any, first: Any = None) -> Any:
 
 
 def bare(name: str) -> str:
-    """A name without what it says of numbers."""
+    """A name without its suffixes for numbers."""
     return name.replace(COMPLEX, "").replace(MIXED, "")
 
 
@@ -154,13 +154,13 @@ def name_of(func: Any) -> str:
         return _names[func]
     except (KeyError, TypeError):
         name = _find_name(func)
-    if not name.startswith(UNKNOWN):  # others may be made anew for each call
+    if not name.startswith(UNKNOWN):  # other functions may be made anew for each call
         _names[func] = name
     return name
 
 
-# Under vmap, these are answered otherwise than for a sample: code that asks may go another way. Modules with backward
-# hooks do.
+# These give another answer under vmap than for a sample, so code that asks may take another branch. Modules with
+# backward hooks do.
 _QUESTIONS = {"requires_grad", "grad_fn", "is_leaf", "retains_grad"}
 _LIBRARIES = (__name__.partition("._guards")[0] + ".", "torch._functorch.", "torch.autograd.", "functorch.")
 
@@ -188,7 +188,7 @@ def _mode() -> Callable[[Pairs], Any]:
         def __init__(self, pairs: Pairs) -> None:
             super().__init__()
             self._add = pairs.add
-            # To ask for the levels takes longer than all else here: it is done again where their number changed,
+            # Asking for the levels takes longer than all else here: it is done again where their number changed,
             # and where a transform began or ended.
             self._depth: Any = -1
             self._levels = ""

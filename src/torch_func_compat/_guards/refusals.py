@@ -1,6 +1,6 @@
-"""What torch.func and functorch refuse although a loop over plain autograd can compute it: ONE table.
+"""Functions that torch.func and functorch refuse and that plain autograd can compute: ONE table.
 
-A row says by which words of torch's a refusal is known, what it means and what the user can do to stay fast. Torch has
+A row has the words of torch that a refusal is known by, its meaning, and what the user can do to stay fast. Torch has
 more words than there are rows: ``recognition.py`` knows the others by where they come from, and by what a loop does.
 The user's own errors, randomness='error', memory and interrupts pass through untouched.
 
@@ -32,7 +32,7 @@ from .wrong_answers import (
     NOT_TRANSPOSED,
 )
 
-# What it costs to compute on the autograd backend what torch refused
+# The costs on the autograd backend
 LOOPED = "one evaluation for each sample; derivatives within it stay native"
 RECORDED = "derivatives on the autograd backend, with Jacobian rows still batched where they can be; vmap is a loop"
 TRANSPOSED = "forward mode as the transpose of reverse mode: one backward pass, and one through both for each tangent"
@@ -48,7 +48,7 @@ class Capability(NamedTuple):
     advice: str
     until: tuple[int, int] | None = None  # the first release on which the text means something else
     cost: str = RECORDED
-    lasting: bool = True  # whether the function is refused, rather than what is around a call of it
+    lasting: bool = True  # whether each call of the function is refused, and not only calls in these surroundings
 
 
 CAPABILITIES: tuple[Capability, ...] = (
@@ -76,7 +76,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         "function_without_vmap",
         r"You tried to vmap over .*, but it does not have vmap support",
         "it uses an autograd.Function without a vmap rule",
-        "give the Function a vmap() staticmethod or generate_vmap_rule = True",
+        "give the Function generate_vmap_rule = True, if its rules are torch operations, else a vmap() staticmethod",
         cost=LOOPED,
     ),
     Capability(
@@ -84,14 +84,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"You must implement the jvp function for custom autograd\.Function"
         r"|jvp is not implemented for the c\+\+ API of custom Function",
         "it uses an autograd.Function without a jvp rule in forward mode",
-        "give the Function a jvp() staticmethod, or use reverse mode",
+        "give the Function a jvp() staticmethod",
         cost=TRANSPOSED,
     ),
     Capability(
         "function_without_transpose",
         NOT_TRANSPOSED.format(r"\w+"),
         "it uses a Function in forward mode that has no jvp rule, and a backward that is not differentiable",
-        "give the Function a jvp() staticmethod, or use reverse mode",
+        "give the Function a jvp() staticmethod",
     ),
     Capability(
         "legacy_function_in_place",
@@ -109,7 +109,7 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "foreign_tensor",
         FOREIGN.format(r"\S+"),
-        "it uses a custom derivative rule that takes a transformed tensor from around it",
+        "it uses a custom derivative rule that closes over a tensor of a transform",
         "pass that tensor to the function as an argument",
     ),
     Capability(
@@ -122,8 +122,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "grad_mode",
         re.escape(MISTAKEN_GRAD_MODE),
-        "it switches grad mode off, of which torch's forward mode takes no notice",
-        "call detach() on what is to be constant",
+        "it switches grad mode off, which torch's forward mode ignores",
+        "call detach() on the constant part instead",
         cost=TRANSPOSED,
     ),
     Capability(
@@ -138,7 +138,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"We do not support batching operators that can (output|support) dynamic shape"
         r"|Attempted to vmap over `mask` in torch\.masked_select",
         "it uses an operation whose output shape depends on values: nonzero, unique, a boolean mask",
-        "use torch.where() or multiply by the mask",
+        "use torch.where() in place of the mask",
         cost=LOOPED,
     ),
     Capability(
@@ -158,7 +158,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|fallback path does not support vmap over dims of size 0"
         r"|Calling Tensor\.as_strided is not supported unless the batch dims",
         "it uses an operation without a batching rule",
-        "write the operation in terms of others, or loop over it",
+        "write the operation in terms of others",
         cost=LOOPED,
     ),
     Capability(
@@ -211,7 +211,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         r"|running_mean or running_var, which will be updated in-?place but is not batched"
         r"|Batch norm got a batched tensor as input while the running_mean or running_var",
         "it changes a tensor from outside in place, as batch norm in training mode does with its statistics",
-        "use eval(), or return what is to be changed as aux",
+        "call eval() on the batch norm, or return other changed tensors as aux",
     ),
     Capability(
         "inplace_into_unbatched",
@@ -225,27 +225,27 @@ CAPABILITIES: tuple[Capability, ...] = (
         "mistaken_rows_of_prelu",
         MISTAKEN_ROWS.format(r"Prelu\w*"),
         "it uses prelu, whose batched backward is wrong in torch, without an error",
-        "write it as torch.where(x > 0, x, weight * x), or use chunk_size=1",
+        "write it as torch.where(x > 0, x, weight * x)",
         cost=BY_ROWS,
     ),
     Capability(
         "mistaken_rows",
         MISTAKEN_ROWS.format(r"\w+"),
         "it uses an operation whose batched backward is wrong in torch, without an error (torch.cdist)",
-        "write the distance as (x[:, None] - y[None]).norm(dim=-1), or use chunk_size=1",
+        "write the distance as (x[:, None] - y[None]).norm(dim=-1)",
         cost=BY_ROWS,
     ),
     Capability(
         "optimized_script",
         MISTAKEN_SCRIPT,
-        "it uses TorchScript, of whose nested derivatives torch silently loses terms",
+        "it uses TorchScript, and torch silently loses terms of its nested derivatives",
         "use the function that was scripted or traced",
     ),
     Capability(
         "functorch_unique",
         r"stack expects each tensor to be equal size",
         "functorch 0.1 and 0.2 batch an operation whose output shape depends on values: unique",
-        "use torch.where() or multiply by a mask",
+        "use torch.where() in place of unique()",
         until=(1, 13),
         cost=LOOPED,
     ),
@@ -253,14 +253,14 @@ CAPABILITIES: tuple[Capability, ...] = (
         "functorch_complex",
         rf"view_as_real doesn't work on unresolved conjugated tensors|{MISTAKEN_COMPLEX}",
         "functorch 0.1 and 0.2 differentiate complex numbers wrongly",
-        "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
+        "upgrade to torch >= 1.13",
         until=(1, 13),
         cost=TRANSPOSED,
     ),
     Capability(
         "inplace_in_formula",
         r"one of the variables needed for gradient computation has been modified by an inplace operation",
-        "one of torch's own formulas writes in place to what another one saved (grad of jvp of grad of a norm)",
+        "one of torch's formulas writes in place to a tensor that another one saved (grad of jvp of grad of a norm)",
         "use reverse mode (vjp) in place of jvp",
         cost=TRANSPOSED,
     ),
@@ -268,7 +268,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         "functorch_0_1_forward",
         r"Trying to set a forward gradient that has a different size than that of the original Tensor",
         "forward mode of functorch 0.1 fails on its strides",
-        "upgrade torch, or use reverse mode (jacrev, vjp) for this function",
+        "use reverse mode (jacrev, vjp) for this function",
         until=(1, 12),
         cost=TRANSPOSED,
     ),
@@ -296,9 +296,9 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "mistaken_nesting",
         MISTAKEN_NESTING.format(r"\w+"),
-        "it nests derivatives of an operation whose fused derivative is wrong in torch, without an error, in forward "
-        "mode within another derivative (layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
-        "use hessian() or reverse mode within (jacrev, vjp), and this library's Function",
+        "it uses an operation that torch gets wrong, without an error, in forward mode within another derivative "
+        "(layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
+        "take the inner derivative in reverse mode (jacrev, vjp), and use this library's Function",
         cost=TRANSPOSED,
     ),
     Capability(
@@ -327,7 +327,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         "mistaken_batch",
         MISTAKEN_BATCH.format(".*"),
         "torch's batch gives another value for a sample than that sample alone",
-        "write the operation in terms of others, or loop over it",
+        "write the operation in terms of others",
         cost=LOOPED,
     ),
     Capability(
@@ -344,22 +344,22 @@ CAPABILITIES: tuple[Capability, ...] = (
         "autocast",
         MISTAKEN_AUTOCAST,
         "it uses autocast, which under vmap casts other operations than for a sample",
-        "cast by hand: give a model and inputs of the dtype that is wanted",
+        "cast by hand: pass a model and inputs of the dtype that you want",
         cost=LOOPED,
         lasting=False,
     ),
     Capability(
         "tensor_subclass",
         MISTAKEN_SUBCLASS.format(r"\w+"),
-        "it is given a subclass of Tensor, and torch's transforms would give it a plain tensor instead",
-        "give it a plain tensor, and make the subclass inside",
+        "it gets a subclass of Tensor, and torch's transforms would pass a plain tensor instead",
+        "pass a plain tensor, and make the subclass inside",
         lasting=False,
     ),
     Capability(
         "memory_format",
         r"NYI: .*memory_format|required rank [45] tensor to use channels_last",
-        "it asks for a memory format, as channels_last, of which torch knows nothing under vmap",
-        "leave the memory format to what is outside of the transform",
+        "it asks for a memory format such as channels_last, which torch does not have under vmap",
+        "set the memory format outside of the transform",
         cost=LOOPED,
     ),
     Capability(
@@ -379,17 +379,17 @@ CAPABILITIES: tuple[Capability, ...] = (
         "internal_error",
         r"INTERNAL ASSERT FAILED|\bNYI\b|[Pp]lease (file|report) a (bug|github issue)"
         r"|[Ff]eel free to file a github issue|not (yet )?implemented(?! for ')",
-        "torch fails on it in code of its own",
-        "report it to PyTorch, or write that part in another way",
+        "torch fails on it with an internal error",
+        "write that part in another way",
     ),
 )
 
-# Not by a text but by where they were raised: torch's assertions may have none, and tracers have exceptions of all
-# types.
+# These are known by where they were raised and not by a text: torch's assertions may have none, and tracers raise
+# exceptions of all types.
 INTERNAL = Capability(
     "internal_assertion",
     "",
-    "torch's own transforms fail an assertion of theirs on it",
+    "an assertion within torch's own transforms fails on it",
     "report it to PyTorch",
 )
 HIGHER_ORDER = Capability(
@@ -399,10 +399,10 @@ HIGHER_ORDER = Capability(
     "a transform",
     "write the control flow in Python, or with torch.where()",
 )
-# Known by nothing but that a loop answered.
+# Known only by the fact that a loop succeeded.
 UNKNOWN = Capability(
     "unknown",
     "",
     "torch raised an error on it that no sample raises by itself",
-    "write that part in another way, or report the error to PyTorch",
+    "write that part in another way",
 )

@@ -1,7 +1,7 @@
 """Results of a library, tested on the spot: a batch against one of its samples, tangents against reverse mode.
 
-Lists of what torch gets wrong end where knowledge ends. So what is not proven to be right on this torch is tested when
-a function is first called with some shapes; where the test fails, `MistakenRule` sends the call to the autograd
+No list of torch's mistakes is complete. So a function is tested when it is first called with some shapes, unless all of
+its operations are proven to be right on this torch. Where the test fails, `MistakenRule` sends the call to the autograd
 backend.
 """
 
@@ -21,10 +21,10 @@ from .recorder import recorded
 from .verdicts import RIGHT, Verdict, Verdicts
 from .wrong_answers import MistakenRule
 
-# What the evaluation of a function for a test may raise. The call itself has succeeded, so the error is no answer.
+# Errors of the evaluation of a function for a test. The call itself has succeeded, so they say nothing about it.
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
-# By these, the user says that no derivative is wanted, of which differences of values take no notice.
+# By these the user says that no derivative is wanted. Finite differences ignore them.
 _DETACHES = frozenset(("data", "detach", "detach_", "_set_grad_enabled"))
 
 _verdicts = Verdicts()
@@ -34,8 +34,8 @@ Result = TypeVar("Result")
 class Trial:
     """One call of a function by a library, and what is known of it.
 
-    What plain autograd records, and so may differentiate once more, has a verdict of its own: it is given where
-    derivatives of the result were tested, too.
+    A result that plain autograd records may be differentiated once more. It has a verdict of its own, which needs a
+    test of the result's derivatives, too.
 
     Parameters
     ----------
@@ -52,26 +52,26 @@ class Trial:
         self.detaches = False
 
     def verdict(self, recorded: bool = False) -> Verdict | None:
-        """What a test has said, or would not be asked; None where there is to be one."""
+        """The verdict of a test, or RIGHT where none is wanted; None where a test has to be made."""
         when = get_checks()
         if when == "off":
             return RIGHT
         return None if when == "always" else _verdicts.get(self._func, (self._call, recorded))
 
     def note(self, verdict: Verdict, recorded: bool = False) -> None:
-        """Remember what a test said."""
+        """Remember the verdict of a test."""
         for kind in {False, recorded}:
             _verdicts.set(self._func, (self._call, kind), verdict)
 
     def is_settled(self, recorded: bool = False) -> bool:
-        """Whether nothing is to be tested; raises where the library was wrong before."""
+        """Whether no test is needed; raises where the library was wrong before."""
         verdict = self.verdict(recorded)
         if verdict:
             raise MistakenRule(verdict)
         return verdict == RIGHT
 
     def settle(self, verdict: Verdict, recorded: bool) -> None:
-        """Remember what a test said; raises where the library is wrong."""
+        """Remember the verdict of a test; raises where the library is wrong."""
         self.note(verdict, recorded)
         if verdict:
             raise MistakenRule(verdict)
@@ -103,7 +103,7 @@ class Trial:
 
 
 def same(batched: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
-    """Whether the results of one sample within a batch are those that it gives alone."""
+    """Whether a sample gives the same results within a batch and alone."""
     return len(batched) == len(alone) and all(_same(one, other) for one, other in zip(batched, alone))
 
 
@@ -111,7 +111,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.layout != torch.strided or other.layout != torch.strided or one.is_quantized:
-        return True  # left to the operations that read it
+        return True  # the operations that read it are tested
     one, other = one.detach(), other.detach()
     if not (one.is_floating_point() or one.is_complex()):
         return bool((one == other).all())
@@ -135,5 +135,5 @@ def _differ(found: Tensor, expected: Tensor) -> Tensor:
 
 
 def tells(tensors: Sequence[Tensor]) -> bool:
-    """Whether a comparison of these numbers can tell anything: where all are zero, much that is wrong is zero, too."""
+    """Whether a comparison of these numbers means something: zeros can agree although torch is wrong."""
     return any(bool((tensor.detach() != 0).any()) for tensor in tensors)

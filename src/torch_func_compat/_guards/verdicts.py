@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
-# Deeper closures than this are told apart by their objects.
+# Functions in closures deeper than this are told apart by identity.
 _DEPTH = 6
 _LONG = 32
 _MOST = 4096
 
-# What a test said: nothing (right), or what is wrong.
+# The result of a test: empty for right, else a text that says what is wrong.
 Verdict = str
 RIGHT = ""
 
@@ -32,7 +32,7 @@ class Verdicts:
     """Verdicts by function and call."""
 
     def __init__(self) -> None:
-        # With None where the codes were asked, too: to tell who a function is takes longer than all else here.
+        # None where `_of_codes` has no verdict either: computing the identity of a function takes longer than all else.
         self._of_functions: weakref.WeakKeyDictionary[Any, dict[Hashable, Verdict | None]] = weakref.WeakKeyDictionary()
         self._of_codes: OrderedDict[Hashable, Verdict] = OrderedDict()
 
@@ -60,7 +60,7 @@ class Verdicts:
 
 
 def shapes(values: Iterable[Any]) -> Hashable:
-    """Shape, dtype and requires_grad of the tensors among arguments, and integers and names; containers are entered."""
+    """Shape, dtype and requires_grad of tensors, and integers and names, among arguments and in containers."""
     found: list[Hashable] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -95,7 +95,7 @@ def _token(value: Any) -> Hashable:
 
 
 def identity(value: Any, depth: int = 0) -> Hashable:
-    """What distinguishes a function, or an object that a function closes over, from others.
+    """A key that tells a function, or an object that a function closes over, from others.
 
     Tensors, floating-point numbers and what lists and dicts hold beside functions change from step to step in a loop:
     their types and shapes alone count.
@@ -128,7 +128,7 @@ def identity(value: Any, depth: int = 0) -> Hashable:
     if isinstance(value, torch.nn.Module):
         return _token(value), tuple([module.training for module in value.modules()])
     if (cls.__module__ or "").startswith(_PACKAGE):
-        # Options, calls and the like are made anew for each transform: what they hold counts.
+        # Objects of this library, such as Options, are made anew for each transform: their contents count.
         held = vars(value) if hasattr(value, "__dict__") else {}
         if "func" not in held:
             return cls.__qualname__

@@ -1,8 +1,8 @@
-"""What torch gets wrong without an error, met while torch.compile traces a transform: the graph breaks there.
+"""Operations that torch gets wrong without an error, while torch.compile traces: the graph breaks there.
 
 Neither profiles nor the recorder nor a test on the spot work on the tensors of a tracer. A TorchFunctionMode does, if
-it needs nothing but names. What it raises makes torch.compile run the transform as it is, with all its guards, or
-raise, if ``fullgraph=True``.
+it needs nothing but names. Its error makes torch.compile run the transform eagerly, with all its guards, or raise, if
+``fullgraph=True``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from . import by_operation
 from .compositions import composed
 from .wrong_answers import MISTAKEN_COMPILED, MistakenRule
 
-# Values under vmap are those of other samples, or of other numbers of theirs.
+# Under vmap these give values of other samples, or other elements of the same sample.
 _BATCH = ("roll", "resize_", "resize_as_")
 # Batched backward passes (see by_graph.py).
 _ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel")
-# Forward mode, by itself: at singular matrices, by factors, and of triangles.
+# Forward mode alone: at singular matrices, by factors, and of triangular matrices.
 _FORWARD = (
     *("det", "logdet", "slogdet", "linalg_det", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
     *("solve", "solve_ex", "tensorsolve", "linalg_solve", "linalg_solve_ex", "_linalg_solve_ex"),
@@ -45,7 +45,9 @@ def _names(functions: Any) -> set[str]:
 
 
 def fragile(kind: str) -> tuple[str, ...]:
-    """Names of what torch may get wrong in a transform of that kind ('vmap', 'reverse', 'forward') that starts here.
+    """Names of operations that torch may get wrong in a transform of that kind that starts here.
+
+    The kinds are 'vmap', 'reverse' and 'forward'.
 
     torch.compile calls this while it traces, and takes the result for constant.
     """
@@ -66,7 +68,7 @@ fragile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _name(func: Any) -> str:
-    """What the operation is called, without its overload. A constant too: torch 2.13 does not trace `__name__`."""
+    """The name of the operation, without its overload. A constant, too: torch 2.13 does not trace `__name__`."""
     return str(getattr(func, "__name__", "")).partition(".")[0]
 
 
@@ -93,7 +95,7 @@ def _is_real(args: Any) -> bool:
 
 
 def watched(func: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """`func`, raising where it meets what torch may get wrong in a transform of that kind."""
+    """`func`, raising at an operation that torch may get wrong in a transform of that kind."""
     names = fragile(kind)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:

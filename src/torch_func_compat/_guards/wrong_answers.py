@@ -1,4 +1,4 @@
-"""What torch gets wrong without an error, and this library raises instead: the texts and the error that carry it."""
+"""The errors that this library raises where torch would be wrong without an error: their class and their texts."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ class MistakenRule(RuntimeError):
     """Raised by this library where torch would go on and return a wrong derivative."""
 
 
-# What a MistakenRule says of an operation whose backward torch batches wrongly.
+# The texts of a MistakenRule. The placeholder is an operation, a class or a function.
 MISTAKEN_ROWS = "torch batches the backward of {} wrongly"
 MISTAKEN_TANGENT = "torch drops the tangents of {} in forward mode"
 MISTAKEN_FORMULA = "torch differentiates {} wrongly in forward mode"
-# Which those are, by the names of torch's functions and methods; of scatter_reduce only products.
+# The functions and methods of MISTAKEN_FORMULA; scatter_reduce with products only.
 WRONG_FORMULAS = ("cholesky_inverse", "scatter_reduce", "scatter_reduce_")
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
-MISTAKEN_GRAD_MODE = "torch differentiates what no_grad() is around in forward mode"
+MISTAKEN_GRAD_MODE = "torch differentiates operations within no_grad() in forward mode"
 MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
 MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
 MISTAKEN_COMPLEX = "functorch differentiates complex numbers wrongly"
 MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of it"
 MISTAKEN_TANGENTS = "torch's forward mode is wrong: reverse mode and finite differences give another derivative of {}"
-MISTAKEN_BATCH = "torch batches this wrongly: the last sample of the batch is not what that sample gives alone, of {}"
+MISTAKEN_BATCH = "torch batches this wrongly: the last sample of the batch differs from that sample alone, for {}"
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 MISTAKEN_AUTOCAST = "torch casts other operations under vmap than autocast does for a sample"
 MISTAKEN_SUBCLASS = "torch gives a function under vmap or grad a plain tensor for a {}"
 MISTAKEN_COMPILED = "torch may get {} wrong in this transform, and a compiled graph cannot tell"
-# What it says of a Function without a jvp rule whose backward cannot be transposed.
+# A Function without a jvp rule, whose backward cannot be transposed.
 NOT_TRANSPOSED = "the backward of {} is not differentiable, and so has no transpose for forward mode"
-# And of one in the old style that modifies its input.
+# A Function in the old style that modifies its input.
 LEGACY_IN_PLACE = "the forward of {} modifies its input in place, and would have to run again"
-# And of one that uses more than its arguments.
+# A Function that uses more than its arguments.
 FOREIGN = "{} uses a tensor of a transform around it that is not among its arguments"
-# And of the second derivative of a backward with numpy in it.
+# The second derivative of a backward with numpy in it.
 LEFT_BY_ROWS = "the rows of a backward that takes numbers out of torch cannot be batched"
 
 
@@ -43,7 +43,7 @@ class Twice(NamedTuple):
     """A backward that torch differentiates wrongly once more, without an error."""
 
     fact: str
-    pairs: tuple[tuple[int, int], ...]  # by which input first, and by which then
+    pairs: tuple[tuple[int, int], ...]  # the inputs of the first and of the second derivative
     reason: str
 
 
@@ -65,6 +65,6 @@ TWICE = {
 
 
 def wrong_twice(node: Any) -> Twice | None:
-    """The row of a node of the graph, on a torch that it is true of."""
+    """The row of a node of the graph, on a torch with that mistake."""
     row = TWICE.get(type(node).__name__.rstrip("0123456789"))
     return row if row is not None and facts.has(row.fact) else None

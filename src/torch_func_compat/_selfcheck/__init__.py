@@ -1,4 +1,4 @@
-"""Closed forms for every operator: what ``python -m`` on this package checks.
+"""Closed forms for every operator, which ``python -m`` on this package checks.
 
 Everything here goes through the public transforms, as a user's call does, and leaves nothing behind.
 """
@@ -40,7 +40,7 @@ def dtype_on(device: str) -> torch.dtype:
 
 
 def limit_on(device: str) -> float:
-    """The largest error that rounding explains, where all values are about one."""
+    """The largest error that rounding can cause in values of about one."""
     return 1e-4 if dtype_on(device) is torch.float32 else 1e-10
 
 
@@ -256,7 +256,7 @@ def answered_by(operator: str, backend: str, device: str = "cpu") -> str:
     str
         ``"native"``: torch's own transform. ``"vectorised rows"``: rows of the derivative in one batched backward
         pass. ``"looped"``: samples or rows one by one. ``"derived"``: another composition of the backend's
-        primitives. ``"raised TypeError"`` and the like where it fails.
+        primitives. ``"raised"`` with the type of the error where it fails.
     """
     # A watched frame keeps its variables alive, and a probe may mistake that for torch's doing: probe first.
     for fact in facts.FACTS:
@@ -264,10 +264,10 @@ def answered_by(operator: str, backend: str, device: str = "cpu") -> str:
     point, watch = Point.on(device), _Watch()
     with use_backend(backend), use_fallback("error"):
         try:
-            next(CHECKS[operator](point))  # torch imports much at a first call, which would take long to watch
+            next(CHECKS[operator](point))  # a first call imports much of torch, which would take long to watch
             with watch:
                 next(CHECKS[operator](point))
-        # The report tells what happens, whatever it is.
+        # An operator may raise anything, and the report names it.
         except Exception as error:  # noqa: BLE001
             return f"raised {type(error).__name__}"
     return watch.route

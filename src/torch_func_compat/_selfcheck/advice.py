@@ -1,4 +1,4 @@
-"""What a user of this torch has to live with, and what to do about it.
+"""The limits of this torch for a user, and the ways out.
 
 The table of facts (`_torch.facts`) describes torch. Most of it never reaches a user, because the library works around
 it. This table has the rest.
@@ -12,7 +12,7 @@ from .._torch import facts
 
 
 class Limit(NamedTuple):
-    """One row: where it holds, what the user meets, and the way out."""
+    """One row: where the limit holds, what the user notices, and the way out."""
 
     holds: Callable[[tuple[str, ...]], bool]  # given the available backends
     meets: str
@@ -74,20 +74,20 @@ LIMITS = {
     ),
     "autograd.Function twice": Limit(
         lambda backends: facts.has("saved_intermediates_are_constant"),
-        "PyTorch treats as constant what the forward of a torch.autograd.Function stores on ctx beside its inputs and "
-        "outputs: second derivatives raise, or are zero where the whole gradient consists of it",
+        "PyTorch treats what a torch.autograd.Function stores on ctx beside its inputs and outputs as constant: "
+        "second derivatives raise, or are zero where the whole gradient consists of it",
         "Derive from this package's Function, or return the intermediate as an output",
     ),
 }
 
 
 def unlike_its_release() -> list[str]:
-    """Facts that this build of torch has otherwise than the release it is named after."""
+    """Facts in which this build of torch differs from the release that it is named after."""
     return [name for name, fact in facts.FACTS.items() if facts.has(name) != fact.expected(facts.TORCH)]
 
 
 def limits(backends: tuple[str, ...], cuda: dict[str, Any]) -> list[dict[str, str]]:
-    """What limits a user of this torch with these backends and this GPU, each with a way out."""
+    """The limits of this torch with these backends and this GPU, each with a way out."""
     found = [{"what": row.meets, "advice": row.advice} for row in LIMITS.values() if row.holds(backends)]
     if cuda["devices"] and not cuda["usable"]:
         what = f"This torch cannot compute on {cuda['devices'][0]}: {cuda['reason']}"

@@ -1,4 +1,4 @@
-"""Watch which of this package's routes a call takes, and say it in words."""
+"""The route that a call takes through this package, observed and put into words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._backends.autograd.batched_vjp import Rows
 
 _DERIVED = {derive.__module__ for derive in (*_transforms.TRANSFORMS.values(), *_transforms.PRODUCTS.values())}
 
-# What a route means to a user
+# The meaning of a route for a user
 MEANINGS = {
     "native": "batched by torch's own vmap",
     "derived": "a fixed number of passes, no loop",
@@ -56,5 +56,5 @@ class Watch:
 
 
 def meaning(route: str) -> str:
-    """A route in words; ``"raised TypeError"`` and the like are words already."""
+    """A route in words; the route of an operator that raised is in words already."""
     return MEANINGS.get(route, f"fails: {route}")

@@ -1,1 +1,1 @@
-"""What this torch is and has: facts, pytrees, random state, closures, tensors, compiling."""
+"""What this torch can do: facts, and adapters for pytrees, random state, closures, tensors and compiling."""

@@ -1,4 +1,4 @@
-"""Where in the user's code a warning belongs."""
+"""Warnings at the line of the user's code that they belong to."""
 
 from __future__ import annotations
 

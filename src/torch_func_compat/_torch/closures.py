@@ -1,4 +1,4 @@
-"""What a function closes over: tensors and generators that it can reach without being given them."""
+"""Tensors and generators that a function can reach although they are not among its arguments."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakK
 
 
 def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
-    """The tensors that `func` could reach when it was first asked about: to look each time would cost too much.
+    """The tensors that `func` could reach at its first call. Looking at each call would cost too much.
 
-    A derivative of this library calls the user's function, of which the same is asked then.
+    A derivative of this library has none of its own: it calls the user's function, which is asked when it is called.
     """
     if (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
         return []
@@ -87,7 +87,7 @@ def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
     return [tensor for tensor in alive if tensor is not None]
 
 
-# How to look into a value of some type: at what it holds; None is not at all.
+# Returns the values that a value of some type holds; None where it is not looked into.
 _Look = Callable[[Any], Iterable[Any]]
 
 

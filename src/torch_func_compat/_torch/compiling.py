@@ -18,7 +18,7 @@ is_compiling: Callable[[], bool] = (
 
 
 def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` as torch.compile calls it without tracing it: the graph breaks there."""
+    """Return `function` in a form that torch.compile calls without tracing it: the graph breaks there."""
     disable: Any = torch.compiler.disable if hasattr(torch, "compiler") else torch._dynamo.disable  # type: ignore[attr-defined,unused-ignore]
     return disable(function)  # type: ignore[no-any-return]
 
@@ -28,10 +28,10 @@ _has_strategies = hasattr(_native, "set_code_exec_strategy")  # torch 2.13 at le
 
 
 def inlined_only(function: F) -> F:
-    """Mark `function` as one that torch.compile may trace within a graph, and that runs as it is where that fails.
+    """Mark `function` as one that torch.compile may trace within a graph, and that runs eagerly where that fails.
 
-    Where a graph breaks within a function, torch.compile tries that function again by itself, and would take
-    `is_compiling()` for True in what then runs as it is.
+    Where a graph breaks within a function, torch.compile traces that function again alone. There `is_compiling()` would
+    be True in code that then runs eagerly.
     """
     return _skipped(function, recursively=False)
 

@@ -1,8 +1,8 @@
-"""What this torch can do: ONE table of facts, each with its probe, its versions and its source.
+"""The features and bugs of this torch: ONE table of facts, each with its probe, its versions and its source.
 
 A fact that can be probed (an attribute, a parameter, a behaviour on three numbers) is probed, so that
-vendor builds and nightlies are judged by what they have and not by what they are called; a version
-range stands only where the answer is a bug that shows on no small input. ``since`` and ``until`` are
+vendor builds and nightlies are judged by their features and not by their names. A version range stands
+only where the answer is a bug that no small input shows. ``since`` and ``until`` are
 the releases in which the fact holds, as measured; a test in every environment compares them with the
 probe. Probes run once, when first asked, never at import.
 """
@@ -43,7 +43,7 @@ class Fact(NamedTuple):
     source: str
 
     def expected(self, torch_release: tuple[int, ...]) -> bool:
-        """What `since` and `until` say of a release."""
+        """The answer of `since` and `until` for a release."""
         return _within(torch_release, self.since, self.until)
 
 
@@ -190,7 +190,7 @@ FACTS: dict[str, Fact] = {
         "https://pytorch.org/docs/stable/generated/torch.func.vmap.html",
     ),
     "activations_are_looped_over": Fact(
-        "batched backward passes do tanh, relu, gelu and their like row by row: there are no batching rules for them",
+        "batched backward passes loop over rows of tanh, relu, gelu and other activations, for lack of batching rules",
         # not probed: all that could be seen is the time it takes
         _between(None, (2, 0)),
         None,
@@ -198,7 +198,7 @@ FACTS: dict[str, Fact] = {
         "https://github.com/pytorch/pytorch/blob/v1.13.1/aten/src/ATen/BatchingRegistrations.cpp",
     ),
     "retain_grad_is_a_hook": Fact(
-        "retain_grad() registers a hook of Python; later it is part of C++, where nobody sees whether it was called",
+        "retain_grad() registers a hook in Python; later it is part of C++, which does not tell whether it was called",
         _retain_grad_is_a_hook,
         None,
         (1, 10),

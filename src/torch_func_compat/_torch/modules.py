@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 
-# Objects that are looked at; a function with more around it is known by the first ones.
+# The most objects that are looked at; of a function that reaches more, only the first ones count.
 _MOST = 64
 
 
@@ -20,9 +20,9 @@ def modules(root: Any) -> Iterator[torch.nn.Module]:
 
 
 def switches(root: Any) -> tuple[Any, ...]:
-    """Whether each of these modules and those within it is in train mode; and whole numbers that a closure has.
+    """Whether each reached module, and each module within it, is in train mode; and the whole numbers of closures.
 
-    The number may be a dimension. Numbers in containers, attributes and globals are left out, since they count steps.
+    Such a number may be a dimension. Numbers in containers, attributes and globals are left out: they may count steps.
     """
     found: list[Any] = []
     for value in _reached(root):
@@ -59,7 +59,7 @@ def _reached(root: Any) -> list[Any]:
     return found
 
 
-# How to look into a value of some type: at what it holds; None is not at all.
+# Returns the values that a value of some type holds; None where it is not looked into.
 _Look = Callable[[Any], Iterable[Any]]
 
 

@@ -1,9 +1,9 @@
 """Pytrees with the newest torch's rules on every torch.
 
 torch 1.8 knows dict, list and tuple only; namedtuple, OrderedDict, defaultdict and deque were added
-one release after another. Here the built-in containers are always known, and every type that the
-user (or torch) registered with ``torch.utils._pytree`` is asked of torch. Nothing is registered by
-this module: the registry is global and belongs to its owner.
+one release after another. Here the built-in containers are always known, and torch is asked for all types
+that the user (or torch) registered with ``torch.utils._pytree``. This module registers nothing: the
+registry is global and belongs to its owner.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _is_namedtuple(cls: type) -> bool:
 
 
 def _is_struct_sequence(cls: type) -> bool:
-    """``torch.return_types.max`` and its like, which old torches did not register."""
+    """Types such as ``torch.return_types.max``, which old torches did not register."""
     return cls.__bases__ == (tuple,) and isinstance(getattr(cls, "n_sequence_fields", None), int)
 
 
@@ -115,7 +115,7 @@ def _collect(tree: Any, leaves: list[Any]) -> TreeSpec:
     children, context = handlers[0](tree)
     specs = []
     for child in children:
-        # most are tensors, which is quicker to see than that nobody handles them
+        # most leaves are tensors, for which this is quicker than the search for handlers
         if type(child) is torch.Tensor:
             leaves.append(child)
             specs.append(LEAF)
@@ -163,7 +163,7 @@ def broadcast_prefix(prefix: Any, spec: TreeSpec) -> list[Any] | None:
     children, context = handlers[0](prefix)
     if spec.type is not type(prefix) or len(children) != len(spec.children):
         return None
-    if isinstance(prefix, dict):  # by key, in whatever order
+    if isinstance(prefix, dict):  # by key, in any order
         if set(context[0]) != set(spec.context[0]):
             return None
         children = [prefix[key] for key in spec.context[0]]

@@ -31,7 +31,7 @@ class Setting:
         self._from_environment: list[str | None] = []  # read once, when first needed
 
     def get(self) -> str | None:
-        """The value that holds here and now; None if nobody chose."""
+        """The value that holds here and now; None if none was chosen."""
         value = self._scoped.get() or self._chosen
         if value is None:
             value = self._from_environment[0] if self._from_environment else self._environment()

@@ -16,7 +16,7 @@ def version(tensor: Tensor) -> int:
 
 
 def with_attributes(tensor: Tensor, source: Tensor, but: str = "") -> Tensor:
-    """`tensor`, which stands for `source`, with the attributes that the user has set on that.
+    """`tensor`, which stands for `source`, with the attributes that the user has set on `source`.
 
     A subclass without a ``__torch_function__`` of its own keeps its class in every operation, and its attributes in
     none.
@@ -29,7 +29,7 @@ def with_attributes(tensor: Tensor, source: Tensor, but: str = "") -> Tensor:
 
 
 def layout_of(tensor: Tensor) -> tuple[Any, ...]:
-    """How a view reads its memory, but for where it begins."""
+    """How a view reads its memory, except for the offset."""
     is_conj, is_neg = getattr(tensor, "is_conj", bool), getattr(tensor, "is_neg", bool)
     return (tensor.stride(), tensor.shape, tensor.dtype, tensor.requires_grad, is_conj(), is_neg())
 
@@ -70,7 +70,7 @@ _is_zerotensor: Any = getattr(Tensor, "_is_zerotensor", lambda tensor: False)
 
 
 def allocated(tensor: Tensor) -> Tensor:
-    """`tensor` with memory, which the zeros that autograd returns for a zero derivative do not have."""
+    """`tensor` with memory: autograd's tensors for a zero derivative have none."""
     return tensor + tensor.new_zeros(()) if _is_zerotensor(tensor) else tensor
 
 

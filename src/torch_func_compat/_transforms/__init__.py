@@ -1,7 +1,7 @@
 """What is computed: every operator, derived once on the primitives of a backend.
 
 ``grad`` is a pullback of one, ``jacrev`` a pullback of the standard basis, ``jacfwd`` its pushforward, ``hessian`` a
-Jacobian of a Jacobian. The algebra does not know which backend answers, nor whether torch.compile is tracing.
+Jacobian of a Jacobian. The derivations do not know which backend answers, nor whether torch.compile is tracing.
 """
 
 from __future__ import annotations

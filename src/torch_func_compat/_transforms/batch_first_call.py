@@ -1,7 +1,7 @@
 """Samples of a batch are tested for independence in the first call with each function and shapes.
 
-Reverse mode tests a derivative on the way, by one more backward pass through the graph that is there. What is left then
-is tested by an evaluation of its own.
+Reverse mode tests a derivative on the way, by one more backward pass through the same graph. Each function that is not
+tested on the way is evaluated once more for its test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Stages = Callable[[], Sequence[Function]]
 
 
 class Pending:
-    """What a first call is to test of a function: its output (order 0), its first derivative (order 1).
+    """The tests of a function that a first call has to make: of its output (order 0) and its derivative (order 1).
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Pending:
         self.trials = trials
 
     def passed(self, order: int) -> None:
-        """Nothing is to be tested again."""
+        """Note that this test needs no repetition."""
         self.trials.pop(order).note("")
 
 
@@ -49,7 +49,7 @@ _pending: ContextVar[Pending | None] = ContextVar("pending", default=None)
 def pending(
     backend: Backend, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any], orders: int
 ) -> Pending | None:
-    """What is to be tested in this call; None where all is known, or nothing may be looked at.
+    """The tests that this call has to make; None where all are known, or no values can be seen.
 
     Within a running transform of a library, the values of samples cannot be seen.
     """
@@ -62,7 +62,7 @@ def pending(
 
 
 def _described(value: Any) -> Hashable:
-    """What may decide, of an argument, whether samples depend on each other."""
+    """The properties of an argument that may decide whether samples depend on each other."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if value is None or isinstance(value, (bool, int, str)):
@@ -83,7 +83,7 @@ def test_rows(
     options: Options,
     order: int,
 ) -> None:
-    """Test a derivative of that order whose pullback there is, if it is pending."""
+    """Test a derivative of that order by its pullback, if the test is pending."""
     found = _pending.get()
     if found is None or found.func is not options.func or order not in found.trials:
         return
@@ -147,17 +147,17 @@ def _test_others(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    """Test what no reverse mode has tested on the way."""
+    """Make the tests that reverse mode did not make on the way."""
     state = backend.draws(None)
     try:
-        for order in sorted(found.trials, reverse=True):  # on the way, a derivative tests what it is the derivative of
+        for order in sorted(found.trials, reverse=True):  # the test of a derivative may test its function on the way
             if order not in found.trials:
                 continue
             try:
                 verify_stage(backend, stages[order], order, options, args, kwargs)
             except DependentSamples:
                 raise
-            except ERRORS:  # the call itself has succeeded: the function has no reverse mode, or is not to run again
+            except ERRORS:  # the call itself has succeeded: the function has no reverse mode, or must not run again
                 pass
             found.passed(order)
     finally:

@@ -23,7 +23,7 @@ from .._torch.modules import modules
 from .._torch.tensors import movedim
 from .options import Options
 
-# What mixes samples most often, by the names of nodes in torch's graphs, and what to do about it.
+# The usual operations that mix samples, by the names of nodes in torch's graphs, and the way out.
 _SYMPTOMS = {
     "BatchNorm": "batch normalisation in train mode (call eval() on the module)",
     "Softmax": "a softmax (give it dim=-1 if it is over the batch dimension)",
@@ -32,11 +32,11 @@ _SYMPTOMS = {
     "Flip": "flipped samples",
     "Sort": "a sort (perhaps over the batch dimension)",
 }
-# Reductions of dimension 0, as their nodes say.
+# Reductions; their nodes tell whether they reduce dimension 0.
 _REDUCTIONS = {"Mean": "a mean", "Sum": "a sum", "Var": "a variance", "Std": "a standard deviation", "Norm": "a norm"}
-# Of the factors between -8 and 8; close to each other, so that no number overflows.
+# The factors lie between -8 and 8, so that no number overflows.
 _FACTORS = [sign * 2.0**power for power in range(-3, 4) for sign in (1, -1)]
-# Deviations that are forgiven, in units of the machine's precision: kernels that add up in any order.
+# Deviations that are allowed, in units of the machine's precision, since kernels may add in any order.
 _FORGIVEN = 64
 
 
@@ -45,7 +45,7 @@ class DependentSamples(RuntimeError):
 
 
 def _factors(size: int, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(size)  # nobody's random state moves
+    generator = torch.Generator().manual_seed(size)  # torch's own random state does not move
     order = torch.randperm(len(_FACTORS), generator=generator)
     more = torch.randint(len(_FACTORS), (size,), generator=generator)
     chosen = torch.cat([order, more])[:size]  # no two alike as long as that is possible
@@ -73,7 +73,7 @@ def _deviating(actual: Tensor, expected: Tensor, dim: int, repeatable: bool) -> 
         limit = _FORGIVEN * eps * e.abs().max(1, keepdim=True)[0]
     else:
         limit = eps**0.5 * e.abs().max()
-    # what is not finite is equal where it is the same
+    # numbers that are not finite agree if they are the same
     return ~(((a - e).abs() <= limit) | (a == e) | ((a != a) & (e != e))).all(1)
 
 
@@ -111,7 +111,7 @@ def require_independent(
     Costs one backward pass where all `rows` of the Jacobian are known, else two.
     """
     if call.size < 2:
-        return  # there are no others
+        return  # there is no other sample
     with no_grad():
         vectors = [_random(output.detach()) for output in outputs]
         weights = _scaled(vectors, [0] * len(vectors), call.size)
@@ -123,7 +123,7 @@ def require_independent(
         expected = _scaled(plain, call.dims, call.size)
         samples = _differing(actual, expected, call.dims, True)
         if samples and not all(torch.equal(one, other) for one, other in zip(plain, pull(vectors))):
-            # kernels that add up in any order: rounding is no dependence
+            # kernels that add in any order: rounding is no dependence
             samples = _differing(actual, expected, call.dims, False)
     if samples:
         raise DependentSamples(_message(call, outputs, pullback, order, func, samples))
@@ -194,7 +194,7 @@ def verify(
 def verify_stage(
     backend: Backend, stage: Function, order: int, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Check one of them, a derivative of that order, by an evaluation of its own."""
+    """Check one of the functions, a derivative of that order, by one more evaluation."""
     call = BatchCall(options.name, stage, args, kwargs, options.argnums, options.has_aux, options.in_dims)
     with no_grad():
         # copies, since the function may change its inputs in place

@@ -35,7 +35,7 @@ def hessian_diagonal(backend: Backend, func: Function, options: Options) -> Func
 
 
 def _by_rows(backend: Backend, func: Function, options: Options) -> Function:
-    """Of the row of the Hessian that belongs to an element of the gradient, keep that element's own entry."""
+    """Each element of the gradient has a row of the Hessian; keep the entry of that element only."""
     gradient = jacrev(backend, func, options.inner(chunked=False))
 
     def diagonal(*args: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,7 @@ def hessian(
     found = automatic(backend, func, options, "reverse-reverse", hessian_mode, make)
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        # Reverse over reverse mode takes what torch.func's forward over reverse mode takes.
+        # Reverse over reverse mode accepts the same primals as torch.func's forward over reverse mode.
         leaves = pytree.flatten([args[i] for i in positions(options.argnums, len(args))])[0]
         require_floating("primal", [leaf for leaf in leaves if isinstance(leaf, Tensor)])
         return found(*args, **kwargs)

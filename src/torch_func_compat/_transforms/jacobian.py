@@ -46,12 +46,12 @@ def call_of(
 
 
 def space_of_inputs(call: Call) -> Sequence[Like]:
-    """What the primals are vectors of; of a batch, what one sample of them is."""
+    """The spaces of the primals; for a batch, the spaces of one sample."""
     return call.space if isinstance(call, BatchCall) else call.primals
 
 
 def space_of_outputs(call: Call, outputs: Sequence[Tensor]) -> Sequence[Like]:
-    """The same of the outputs."""
+    """The same for the outputs."""
     return [SampleSpace(output, 0) for output in outputs] if isinstance(call, BatchCall) else outputs
 
 

@@ -20,8 +20,8 @@ class RunningLibrary:
     """The library whose transforms may run around a linear map that was recorded outside of them.
 
     Its levels do not reach into a graph of plain autograd: forward mode is zero there, and gradients keep the graph of
-    an inner level. So where they track the vectors, the function is recorded on the levels, with the same random
-    numbers: this is made before the first recording.
+    an inner level. So where the levels track the vectors, the function is recorded on the levels, with the same random
+    numbers: an instance is made before the first recording.
     """
 
     def __init__(self, backend: Backend, options: Options) -> None:
@@ -30,7 +30,7 @@ class RunningLibrary:
         self._state = None if self._find is None else backend.draws(None)
 
     def _running(self) -> list[Any]:
-        """The backend of the library, where one of its transforms runs that did not when the map was recorded."""
+        """The backend of the library, if one of its transforms runs now and none did when the map was recorded."""
         found = None if self._find is None else self._find()
         return [] if found is None or found is self._backend else [found]
 
@@ -84,7 +84,7 @@ class _LinearFunction:
 
 
 class VjpFunction(_LinearFunction):
-    """What vjp returns beside the output: cotangents -> gradients of the primals.
+    """The function that vjp returns: cotangents -> gradients of the primals.
 
     ``vjp_fn(cotangents, retain_graph=True, create_graph=None)``, where the cotangents have the structure of
     the function's output and the result is a tuple with one entry for each primal.
@@ -143,7 +143,7 @@ class VjpFunction(_LinearFunction):
 
 
 class JvpFunction(_LinearFunction):
-    """What linearize returns beside the output: tangents of the primals -> tangents of the output."""
+    """The function that linearize returns: tangents of the primals -> tangents of the output."""
 
     def __call__(self, *tangents: Any) -> Any:
         flat, spec = pytree.flatten(tangents)

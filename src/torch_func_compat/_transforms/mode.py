@@ -39,8 +39,8 @@ def check_mode(api: str, mode: str, modes: tuple[str, ...]) -> None:
 
 def jacobian_mode(has_forward_mode: bool, outputs: int, inputs: int, samples: int) -> tuple[str, str]:
     """The cheaper mode for so many elements of outputs and inputs of each sample, and why."""
-    # A column costs more than a row: about 1.5 times where there is forward mode (median over networks, convolutions
-    # and linear algebra on CPU), and one more backward pass where it is the transpose of reverse mode.
+    # A column costs more than a row: about 1.5 times with forward mode (median over networks, convolutions and linear
+    # algebra on CPU), and one more backward pass with the transpose of reverse mode.
     ratio = 1.5 if has_forward_mode else 3.0
     # The first column of a batch also costs more than its first row: as much as some thousand rows of samples.
     saved = (outputs - inputs) * samples
@@ -108,7 +108,7 @@ def automatic(
         return rule(forward_mode, count_elements(output) // samples, inputs // samples, samples)
 
     def traced(*args: Any, **kwargs: Any) -> Any:
-        # One more evaluation, of which torch.compile leaves nothing in the graph.
+        # One more evaluation; torch.compile removes it from the graph.
         result = func(*args, **kwargs)
         return make(chosen(result[0] if options.has_aux else result, args)[0], func)(*args, **kwargs)
 

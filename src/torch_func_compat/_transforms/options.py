@@ -1,4 +1,4 @@
-"""What a transform was asked for, and what it reports back."""
+"""The options of a transform, and the report of its last call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._arguments.partition import Partition
 
 
 class Report:
-    """What the last call of a transform came to; `torch_func_compat.explain` reads it.
+    """The mode and the chunks of the last call of a transform; `torch_func_compat.explain` reads it.
 
     Attributes
     ----------
@@ -37,8 +37,8 @@ class Options:
     argnums, has_aux, randomness, out_dims, chunks
         As the public functions have them.
     in_dims
-        Of vmap; of a derivative, the batch dimensions of a function of a whole batch, or None for a function of one
-        sample.
+        That of vmap. For a derivative, the batch dimensions of a function of a whole batch, or None for a function of
+        one sample.
     mode : str
         'auto', or the mode of a Jacobian or Hessian.
     check : bool or None

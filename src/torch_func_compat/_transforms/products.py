@@ -79,7 +79,7 @@ def grad(backend: Backend, func: Function, options: Options) -> Function:
     return gradient
 
 
-# What errors call the transform of a function that must return one number.
+# The names, in errors, of transforms of a function that must return one number.
 _NAMES = {name: f"{name}(f)(*args)" for name in ("grad", "grad_and_value", "hessian")}
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints within functional_call: what runs again in a backward pass finds the tensors that the call was given.
+"""Checkpoints within functional_call: their second run finds the tensors that were given to the call.
 
 A checkpoint computes its part of a module once more when a backward pass needs it. By then functional_call has put the
 module's own tensors back, so that the gradient would be that of other parameters, without an error. For the time of a
@@ -19,7 +19,7 @@ from .._backends.autograd.level import recordings
 # A call's exchange of tensors, made again.
 Exchange = Callable[[], ContextManager[Any]]
 
-# Where torch keeps the function, as the first argument of these.
+# The functions of torch that keep the user's function; it is their first argument.
 _FUNCTIONS = (
     "_checkpoint_without_reentrant",  # torch 1.11 to 2.0
     "_checkpoint_without_reentrant_generator",  # from 2.1 on
@@ -41,7 +41,7 @@ _originals: dict[str, Any] = {}
 
 
 def _repeatable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which finds the tensors that it finds now whenever it runs."""
+    """`function`, made to find the present tensors whenever it runs."""
     exchanges = _running.exchanges
     if not exchanges:
         return function
@@ -66,7 +66,7 @@ def _keeping(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Reentrant:
-    """In the place of the autograd.Function of reentrant checkpoints."""
+    """Stands in for the autograd.Function of reentrant checkpoints."""
 
     def __init__(self, original: Any) -> None:
         self._original = original
@@ -76,15 +76,15 @@ class _Reentrant:
 
     def apply(self, function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         if recordings():
-            # Only Tensor.backward() passes it, and parameters have no gradient where inputs have none. A checkpoint
-            # saves memory and changes no result, so there is none.
+            # torch lets only Tensor.backward() pass a reentrant checkpoint, and parameters get no gradient where inputs
+            # have none. A checkpoint saves memory and changes no result, so it is left out.
             return function(*args)
         return self._original.apply(_repeatable(function), preserve_rng_state, *args)
 
 
 @contextlib.contextmanager
 def repeated_with(exchange: Exchange) -> Iterator[None]:
-    """Within, checkpoints note that they are to run with these tensors in the module's places."""
+    """A context in which checkpoints note to run again with these tensors in the module's places."""
     global _calls
     module: Any = sys.modules.get("torch.utils.checkpoint")
     before = _running.exchanges

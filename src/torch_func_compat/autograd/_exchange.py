@@ -80,7 +80,7 @@ def _in_table(module: nn.Module, table: Any, name: str, tensor: Tensor) -> Calla
 
 
 def _forget(module: nn.Module, name: str, keep: Any = None) -> None:
-    """Delete an attribute wherever it is now, since the module may have moved it."""
+    """Delete an attribute from the dict that holds it now, since the module may have moved it."""
     tables: Sequence[Any] = (module._parameters, module._buffers, module.__dict__)
     for table in tables:
         if table is not keep:
@@ -129,7 +129,7 @@ def _refresh_flat_weights(module: nn.Module) -> Callable[[], None]:
 
 
 class _Threads:
-    """Which thread has exchanged the tensors of which modules; other threads wait for it."""
+    """The threads that have exchanged tensors, by module; other threads wait for them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -137,12 +137,12 @@ class _Threads:
 
     @contextlib.contextmanager
     def alone_with(self, modules: Any) -> Iterator[None]:
-        """Nobody else exchanges the tensors of these modules meanwhile.
+        """A context in which no other thread exchanges the tensors of these modules.
 
         Raises
         ------
         RuntimeError
-            Waiting for another thread could be without end.
+            Waiting for another thread could last for ever.
         """
         keys, me = {id(module) for module in modules}, threading.get_ident()
         with self._changed:
@@ -153,7 +153,7 @@ class _Threads:
                 if foreign or any(users[0] == me for users in self._users.values()):
                     raise RuntimeError(
                         "functional_call: another thread is calling this module or a part of it with tensors of its "
-                        "own, and waiting for it within another functional_call may take for ever: give each thread "
+                        "own, and waiting for it within another functional_call may last for ever: give each thread "
                         "a copy of the module"
                     )
                 self._changed.wait()

@@ -1,4 +1,4 @@
-"""The parts of `torch_func_compat.functional`: a request, and the functions that a backend differentiates.
+"""The parts of `torch_func_compat.functional`: the options of a call, and the functions to differentiate.
 
 Conditions, their order and the texts of errors are those of the newest torch.autograd.functional.
 """
@@ -79,7 +79,7 @@ class Request:
         return vector
 
     def check_differentiable(self, found: Sequence[Tensor | None], what: str, first: int = 0) -> None:
-        """With `strict` and `create_graph`, raise where a derivative does not depend on anything."""
+        """With `strict` and `create_graph`, raise where a derivative depends on no tensor."""
         for index, part in enumerate(found, first):
             if self.create_graph and part is not None and not part.requires_grad:
                 raise RuntimeError(
@@ -295,6 +295,6 @@ def check_rows(request: Request, outputs: Sequence[Tensor], variables: Sequence[
     for index, output in enumerate(outputs):
         found = derivative([output], variables)
         check_independent(found, f"Output {index} of the user-provided function is independent of input {{}}. {{}}.")
-        # torch's text also calls the output an input here
+        # torch's text also says "input" for the output here
         for part in found:
             request.check_differentiable([part], "jacobian", index)

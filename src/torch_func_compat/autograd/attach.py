@@ -14,9 +14,9 @@ __all__ = ["attach_gradient"]
 def attach_gradient(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Tensor:
     """``function(x)``, whose derivatives are those of a gradient that is given.
 
-    For what is expensive to differentiate, or cannot be: a quadrature, a solver, a function in numpy. The first
-    derivative is `gradient`, every higher one is the derivative of `gradient`: so they are right, to any order and
-    under every transform, if `gradient` is computed from `x` by differentiable operations.
+    For functions that are expensive or impossible to differentiate: a quadrature, a solver, a function in numpy. The
+    first derivative is `gradient`, and every higher one is a derivative of `gradient`. So they are right, to any order
+    and under every transform, if `gradient` is computed from `x` by differentiable operations.
 
     Parameters
     ----------

@@ -47,21 +47,21 @@ def batch_jacobian(
     ----------
     func : callable
         Takes a batch of B samples, as an ``nn.Module`` does, and returns a pytree of real tensors with the samples
-        along dimension 0, or ``(output, aux)`` with `has_aux`. What it returns for one sample must not depend on
-        the other samples: `check` looks.
+        along dimension 0, or ``(output, aux)`` with `has_aux`. The result for one sample must not depend on the other
+        samples: see `check`.
     argnums : int or tuple of int
         Positional arguments to differentiate; they have a batch dimension.
     in_dims : int or nested tuple
-        The batch dimension: of all that is differentiated, as an int; or as in `vmap` for each argument, with None
-        for what all samples share.
+        The batch dimension: an int for all arguments that are differentiated; or one for each argument, as in `vmap`,
+        with None for arguments that all samples share.
     out_dims : int or nested structure of int
         The dimension along which `func` returns the samples, for all outputs or each. In the result they are along
         dimension 0.
     batch_index : Tensor, optional
-        For samples of different sizes in one tensor, as graph networks have them: of shape (N,), with the number of
-        the sample that each of the N rows (along dimension 0 of what is differentiated) belongs to, from 0 to B - 1.
-        `func` still returns B samples. Instead of one tensor, the result has a list with that of each sample b, of
-        shape ``(*output, n_b, *row)`` for its n_b rows.
+        For samples of different sizes in one tensor, as graph networks have them. Its shape is (N,), and it holds the
+        number, from 0 to B - 1, of the sample that each of the N rows belongs to; rows lie along dimension 0 of the
+        differentiated tensors. `func` still returns B samples. The result has a list in place of each tensor: for each
+        sample b a tensor of shape ``(*output, n_b, *row)``, where n_b is its number of rows.
     mode : {'auto', 'forward', 'reverse'}
         'reverse' is one backward pass over the whole batch for each element of a sample's output, 'forward' one
         forward-mode pass for each element of a sample's input; 'auto' chooses as `jacobian` does. `explain` tells
@@ -71,7 +71,7 @@ def batch_jacobian(
     check : bool, optional
         Raise where samples depend on each other at these arguments. By default the first call with each function and
         shapes tests it, for one more backward pass in reverse mode; True tests each call, for one more forward and
-        two more backward passes; False says that the caller knows.
+        two more backward passes; False tests nothing.
     chunk_size, memory, progress
         Rows or columns at a time; see `jacobian`.
     create_graph : bool, optional
@@ -81,8 +81,8 @@ def batch_jacobian(
     Returns
     -------
     callable
-        Returns the structure of the output, in it that of the arguments, in it tensors of shape ``(B, *output of a
-        sample, *input of a sample)``; and aux. Differentiable.
+        Returns tensors of shape ``(B, *output of a sample, *input of a sample)``, in the structure of the output and,
+        within it, of the arguments; and aux. Differentiable.
 
     Raises
     ------
@@ -157,9 +157,9 @@ def batch_hessian(
     Returns
     -------
     callable
-        Returns the structure of the output, in it twice that of the arguments, in it tensors of shape ``(B, *output
-        of a sample, *input of a sample, *input of a sample)``; and aux. For outputs of shape (B,) and inputs of shape
-        (B, N), that is (B, N, N).
+        Returns tensors of shape ``(B, *output of a sample, *input of a sample, *input of a sample)``, in the structure
+        of the output and, within it, twice that of the arguments; and aux. For outputs of shape (B,) and inputs of
+        shape (B, N), the shape is (B, N, N).
 
     Raises
     ------
@@ -217,8 +217,8 @@ def batch_hvp(
     -------
     value : pytree
     product : pytree
-        The structure of the output, in it a tuple with that of the primals, in it tensors of shape ``(B, *output
-        of a sample, *input of a sample)``; and aux, with `has_aux`.
+        Tensors of shape ``(B, *output of a sample, *input of a sample)``, in the structure of the output and, within
+        it, of the tuple of primals; and aux, with `has_aux`.
 
     Raises
     ------
@@ -264,8 +264,8 @@ def batch_hessian_diagonal(
     Returns
     -------
     callable
-        Returns the structure of the output, in it that of the arguments, in it tensors of shape ``(B, *output of a
-        sample, *input of a sample)``; and aux. Differentiable.
+        Returns tensors of shape ``(B, *output of a sample, *input of a sample)``, in the structure of the output and,
+        within it, of the arguments; and aux. Differentiable.
 
     Raises
     ------
@@ -348,9 +348,9 @@ def batch_laplacian(
 
     Notes
     -----
-    Cost of 'forward': one evaluation of N + 2 values in the place of one, for the N elements of a sample's input, with
-    nothing kept for a backward pass. Cost of 'rows': that of `batch_hessian_diagonal`. An estimate costs a `batch_hvp`
-    for each of its samples.
+    Cost of 'forward': one evaluation with N + 2 values in place of each value, for the N elements of a sample's input,
+    and nothing is kept for a backward pass. Cost of 'rows': that of `batch_hessian_diagonal`. An estimate costs a
+    `batch_hvp` for each of its samples.
 
     Examples
     --------

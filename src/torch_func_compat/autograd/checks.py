@@ -6,7 +6,7 @@ transform of the autograd backend, tensors are plain, the checks return False, a
 is allowed.
 
 While torch.compile traces, the checks cannot look at layers, and there are no values to look at. All of them return
-True, so that code which is careful with wrapped tensors is careful then, and nothing is unwrapped.
+True, so that code that treats wrapped tensors with care does so then, too, and nothing is unwrapped.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def is_functorch_tensor(x: Any) -> bool:
 
 
 def unwrap(x: Tensor) -> Tensor:
-    """The plain tensor beneath all layers, to look at its values.
+    """The plain tensor beneath all layers, to read its values.
 
     Parameters
     ----------
@@ -132,10 +132,10 @@ def unwrap(x: Tensor) -> Tensor:
 
 
 def unwrap_gradtracking(x: Tensor) -> Tensor:
-    """What lies beneath the grad-tracking layers; a batched layer stays, with all below it.
+    """The tensor beneath the grad-tracking layers; a batched layer stays, with all layers below it.
 
-    For constants made within a transform and kept beyond it, as in a cache: wrapped, they would belong to a
-    transform that is over. What depends on an argument of the transform loses its derivative.
+    For constants that are made within a transform and kept beyond it, for example in a cache. A wrapped constant would
+    belong to a transform that is over. A tensor that depends on an argument of the transform loses its derivative.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def unwrap_gradtracking(x: Tensor) -> Tensor:
 
 
 class _NoLibrary:
-    """What there is where no library is: it wraps nothing."""
+    """In place of a library where there is none: it wraps nothing."""
 
     @staticmethod
     def is_functorch_wrapped_tensor(x: Any) -> bool:
@@ -182,7 +182,7 @@ class _NoLibrary:
 
 def native() -> Any:
     """The library's private module; looked up each time, since functorch may be imported at any moment."""
-    # that of 1.11 and 1.12 is a package of its own
+    # on torch 1.11 and 1.12 functorch is a package of its own
     return getattr(torch._C, "_functorch", getattr(sys.modules.get("functorch"), "_C", _NoLibrary))
 
 
@@ -197,7 +197,7 @@ def _any_layer(check: str, x: Any) -> bool:
 def _layers(library: Any, x: Any) -> Iterator[Any]:
     """`x`, then what lies beneath each of its layers; the last one has none."""
     yield x
-    # 1.13 and later have another kind, that of functionalize
+    # torch 1.13 and later have another kind of layer, that of functionalize
     is_wrapped = getattr(library, "is_functorch_wrapped_tensor", None)
     while isinstance(x, Tensor):
         if not (is_wrapped(x) if is_wrapped else library.is_batchedtensor(x) or library.is_gradtrackingtensor(x)):

@@ -113,7 +113,7 @@ def _describe(value: Any) -> str:
     return f"{len(value)}" if isinstance(value, (tuple, list)) else f"{type(value)}"
 
 
-# an autograd.Function turns torch's forward mode off in its forward; it is turned on to see what would be lost
+# an autograd.Function turns torch's forward mode off in its forward; it is turned on here to see lost tangents
 _forward_mode: Any = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 _forward_mode = contextlib.nullcontext if _forward_mode is None else functools.partial(_forward_mode, True)
 
@@ -128,7 +128,7 @@ def _primal(x: Tensor) -> Tensor:
 
 
 class _Known(threading.local):
-    """Calls whose forward rule runs again, with their outputs, which the rule may ask for, as in JAX."""
+    """Calls whose forward rule runs again, with their outputs: as in JAX, the rule may call its function."""
 
     def __init__(self) -> None:
         self.values: list[tuple[_Call, Sequence[Tensor]]] = []
@@ -223,7 +223,7 @@ class custom_vjp(_Rule):
 
     torch.compile breaks its graph at a call, which it leaves eager.
 
-    The manner is that of JAX: https://docs.jax.dev/en/latest/notebooks/Custom_derivative_rules_for_Python_code.html
+    It follows JAX: https://docs.jax.dev/en/latest/notebooks/Custom_derivative_rules_for_Python_code.html
 
     Examples
     --------
@@ -347,8 +347,8 @@ class custom_jvp(_Rule):
         ----------
         jvp : callable
             ``jvp(*nondiff_args, primals, tangents) -> (output, tangent_out)``; primals and tangents are tuples of
-            the other arguments. Tangents of what is no floating-point or complex tensor are None, and None among
-            those that are returned is zero.
+            the other arguments. The tangent of an argument that is no floating-point or complex tensor is None. A
+            returned tangent of None is zero.
         """
         self.jvp = jvp
         return jvp

@@ -45,9 +45,9 @@ def jacobian(
     argnums : int or tuple of int
         Positional arguments to differentiate.
     mode : {'auto', 'forward', 'reverse'}
-        'reverse' is `jacrev`, 'forward' is `jacfwd`; 'auto' is the latter where the outputs have more than 1.5
-        times as many elements as the arguments (on the autograd backend 3 times, and 256). `explain` tells which it
-        was.
+        'reverse' is `jacrev`, 'forward' is `jacfwd`. 'auto' is 'forward' if the outputs have more than 1.5 times as
+        many elements as the arguments (on the autograd backend 3 times as many, and at least 256). `explain` tells
+        which it was.
     has_aux : bool
         Whether `func` returns tensors beside its output that are not differentiated.
     chunk_size : int, 'auto' or None
@@ -63,8 +63,8 @@ def jacobian(
     Returns
     -------
     callable
-        Returns the structure of the output, in it that of the arguments, in it tensors of shape
-        ``output.shape + argument.shape``; and aux.
+        Returns tensors of shape ``output.shape + argument.shape``, in the structure of the output and, within it, of
+        the arguments; and aux.
 
     Raises
     ------
@@ -240,8 +240,8 @@ def hvp(
 
     Notes
     -----
-    Forward over reverse mode where there is forward mode, else reverse over reverse.
-    Cost: a few forward passes, whatever the number of elements.
+    Reverse over reverse mode, since a Hessian is symmetric.
+    Cost: one forward and two backward passes, the second one through the first, whatever the number of elements.
 
     Examples
     --------
@@ -331,9 +331,9 @@ def hessian_diagonal(
     Returns
     -------
     callable
-        Returns the structure of the output, in it that of the arguments, in it tensors of shape
-        ``output.shape + argument.shape``; and aux. An estimate comes with its standard error, in the same structure,
-        as aux: ``(diagonal, error)``, or ``(diagonal, (error, aux))`` with `has_aux`.
+        Returns tensors of shape ``output.shape + argument.shape``, in the structure of the output and, within it, of
+        the arguments; and aux. An estimate comes with its standard error, in the same structure, as aux:
+        ``(diagonal, error)``, or ``(diagonal, (error, aux))`` with `has_aux`.
 
     Raises
     ------

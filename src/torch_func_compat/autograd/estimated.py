@@ -46,7 +46,7 @@ class _Call:
         self.all = tuple(range(len(self.primals)))
 
     def full(self, *primals: Tensor) -> Any:
-        """What the function returns."""
+        """The result of the function."""
         args = list(self._args)
         for i, value in zip(self._chosen, pytree.unflatten(primals, self._spec)):
             args[i] = value

@@ -47,7 +47,7 @@ def partials(
     Returns
     -------
     callable
-        Takes the points, and after them whatever else `func` takes, which all points share. Returns a dict from each
+        Takes the points and then the other arguments of `func`, which all points share. Returns a dict from each
         derivative, as `spec` writes it, to a tensor of the shape of the field; with a dict for `spec`, from each
         component to such a dict, whose tensors are of shape ``batch``. Differentiable by the points and by all that
         the field depends on.
@@ -68,7 +68,7 @@ def partials(
     Notes
     -----
     Cost: one evaluation, and one backward pass over all points for each component and each derivative that is
-    differentiated again. A pass gives the derivatives by all coordinates, so that ``('t', 'x', 'y')`` is one pass,
+    differentiated again. A pass gives the derivatives by all coordinates, so ``('t', 'x', 'y')`` takes one pass,
     ``('t', 'xx')`` two and ``('t', 'x', 'xxx')`` three; sub-derivatives are shared. Real and imaginary parts count as
     components.
 

@@ -52,19 +52,19 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         On the first ``apply``: a rule is missing, or ``forward`` takes ctx (see `from_legacy`).
     RuntimeError
         "this derivative cannot be differentiated again": a derivative of higher order would be wrong, since
-        ``backward`` is marked with ``once_differentiable``, takes numbers out of torch (numpy) on which its result
-        depends, or uses a tensor saved by ``setup_context`` that is not determined by inputs and outputs.
+        ``backward`` is marked with ``once_differentiable``, computes its result from numbers outside of torch (numpy),
+        or uses a tensor that ``setup_context`` saved and that is not determined by inputs and outputs.
 
     Notes
     -----
     Cost: that of the rules; on plain autograd no more than torch's own. Forward mode without a ``jvp`` costs one
-    evaluation more, two of ``backward`` and one back through it. What ``setup_context`` saves beside inputs and
-    outputs is computed once more, with ``forward``, where a second derivative is taken on plain autograd: return
-    expensive intermediates from ``forward`` as further outputs.
+    evaluation more, two of ``backward`` and one back through it. A second derivative on plain autograd computes the
+    tensors that ``setup_context`` saves beside inputs and outputs once more, with ``forward``: return expensive
+    intermediates from ``forward`` as further outputs.
 
-    A second derivative is that of ``backward``: what it detaches is constant there, as in torch. For ``functorch`` on
-    torch < 2.0 nothing of this exists; the outermost transform falls back to the autograd backend. A tensor that
-    ``forward`` uses without having it as an argument has no derivative, as in torch.
+    A second derivative is that of ``backward``: a value that it detaches is constant there, as in torch. ``functorch``
+    on torch < 2.0 cannot evaluate a Function, so the outermost transform falls back to the autograd backend. A tensor
+    that ``forward`` uses without taking it as an argument has no derivative, as in torch.
 
     Examples
     --------
@@ -129,11 +129,11 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         Parameters
         ----------
         old : subclass of torch.autograd.Function
-            One that has ``setup_context`` already is taken as it is; its ``jvp`` rule nests then, which torch gets
+            One that already has ``setup_context`` is used unchanged; its ``jvp`` rule then nests, which torch gets
             wrong.
         generate_vmap_rule : bool
-            Its ``forward``, ``backward`` and ``jvp`` consist of torch operations, so that `vmap` may batch them;
-            else it runs sample by sample.
+            Whether its ``forward``, ``backward`` and ``jvp`` consist of torch operations, so that `vmap` may batch
+            them. Otherwise it runs sample by sample.
 
         Returns
         -------
@@ -147,9 +147,9 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         Notes
         -----
         Limits. Within transforms ``forward`` runs once more for each level that differentiates, on tensors of that
-        level: one that leaves torch (numpy, ``.item()``), and one that modifies its input, falls back to the
-        autograd backend. Tensors that ``forward`` saves beside inputs and outputs are differentiated as the
-        operations that made them, in a second derivative; where these were not torch's, that raises.
+        level. A ``forward`` that leaves torch (numpy, ``.item()``) or modifies its input falls back to the autograd
+        backend. A second derivative differentiates tensors that ``forward`` saves beside inputs and outputs by the
+        operations that made them, and raises if these are not torch's.
 
         Examples
         --------

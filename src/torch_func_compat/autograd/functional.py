@@ -205,8 +205,8 @@ def jacobian(
     Returns
     -------
     Tensor, tuple or tuple of tuples
-        Tensors of shape ``output.shape + input.shape``: one for each output where they are a tuple, in it one for
-        each input where they are one.
+        Tensors of shape ``output.shape + input.shape``: a tuple over the outputs if they are a tuple, and within it a
+        tuple over the inputs if they are one.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def hessian(
     func, inputs, create_graph, strict, vectorize
         As for `jacobian`.
     outer_jacobian_strategy : {'reverse-mode', 'forward-mode'}
-        How the gradient, which is always computed by reverse mode, is differentiated.
+        The mode that differentiates the gradient. The gradient itself always comes from reverse mode.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Checks of derivatives, for test suites: against finite differences, against a loop, one mode against the other.
 
-Checks of one order of derivatives (`dgradcheck` and its like) raise torch's ``GradcheckError`` if a derivative is
-wrong. Checks of whole Jacobians return whether they agree.
+Checks of one order of derivatives (`dgradcheck`, `dgradgradcheck`, `dgradgradgradcheck`) raise torch's
+``GradcheckError`` if a derivative is wrong. Checks of whole Jacobians return whether they agree.
 """
 
 from __future__ import annotations
@@ -344,11 +344,11 @@ def vmap_matches_loop(f: Callable[[Any], Any], batch: Any, *, atol: float = 1e-1
 
 @contextlib.contextmanager
 def no_vmap_fallback() -> Iterator[None]:
-    """Within this block vmap raises where it would loop over the samples for want of a batching rule.
+    """Within this block vmap raises where it would loop over the samples, since a batching rule is missing.
 
-    That goes for the loops of torch.func and functorch, over single operations, in this and other threads, and for
-    the loops of this library where those refuse (`use_fallback` with ``'error'``), in this thread. The autograd
-    backend knows nothing but loops and goes on with them where it is the one that is chosen.
+    This holds for the loops of torch.func and functorch over single operations, in all threads, and for the loops of
+    this library where those refuse (`use_fallback` with ``'error'``), in this thread. The autograd backend has nothing
+    but loops; if it was chosen, it continues to loop.
 
     Returns
     -------

@@ -321,8 +321,8 @@ def jacrev(
     Returns
     -------
     callable
-        Returns the structure of the output, in it that of the arguments, in it tensors of shape
-        ``output.shape + argument.shape``; and aux.
+        Returns tensors of shape ``output.shape + argument.shape``, in the structure of the output and, within it, of
+        the arguments; and aux.
 
     Raises
     ------
@@ -379,8 +379,8 @@ def jacfwd(
     Returns
     -------
     callable
-        As that of `jacrev`: tensors of shape ``output.shape + argument.shape``, in the structure of the output and,
-        within it, of the arguments; and aux.
+        Returns tensors of shape ``output.shape + argument.shape``, in the structure of the output and, within it, of
+        the arguments; and aux.
 
     Raises
     ------
@@ -436,7 +436,7 @@ def hessian(
     mode : {'auto', 'reverse-reverse', 'forward-reverse', 'reverse-forward', 'forward-forward'}
         Modes of the outer and the inner Jacobian. 'auto' is 'reverse-reverse' for a function with one output,
         which is up to three times as fast there, and 'forward-reverse', as in torch.func, for one with more; on
-        the autograd backend always the former. `explain` tells which it was.
+        the autograd backend always 'reverse-reverse'. `explain` tells which it was.
     create_graph : bool, optional
         False says that nothing outside is to differentiate the result: no graph of it is kept, not even to parameters
         that require grad, which saves memory. By default the result is as differentiable as the function.
@@ -444,8 +444,8 @@ def hessian(
     Returns
     -------
     callable
-        Returns the structure of the output, in it twice that of the arguments, in it tensors of shape
-        ``output.shape + argument.shape + argument.shape``; and aux.
+        Returns tensors of shape ``output.shape + argument.shape + argument.shape``, in the structure of the output
+        and, within it, twice that of the arguments; and aux.
 
     Raises
     ------

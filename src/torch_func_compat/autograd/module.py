@@ -34,11 +34,11 @@ def functional_call(
     module : torch.nn.Module
         Has its own tensors again afterwards, also when it raises.
     parameter_and_buffer_dicts : dict of str to Tensor, or a sequence of them
-        Names, as in ``module.named_parameters()`` and ``module.named_buffers()``, to tensors. What is not named
-        keeps the module's own. Where the module assigns another tensor to a named attribute while it runs, the
-        dict gets it.
+        Names, as in ``module.named_parameters()`` and ``module.named_buffers()``, to tensors. A tensor without
+        a name here stays the module's own. If the module assigns another tensor to a named attribute while it runs,
+        the dict gets it.
     args : any
-        Positional arguments; what is no tuple is the only one.
+        Positional arguments as a tuple; anything else is the only argument.
     kwargs : dict, optional
         Keyword arguments.
     tie_weights : bool
@@ -65,11 +65,11 @@ def functional_call(
     The tensors are exchanged for the time of the call. Calls of one module in several threads wait for each
     other; a plain ``module(...)`` in another thread meanwhile sees the tensors of this one.
 
-    The name of a parametrized tensor itself, as ``"weight"``, disables its parametrization. To parametrize what is
-    given, name ``"parametrizations.weight.original"``.
+    The name of a parametrized tensor itself, such as ``"weight"``, disables its parametrization. To parametrize the
+    given tensor, name it ``"parametrizations.weight.original"``.
 
     A checkpoint within the module runs again in the backward pass, with the tensors that were given here. Within
-    ``torch.nn.utils.parametrize.cached()``, what was cached of other tensors is not used.
+    ``torch.nn.utils.parametrize.cached()``, values that were cached for other tensors are not used.
 
     Cost: that of the module, and some microseconds for each submodule and tensor.
 
@@ -236,8 +236,8 @@ def _stack_leaf(name: str, tensors: list[Tensor]) -> Tensor:
     if len(flags) > 1:
         raise RuntimeError(f"Expected {name} from each model to have the same .requires_grad")
     stacked = torch.stack(tensors)
-    # What functional_call has put into a parameter's place is no nn.Parameter. It may be differentiated, so it stays
-    # attached.
+    # A tensor that functional_call has put into a parameter's place is no nn.Parameter. It may be differentiated, so it
+    # stays attached.
     if True not in flags or not all(isinstance(tensor, nn.Parameter) for tensor in tensors):
         return stacked
     stacked = stacked.detach()

@@ -17,7 +17,7 @@ def nested_jvp(rule: Callable[..., Any]) -> Callable[..., Any]:
     """Make the ``jvp`` rule of a `torch.autograd.Function` visible to transforms around it.
 
     torch evaluates such a rule with forward mode switched off (torch 2.0-2.15, pytorch issue 197867), so that
-    ``torch.func.jacfwd(jacfwd(f))`` misses how the tangent depends on the inputs, and says nothing. With this
+    ``torch.func.jacfwd(jacfwd(f))`` misses how the tangent depends on the inputs, without an error. With this
     decorator the rule is evaluated where the transforms around see it. `Function` of this library does that by
     itself, and the transforms of this library notice a rule without it.
 
@@ -35,8 +35,8 @@ def nested_jvp(rule: Callable[..., Any]) -> Callable[..., Any]:
     Raises
     ------
     NotImplementedError
-        When called in the vmap that ``generate_vmap_rule`` makes, with another forward mode around: that one cannot
-        be made to see it. A ``vmap`` rule of the function's own can.
+        Called in the vmap that ``generate_vmap_rule`` makes, within another forward mode, which cannot see the rule
+        there. Give the function a ``vmap`` rule of its own instead.
 
     Notes
     -----
@@ -98,7 +98,7 @@ def _stack(private: Any) -> Any:
 
 
 class _Below:
-    """What a context has, without the layer of one transform."""
+    """The contents of a context without the layer of one transform."""
 
     def __init__(self, ctx: Any, below: Callable[[Any], Any]) -> None:
         self._ctx = ctx

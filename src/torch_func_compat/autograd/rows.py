@@ -14,9 +14,9 @@ def jac(a: Tensor, b: Tensor, create_graph: bool | None = None, retain_graph: bo
     Parameters
     ----------
     a : Tensor
-        What is differentiated, of any shape.
+        The tensor to differentiate, of any shape.
     b : Tensor
-        By what; it requires grad and is in the graph of `a`.
+        The tensor to differentiate by; it requires grad and is in the graph of `a`.
     create_graph : bool, optional
         Whether the Jacobian can be differentiated again; by default, whether grad mode is on.
     retain_graph : bool

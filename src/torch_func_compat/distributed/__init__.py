@@ -46,13 +46,13 @@ class Shard(NamedTuple):
     ----------
     value : pytree of tensors
         Dimension 0 is the share. Rows are in the structure of the arguments, with shapes ``(stop - start,
-        *argument.shape)``; columns in that of the output, with shapes ``(stop - start, *output.shape)``; samples as the
-        whole result is.
+        *argument.shape)``; columns in that of the output, with shapes ``(stop - start, *output.shape)``; samples in
+        that of the whole result.
     start, stop, total : int
-        Which they are, of all. Rows are the elements of all outputs, one output after the other (those of the
-        gradient, for a Hessian); columns are the elements of all arguments.
+        The place of the share in the whole. Rows are the elements of all outputs, one output after the other (those of
+        the gradient, for a Hessian); columns are the elements of all arguments.
     axis : {'rows', 'columns', 'samples'}
-        What was shared.
+        The things that the processes share.
 
     Examples
     --------
@@ -310,8 +310,8 @@ def jacobian(
     func, argnums, mode, has_aux, progress
         See `torch_func_compat.jacobian`. Aux is each process's own.
     chunk_size, memory
-        The same, of the rows or columns of one process. Where several share a machine, give ``memory`` with
-        ``chunk_size='auto'``: each would take a quarter of what is free.
+        The same, for the rows or columns of one process. If processes share a machine, give ``memory`` with
+        ``chunk_size='auto'``: by default each takes a quarter of the free memory.
     group : torch.distributed.ProcessGroup, optional
         By default all processes.
     dst : int, optional
@@ -331,7 +331,7 @@ def jacobian(
     Raises
     ------
     RemoteError
-        `func` raised in another process; the message is the one there. The process itself raises what it raised.
+        `func` raised in another process; the message is the one there. That process raises its own error.
     ValueError
         Inputs differ (with `check_inputs`); tensors on the CPU and a group of backend nccl; `dst` is not in the group.
     RuntimeError
@@ -340,13 +340,13 @@ def jacobian(
 
     Notes
     -----
-    Cost: each process evaluates `func` once and computes its share of the rows or columns, of which no process has
-    more than one more than another; two messages of some bytes, and the whole result, go over the network. See the
-    page on scaling.
+    Cost: each process evaluates `func` once and computes its share of the rows or columns. The shares
+    differ by one row at most. Two messages of some bytes, and the whole result, go over the network. See the page on
+    scaling.
 
-    Differentiating: a result that was gathered holds the shares of others as constants, so that its derivative would
-    lack what belongs to them; trying to take it raises. The value of a `Shard` can be differentiated in the process
-    that has it; the sum of the gradients over all processes is the whole one.
+    Differentiating: a gathered result has the shares of other processes as constants, so its derivative would lack
+    their part; taking it raises. The value of a `Shard` can be differentiated in the process that has it; the sum of
+    the gradients over all processes is the whole gradient.
 
     Examples
     --------
@@ -537,7 +537,7 @@ def batch_jacobian(
     func, argnums, mode, has_aux, check, chunk_size, memory, progress
         See `torch_func_compat.batch_jacobian`. Aux is what `func` returns for the samples of the process.
     in_dims : int or nested tuple
-        The same; a tuple where other tensors than those that are differentiated have samples.
+        The same; a tuple if tensors that are not differentiated have samples, too.
     group, dst, gather, check_inputs
         See `jacobian`.
 
@@ -554,8 +554,7 @@ def batch_jacobian(
 
     Notes
     -----
-    Cost: each process does with its share of the samples what one would do with all, the evaluation of `func`
-    included.
+    Cost: each process evaluates `func` and computes the Jacobians for its share of the samples only.
 
     Examples
     --------
@@ -617,7 +616,7 @@ def batch_hessian(
 
     Notes
     -----
-    Cost: each process does for its share of the samples what one process would do for all.
+    Cost: each process evaluates `func` and computes the Hessians for its share of the samples only.
 
     Examples
     --------

@@ -98,13 +98,14 @@ class Team:
         Raises
         ------
         RemoteError
-            It raised in another process. Here, it may have gone well.
+            `compute` raised in another process. In this one it may have succeeded.
         """
         failure: Exception | None = None
         found: tuple[T, Any] | None = None
         try:
             found = compute()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others wait for this process
+        # Whatever the user's function raises, the other processes wait for this one: they are told first.
+        except Exception as error:  # noqa: BLE001
             failure = error
         told: list[Any] = [[0, name, None, None if found is None else found[1]]]
         if self.size > 1:

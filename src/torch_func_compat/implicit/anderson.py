@@ -21,7 +21,7 @@ class anderson(Iteration):
     Parameters
     ----------
     history : int
-        Steps that are looked back to; 0 is the plain iteration.
+        The number of former steps that are combined; 0 is the plain iteration.
     mixing : float
         Fraction of each step that is taken. Less than 1 for a step that overshoots.
     tol : float, optional

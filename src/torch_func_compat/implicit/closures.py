@@ -36,7 +36,7 @@ class _Found:
 
 
 class _Sample(Function):
-    """The first sample as plain tensors, whatever transforms are around."""
+    """The first sample as plain tensors, within any transforms."""
 
     @staticmethod
     def forward(found: _Found, *tensors: Tensor) -> Tensor:

@@ -43,12 +43,12 @@ class Solution:
     equations : Equations
     solve : Iteration or callable
     given : callable
-        What a callable gets as its first argument: the residual, the step or the objective.
+        The first argument of a callable solver: the residual, the step or the objective.
     options : Options
-        For the linear systems of derivatives; and what is done about failures.
+        For the linear systems of derivatives, and for failures.
     has_aux : bool
     tol : float, optional
-        Of what a callable returns.
+        The tolerance for the result of a callable.
     """
 
     def __init__(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._torch.callers import warn_user
 from .vectors import values
 
 __all__ = [
@@ -60,7 +60,7 @@ _REASONS = {
     UNFINISHED: (ConvergenceError, "did not converge", "Give it more iterations, a better start or a larger tolerance"),
     WRONG: (
         NotASolutionError,
-        "returned a point that is no solution, where the derivative would mean nothing",
+        "returned a point that is no solution, so that the derivative would mean nothing",
         "Let it converge further, or give a larger tol",
     ),
     SINGULAR: (
@@ -71,7 +71,7 @@ _REASONS = {
     NOT_FINITE: (
         ConvergenceError,
         "met numbers that are not finite",
-        "Give it a better start, or see what overflows or has no derivative",
+        "Give it a better start, or look for an overflow or a missing derivative",
     ),
     INDEFINITE: (
         IndefiniteError,
@@ -114,9 +114,9 @@ def settle(status: Status, vector: Tensor, name: str, on_failure: str) -> Tensor
     after = f", after {steps} iterations" if steps >= 0 else ""
     text = (
         f"{name} {what}{among}: residual norm {float(norm.max()):.3g}, expected at most {float(bound.max()):.3g}"
-        f"{after}. {advice}, or choose on_failure='nan'"
+        f"{after}. {advice}"
     )
     if on_failure == "raise":
-        raise error(text)
-    warnings.warn(text, ConvergenceWarning, stacklevel=2)
+        raise error(f"{text}, or choose on_failure='nan'")
+    warn_user(text, ConvergenceWarning)
     return vector

@@ -40,7 +40,7 @@ class Nonlinear:
         return self.layout.ravel(self._equations(self.layout.unravel(v), self._tensors))
 
     def measured(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual, and its change if the unknown and the parameters changed by about their own size.
+        """The residual, and its change if the unknown and the parameters changed by about their own sizes.
 
         The residual is accurate to the machine precision times that change, whatever the units are.
         """

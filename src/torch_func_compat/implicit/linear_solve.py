@@ -42,11 +42,11 @@ def linear_solve(
     ----------
     matvec : callable
         ``matvec(x, *params)``, linear in `x` and of the structure, shapes and dtypes of `b`; made of torch operations.
-        What is differentiated has to be among `params`; tensors that need no derivative may be closed over.
+        Tensors that are differentiated have to be among `params`; others may be closed over.
     b : pytree of tensors
         Real or complex.
     *params : pytrees
-        What `matvec` depends on.
+        The parameters of `matvec`.
     solve : solver, optional
         ``dense()``, ``cg()``, ``gmres()``, or a callable ``solve(matvec, b)``, which may leave torch: it is called with
         ``matvec(x)`` and tensors that require no grad, one sample at a time. By default `dense` for up to 512 unknowns
@@ -59,11 +59,11 @@ def linear_solve(
     preconditioner : callable, optional
         ``preconditioner(r, *params)``: about the inverse times `r`, linear, for `cg` and `gmres`.
     tol : float, optional
-        Norm of the residual, relative to that of `b`, above which what a callable of yours returns is no solution. By
+        The largest norm of the residual, relative to that of `b`, of a solution that your own callable returns. By
         default the square root of the machine precision.
     on_failure : {'raise', 'warn', 'nan'}
-        What is done about a system that was not solved, also in derivatives: raise an error, warn and go on with what
-        there is, or fill the solution (of the sample) with nan.
+        If a system is not solved, also in derivatives: raise an error, warn and continue with the last iterate, or
+        fill the solution (of the sample) with nan.
 
     Returns
     -------
@@ -77,16 +77,17 @@ def linear_solve(
     RuntimeError
         A tensor that is differentiated is closed over by `matvec`.
     TypeError, ValueError
-        `matvec` does not return what is like `b`, is not symmetric where `symmetric` says so, or options do not fit.
+        The result of `matvec` is not like `b`, `matvec` is not symmetric although `symmetric` says so, or options do
+        not fit.
 
     Notes
     -----
-    Cost: one solve; where it is by a callable, one product with the matrix to check it, and two where it should be
-    symmetric. Each cotangent and each tangent costs one solve more and a derivative of one product. Memory: that of the
-    solver; nothing is kept but `params` and the solution.
+    Cost: one solve; a callable's solution is checked by one product with the matrix, or two if `symmetric`. Each
+    cotangent and each tangent costs one more solve and a derivative of one product. Memory: that of the solver; only
+    `params` and the solution are kept.
 
     ``A dx = db - dA x``, and by the transpose ``A^T w = g``, ``db = w``, ``dA = -w x^T``: M. B. Giles, in Advances in
-    Automatic Differentiation (2008), p. 35. The manner is that of JAX's ``custom_linear_solve``, with parameters as
+    Automatic Differentiation (2008), p. 35. It follows JAX's ``custom_linear_solve``, with parameters as
     arguments.
 
     Examples
@@ -198,7 +199,7 @@ def _filled(vectors: Sequence[Any], like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def solve_numbers(system: System, b: Tensor, tensors: Tensors) -> tuple[Tensor, Status]:
-    """The solution as a real vector, and how it was found, without a graph."""
+    """The solution as a real vector, and its status, without a graph."""
     options, layout = system.options, system.layout
     solve = options.solve
     if system.is_transposed and options.transpose_solve is not None:

@@ -22,13 +22,13 @@ class newton(Iteration):
     Parameters
     ----------
     tol : float, optional
-        Norm of the residual, relative to what changes of unknown and parameters by their own size would make of it; by
-        default ``eps**0.9``, which is 8e-15 for float64 and 6e-7 for float32. A residual that rounding does not let
-        become smaller is taken if it is less than a thousand times that.
+        Norm of the residual, relative to the change of the residual if the unknown and the parameters changed by their
+        own sizes; by default ``eps**0.9``, which is 8e-15 for float64 and 6e-7 for float32. Where rounding keeps the
+        residual from becoming smaller, a thousand times as much is accepted.
     max_iterations : int
         Steps.
     progress : bool
-        Show on stderr how far it is.
+        Show the progress on stderr.
 
     Notes
     -----

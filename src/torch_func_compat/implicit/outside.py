@@ -14,7 +14,7 @@ from .vectors import Layout
 
 
 class Outside(Function):
-    """``run(tensors)``, a tuple of tensors, without a derivative. Under vmap sample by sample."""
+    """``run(tensors)``, a tuple of tensors, without a derivative; under vmap one sample after another."""
 
     @staticmethod
     def forward(run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -36,7 +36,7 @@ def name_of(func: Any) -> str:
 
 
 def returned(tree: Any, layout: Layout, name: str) -> tuple[Tensor, ...]:
-    """The unknown that a solver returned, copied; numpy arrays and numbers are accepted."""
+    """A copy of the unknown that a solver returned; numpy arrays and numbers are accepted."""
     leaves, spec = trees.flatten(tree)
     if spec != layout.spec:
         raise TypeError(f"expected {name} to return the structure of {layout.what}, {layout.spec}, got {spec}")

@@ -40,7 +40,7 @@ def root(
     ----------
     residual : callable
         ``residual(z, *params)``, zero at the solution: of the structure, shapes and dtypes of `z`, and made of torch
-        operations. What is differentiated has to be among `params`; tensors that need no derivative may be closed over.
+        operations. Tensors that are differentiated have to be among `params`; others may be closed over.
     solve : solver, optional
         `newton`, which is the default, or a callable ``solve(residual, z0, *params)`` that returns z. It may leave
         torch (numpy, scipy, C++), is called under `torch.no_grad` with tensors of one sample, and never differentiated.
@@ -48,19 +48,19 @@ def root(
         Whether `solve` returns ``(z, aux)``, where aux is a pytree of tensors and numbers, which become tensors. For
         `newton` it is a named tuple of ``iterations`` and ``residual_norm``.
     linear : solver, optional
-        Of the linear systems: `dense`, `cg`, `gmres` or a callable, as `solve` of `linear_solve`, which also has to
-        solve the transposed one. By default `dense` for up to 512 unknowns and `gmres` beyond.
+        The solver of the linear systems: `dense`, `cg`, `gmres` or a callable, as `solve` of `linear_solve`, which also
+        has to solve transposed systems. By default `dense` for up to 512 unknowns and `gmres` beyond.
     symmetric : bool
         The Jacobian of the residual by z is its own (conjugate) transpose.
     preconditioner : callable, optional
         ``preconditioner(r, z, *params)``: about the inverse of that Jacobian times `r`, for `cg` and `gmres`.
     tol : float, optional
-        Norm of the residual, relative to what changes of unknown and parameters by their own size would make of it,
-        above which what a callable of yours returns is no solution. By default the square root of the machine
+        The largest norm of the residual of a solution that your own callable returns, relative to the change of the
+        residual if the unknown and the parameters changed by their own sizes. By default the square root of the machine
         precision.
     on_failure : {'raise', 'warn', 'nan'}
-        What is done about a solution that was not found, also in the linear systems of derivatives: raise an error,
-        warn and go on with what there is, or fill the solution (of the sample) with nan.
+        If a solution is not found, also in the linear systems of derivatives: raise an error, warn and continue with
+        the last iterate, or fill the solution (of the sample) with nan.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def root(
     -----
     ``dz = -(dF/dz)^-1 (dF/dp) dp``, the implicit function theorem. Cost: the solver and, to check it, a derivative of
     the residual; each cotangent and each tangent costs one linear solve and a derivative of the residual. Memory: that
-    of the solver; nothing is kept but `params` and the solution. The derivative by `z0` is zero. Derivatives of higher
+    of the solver; only `params` and the solution are kept. The derivative by `z0` is zero. Derivatives of higher
     order are such linear solves again, with the same matrix.
 
     Examples
@@ -110,7 +110,7 @@ def fixed_point(
     tol: float | None = None,
     on_failure: str = "raise",
 ) -> Callable[..., Any]:
-    """A point that a step leaves where it is, with derivatives that follow from that.
+    """A fixed point of a step, with derivatives that follow from that.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def fixed_point(
 
     Notes
     -----
-    Cost, memory and derivatives are those of `root`. They need no step that contracts.
+    Cost, memory and derivatives are those of `root`. The step need not be a contraction.
 
     Examples
     --------
@@ -192,7 +192,7 @@ def argmin(
     ------
     IndefiniteError
         The Hessian is not positive definite, where `newton` makes a step or a derivative is asked for: `dense` and `cg`
-        see that. Give `newton` a start near the minimum, or use a minimizer of yours.
+        notice that. Give `newton` a start near the minimum, or use your own minimizer.
     ImplicitError, RuntimeError, TypeError, ValueError
         As for `root`.
 

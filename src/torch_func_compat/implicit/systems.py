@@ -16,7 +16,7 @@ Operator = Callable[[Leaves], Leaves]
 
 
 class Options:
-    """How systems are solved: the solvers of a matrix and of its transpose, and its properties."""
+    """The solvers of a matrix and of its transpose, and properties of the matrix."""
 
     def __init__(
         self,

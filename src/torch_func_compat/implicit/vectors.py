@@ -27,7 +27,7 @@ class Layout:
     tree : pytree of tensors
         Real or complex, on one device.
     what : str
-        What messages call it.
+        Its name in messages.
     """
 
     def __init__(self, tree: Any, what: str) -> None:

@@ -21,7 +21,9 @@ AT_ONCE = 2**22
 
 
 class LinearOperator:
-    """A matrix that is given by its products with vectors; made by `jacobian_operator` and its like.
+    """A matrix that is given by its products with vectors.
+
+    `jacobian_operator`, `hessian_operator` and `ggn_operator` make it.
 
     ``operator @ vector`` takes a vector of shape ``(columns,)`` or a matrix of shape ``(columns, k)``, whose columns
     are multiplied in one batched call, `chunk_size` at a time. It also takes pytrees: a tuple with one pytree for each
@@ -116,7 +118,7 @@ class LinearOperator:
         Returns
         -------
         Tensor
-            Of this shape.
+            Of the shape of the operator.
         """
         rows, columns = self.shape
         if rows < columns:
@@ -196,7 +198,7 @@ class LinearOperator:
         Returns
         -------
         scipy.sparse.linalg.LinearOperator
-            Of numpy arrays; what it returns has no derivatives.
+            It takes and returns numpy arrays, which have no derivatives.
 
         Raises
         ------

@@ -25,7 +25,7 @@ class Product:
         return found  # type: ignore[no-any-return]
 
     def rows(self, vectors: Tensor) -> Tensor:
-        """Of each row of a matrix, as rows."""
+        """The products with the rows of a matrix, as rows."""
         (found,) = self._many(vectors)
         return found  # type: ignore[no-any-return]
 

@@ -14,9 +14,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def aside(compute: F) -> F:
-    """`compute` out of sight of the transforms that run: its tensors are plain ones and can be kept.
+    """`compute` outside of the running transforms: its tensors are plain ones and can be kept.
 
-    A transform of torch.func or functorch wraps the results of all operations in its thread, of constants, too: wrapped
+    A transform of torch.func or functorch wraps the results of all operations in its thread, also of constants. Wrapped
     tensors give no lists on torch < 2.7, and belong to a transform that will be over. Another thread has no
     transforms.
     """

@@ -13,12 +13,12 @@ from ._plan import Plan
 
 # Entries that a message names
 NAMED = 5
-# Entries of the columns or rows that were found wrong: (line, mark) pairs
+# Finds the entries of columns or rows that are wrong, as pairs (line, mark).
 Search = Callable[[List[int]], List[Tuple[int, int]]]
 
 
 def verify(api: str, plan: Plan, values: Tensor, product: Tensor, precision: float, search: Search) -> None:
-    """Raise RuntimeError unless `product` is what the values give for the plan's random seed.
+    """Raise RuntimeError unless `product` equals the product of the values with the plan's random seed.
 
     `precision` is that of the least precise numbers on the way; `search` finds the entries outside the pattern in some
     places.

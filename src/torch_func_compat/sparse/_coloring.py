@@ -18,7 +18,7 @@ MODES = ("auto", "forward", "reverse", "symmetric")
 
 
 class Coloring:
-    """Rows or columns of a sparse matrix in groups, each of which is found by one product. Made by `coloring`.
+    """Groups of rows or columns of a sparse matrix. One product finds a whole group. `coloring` makes it.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Coloring:
 
 
 def coloring(pattern: Any, mode: str = "auto") -> Coloring:
-    """Color the columns or rows of a sparse matrix, such that those of one color are found by one product.
+    """Color the columns or rows of a sparse matrix, so that one product finds all of one color.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def coloring(pattern: Any, mode: str = "auto") -> Coloring:
 
     Notes
     -----
-    Colors are chosen greedily, in several orders of the rows of which the best is kept. Cost: some passes in plain
+    Colors are chosen greedily, in several orders of the rows; the best result is kept. Cost: some passes in plain
     Python over the entries, of blocks where the pattern has blocks: less than ten seconds for 30,000 columns with 50
     entries each.
     Source: A. H. Gebremedhin, F. Manne, A. Pothen, SIAM Review 47, 629 (2005).

@@ -32,7 +32,7 @@ def sparse_jacobian(
     memory: int | str | None = None,
     progress: bool = False,
 ) -> Callable[..., Any]:
-    """Jacobian of which most entries are zero, by one product for all columns, or rows, that do not meet.
+    """Jacobian with mostly zero entries, by one product for all columns (or rows) that do not overlap.
 
     Parameters
     ----------
@@ -45,16 +45,16 @@ def sparse_jacobian(
         The positional argument to differentiate, a tensor of any shape.
     mode : {'auto', 'forward', 'reverse'}
         'forward' multiplies groups of columns by forward mode, 'reverse' groups of rows by reverse mode; 'auto' is the
-        one with fewer products, of which those of forward mode count 1.5 times (3 on the autograd backend).
+        one with fewer products, where a product in forward mode counts 1.5 times (3 times on the autograd backend).
     layout : {'coo', 'csr', 'dense', 'values'}
-        What is returned; 'values' are those of the entries in the order of the pattern, for `Pattern.to_scipy`, for
-        solvers, and for `vmap`.
+        The form of the result; 'values' are the values of the entries in the order of the pattern, for
+        `Pattern.to_scipy`, for solvers, and for `vmap`.
     has_aux : bool
         Whether `func` returns tensors beside its output that are not differentiated.
     check : bool or 'always'
-        In the first call for arguments of new shapes, take one random product more and raise where it differs from
-        what the result gives: if the pattern lacks an entry, that entry would be added to others. 'always' does so in
-        every call, for couplings that change with the argument, as those within a cut-off do.
+        In the first call for arguments of new shapes, take one more product, with a random vector, and raise where the
+        result disagrees: an entry outside of the pattern would be added to others. 'always' does so in every call, for
+        couplings that change with the argument, such as those within a cut-off.
     chunk_size, memory, progress
         Products at a time; see `jacrev`.
 
@@ -62,8 +62,8 @@ def sparse_jacobian(
     -------
     callable
         Returns a matrix of shape ``(output.numel(), argument.numel())``, in one of the layouts (COO tensors are
-        coalesced outside of transforms); and aux. Differentiable, but for CSR tensors in transforms, and on torches
-        that have no derivative of them, as 2.0 and older: these raise.
+        coalesced outside of transforms); and aux. Differentiable, except for CSR tensors in transforms, and on
+        versions of torch without a derivative of them, such as 2.0 and older: these raise.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def sparse_hessian(
     memory: int | str | None = None,
     progress: bool = False,
 ) -> Callable[..., Any]:
-    """Hessian of which most entries are zero, by one product for each color of a star coloring.
+    """Hessian with mostly zero entries, by one product for each color of a star coloring.
 
     Parameters
     ----------

@@ -31,10 +31,10 @@ def detect_pattern(
     chunk_size: int | str | None = None,
     memory: int | str | None = None,
 ) -> Pattern:
-    """Pattern of a function's Jacobian, as random products near `x` show it.
+    """Pattern of a function's Jacobian, found by random products near `x`.
 
-    This is a probe, no proof: an entry that is zero at all points that were looked at is not found. That is so for
-    branches that no point took, for what is clamped, masked or beyond a cut-off there, and for derivatives that
+    This is a probe, not a proof: an entry that is zero at all probed points is not found. That holds for branches that
+    no point takes, for elements that are clamped, masked or beyond a cut-off there, and for derivatives that
     underflow. The check of `sparse_jacobian` notices, in its first call, if an entry is missing at the point of that
     call.
 
@@ -45,10 +45,10 @@ def detect_pattern(
     x : Tensor
         Where to look, of any shape.
     probes : int
-        At how many points: `x` itself, and others about it. What one of them shows is in the pattern.
+        The number of points: `x` itself, and others near it. The pattern has the entries of all of them.
     spread : float
-        How far the other points are from `x`, in units of its largest element (of one, if all are zero). Exact zeros
-        at `x`, such as that of the derivative of ``x**2`` at zero, are none nearby.
+        The distance of the other points from `x`, in units of its largest element (of one, if all are zero). An exact
+        zero at `x`, such as that of the derivative of ``x**2`` at zero, is no zero nearby.
     symmetric : bool
         Add the transpose of each entry.
     generator : torch.Generator, optional
@@ -73,9 +73,9 @@ def detect_pattern(
     Notes
     -----
     Groups of rows (of columns, for many more outputs than inputs) are multiplied by random numbers; those that have
-    an entry in a column are divided by four, and so on down to single rows. Groups of which no two have a column in
-    common share a product. Cost for each probe: one evaluation of `func` for each of the log4(rows) divisions, each
-    with some four times as many products as there are colors in the end. The dense Jacobian is never made.
+    an entry in a column are divided by four, and so on down to single rows. Groups without a common column share a
+    product. Cost for each probe: one evaluation of `func` for each of the log4(rows) divisions, with about four times
+    as many products as there are colors in the end. The dense Jacobian is never made.
 
     Examples
     --------

@@ -21,8 +21,8 @@ PASSES = 40
 def distance_two(members: Lists, resources: int, order: Sequence[int]) -> list[int]:
     """A color for each line, such that no two lines of one color have an entry in the same place.
 
-    `members` are the places of each line's entries, of which there are `resources`. These are the columns of a
-    Jacobian and their rows, or the other way round: greedy partial distance-2 coloring of the bipartite graph
+    `members` are the places of each line's entries; there are `resources` places. Lines are the columns of a Jacobian
+    and places its rows, or the other way round: greedy partial distance-2 coloring of the bipartite graph
     (Gebremedhin, Manne, Pothen, SIAM Review 47, 629 (2005), algorithm 3.2).
     """
     taken = [0] * resources
@@ -86,7 +86,7 @@ def star(neighbors: Lists, order: Sequence[int]) -> list[int]:
                 # vertex - neighbor - hub - another one of the neighbor's color
                 forbidden |= hubs[neighbor]
                 if twice >> color & 1:
-                    # another neighbor of that color - vertex - neighbor - whatever is next to it
+                    # another neighbor of that color - vertex - neighbor - any neighbor of that one
                     forbidden |= around[neighbor]
         bit = ~forbidden & (forbidden + 1)
         color = colors[vertex] = bit.bit_length() - 1
@@ -135,7 +135,7 @@ def best(
 ) -> list[int]:
     """The coloring with fewest colors, of those in the given orders and of others that follow from them.
 
-    A greedy coloring class by class of an earlier one, in whatever order of classes, takes no more colors than that
+    A greedy coloring that takes the classes of an earlier one, in any order, takes no more colors than that one
     (Culberson's iterated greedy; for stars it is no more than a good try). It ends with `bound` colors, or when all
     of `entries` were visited as often as `EFFORT` allows.
     """

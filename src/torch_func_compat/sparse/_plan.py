@@ -15,8 +15,8 @@ from ._patterns import Pattern
 class Plan:
     """The vectors to multiply with, and the place of each entry in the products, for one size of the matrix.
 
-    Products are those of the `seeds` with the lines that were colored; the result has one row for each seed, in it one
-    number for each mark: ``(count, marks)``. The last seed is the random one by which the others are checked.
+    Products are those of the `seeds` with the lines that were colored; the result has one row for each seed, with one
+    number for each mark: ``(count, marks)``. The last seed is random; it checks the others.
     """
 
     @aside
@@ -47,7 +47,7 @@ class Plan:
         return own
 
     def seeds(self, like: Tensor, check: bool) -> Tensor:
-        """What to multiply by, ``(count, size)`` and one row more for the check."""
+        """The vectors to multiply by, ``(count, size)``, and one more row for the check."""
         key = ("seeds", like.dtype, like.device)
         if key not in self._kept:
             self._kept[key] = self._seeds(like.dtype, like.device)

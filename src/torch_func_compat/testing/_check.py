@@ -56,7 +56,8 @@ def check(
         Largest difference, relative to ``max(1, largest value expected)``. By default 1e-6 against finite differences
         and 1e-8 against all else in float64, 1e-3 and 1e-4 in float32.
     allow_fallback : bool
-        False makes a loop in the place of what the backend refused (see `use_fallback`) count as a difference.
+        With False, it counts as a difference if a backend refuses the function and a loop computes the result (see
+        `use_fallback`).
     raises : bool
         False returns the report also where it has differences.
 
@@ -190,10 +191,11 @@ def check_scenarios(
 
 
 def _or_none(found: Callable[[], Any]) -> Any:
-    """What plain autograd cannot tell is not compared: a function may be differentiable fewer times, for example."""
+    """The reference, or None where plain autograd has none: a function may be differentiable fewer times."""
     try:
         return found()
-    except Exception:  # noqa: BLE001 - the function's own errors, too
+    # The function is the user's and may raise anything. The check itself shows its errors; a reference is optional.
+    except Exception:  # noqa: BLE001
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any, Callable
 class Counts:
     """Counts within a ``with`` block: calls of what `counted` returns, and passes of the autograd engine.
 
-    Every backward pass ends in the engine's ``run_backward``, whoever starts it. A profile function sees the call and
+    Every backward pass ends in the engine's ``run_backward``, from any caller. A profile function sees the call and
     changes nothing; hooks on tensors would, since they are run row by row where rows are otherwise computed at once.
     """
 

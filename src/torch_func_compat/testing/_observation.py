@@ -1,4 +1,4 @@
-"""What is seen of one operator on one backend."""
+"""The observation of one operator on one backend: values, derivatives, counts and problems."""
 
 from __future__ import annotations
 
@@ -78,13 +78,14 @@ class Observation:
         return fresh(self._case.inputs, self._case.positions, requires_grad)
 
     def _answered(self, compute: Callable[[], Any]) -> Any:
-        """By the backend; by a loop, which is noted, where it refuses and the user's setting lets loops answer."""
+        """The result of the backend; where it refuses and the setting allows it, of a loop, which is noted."""
         if get_fallback() == "error":
             return compute()
         try:
             with use_fallback("error"):
                 return compute()
-        except Exception:  # noqa: BLE001 - what it was shows in the other attempt
+        # A refusal may have any type. An error of the function's own is raised again by the second attempt.
+        except Exception:  # noqa: BLE001
             with use_fallback("silent"):
                 result = compute()
             self._fell_back = True
@@ -120,13 +121,14 @@ class Observation:
     def _problem_of(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - that an operator raises is a finding
+        # Any error of the operator is a finding, which the report shows.
+        except Exception as error:  # noqa: BLE001
             text = (str(error).strip().splitlines() or [""])[0]
             self._problems.append(f"raises: {what} raised {type(error).__name__}: {text}")
 
 
 def graph_of(case: Case) -> tuple[list[Tensor], list[bool]] | None:
-    """Derivatives of what the operator must return, by plain autograd, and which of its leaves have any.
+    """Derivatives of the expected result, by plain autograd, and which of its leaves have any.
 
     None where there are none: the result is a constant, or the function is differentiable once.
     """

@@ -1,4 +1,4 @@
-"""The operators that can be checked: how each is called, and what it has to return."""
+"""The operators that can be checked: how each is called, and its expected result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Operator(NamedTuple):
     """One operator of the library.
 
     `call(transform, function, point, inputs, vector)` evaluates it at inputs of the kind of `point`; `expected(point,
-    reference, vector)` builds the same from a reference. `vector` is what a product is taken with, None elsewhere.
+    reference, vector)` builds the same from a reference. `vector` is that of a product, and None for other operators.
     """
 
     name: str

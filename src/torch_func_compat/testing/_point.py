@@ -127,7 +127,7 @@ class Point:
         return self._unpacked(self.structure.fill(self._blocks(rows, shape)))
 
     def _blocks(self, rows: Tensor, shape: torch.Size) -> list[Tensor]:
-        """Rows of N numbers, of which there are as many as `shape` has elements, in columns of each leaf."""
+        """Rows of N numbers, one for each element of `shape`, in columns of each leaf."""
         parts = torch.split(rows, [leaf.numel() for leaf in self.leaves], -1)
         return [part.reshape(shape + leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, self.leaves)]
 

@@ -1,4 +1,4 @@
-"""What derivatives have to be: from finite differences, or from loops over plain ``torch.autograd``."""
+"""Reference derivatives: from finite differences, or from loops over plain ``torch.autograd``."""
 
 from __future__ import annotations
 

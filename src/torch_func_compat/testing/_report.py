@@ -1,4 +1,4 @@
-"""What a check found, as a table."""
+"""The report of a check, as a table."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """What was seen of one operator on one backend.
+    """The observation of one operator on one backend.
 
     Attributes
     ----------
     name : str
         The scenario's.
     operator, backend, against : str
-        What was compared with what.
+        The operator, the backend that computed it, and the reference.
     error : float
         Largest difference of the values, relative to ``max(1, largest value expected)``; NaN where there is none.
     batched : float or None

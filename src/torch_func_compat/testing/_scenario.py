@@ -17,7 +17,7 @@ FINITE_DIFFERENCES, LOOP = "finite-differences", "loop"
 
 @dataclass(frozen=True)
 class Scenario:
-    """A function, its inputs, an operator, and what the operator has to return.
+    """A function, its inputs, an operator, and its expected result.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ class Scenario:
         Arguments to differentiate; by default all that are pytrees of floating-point tensors.
     vector : pytree, optional
         What ``jvp``, ``linearize``, ``hvp``, ``vhp`` and ``batch_hvp`` (a tuple of tangents, one for each argument) or
-        ``vjp`` (cotangents, as the output) is taken with; by default numbers without symmetry between -1 and 1.
+        ``vjp`` (cotangents, as the output) multiplies; by default numbers without symmetry between -1 and 1.
     batch : int or sequence of tuples
-        Samples for `vmap`: that many, made of the inputs by factors from 1 on; or the inputs of each. What is not
-        differentiated is shared. 0 leaves `vmap` out.
+        Samples for `vmap`: their number, to be made of the inputs by factors from 1 on; or the inputs of each. Inputs
+        that are not differentiated are shared. 0 leaves `vmap` out.
     name : str
-        What it is called in reports; by default the function's name.
+        Its name in reports; by default the function's name.
 
     See Also
     --------
@@ -73,12 +73,12 @@ class Scenario:
 
     @property
     def against(self) -> str:
-        """What the reference is called in reports."""
+        """The name of the reference in reports."""
         return self.reference.replace("-", " ") if isinstance(self.reference, str) else "a closed form"
 
 
 class Case:
-    """A scenario with all that is computed for it once, whatever the number of backends."""
+    """A scenario with the results that are computed once for all backends."""
 
     def __init__(self, scenario: Scenario, known: dict[Any, Any]) -> None:
         self.scenario = scenario
@@ -116,7 +116,7 @@ class Case:
         return self.operator.batch or self.operator.name == "vmap"
 
     def expected(self) -> Any:
-        """What the operator must return."""
+        """The expected result of the operator."""
         if callable(self.scenario.reference):
             return self.scenario.reference(*fresh(self.inputs, self.positions))
         kind = FiniteDifferences if self.scenario.reference == FINITE_DIFFERENCES else Loop
@@ -124,7 +124,7 @@ class Case:
         return _trees.stacked(found) if self.is_mapped else found[0]
 
     def of_sample(self, i: int, reference: Any) -> Any:
-        """What the operator must return for one of `points`."""
+        """The expected result of the operator for one of `points`."""
         vector = self.vector
         if self.operator.batch and vector is not None:
             vector = _trees.mapped(lambda leaf: leaf[i], vector)
@@ -209,7 +209,7 @@ def ramp(like: Tensor) -> Tensor:
 
 
 def _keys(inputs: Any) -> tuple[Any, ...]:
-    """What tells inputs apart: values of tensors, identity of all else."""
+    """A key that tells inputs apart: values of tensors, identity of all else."""
     leaves = _trees.flatten(tuple(inputs))[0]
     return tuple(
         (leaf.shape, leaf.dtype, tuple(leaf.detach().reshape(-1).tolist())) if isinstance(leaf, Tensor) else id(leaf)

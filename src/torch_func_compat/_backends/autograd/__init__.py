@@ -20,7 +20,7 @@ from .vmap_rule import by_own_rule
 
 
 class AutogradBackend:
-    """See `torch_func_compat._backends.protocol.Backend` for the methods."""
+    """See `torch_func_compat._arguments.protocol.Backend` for the methods."""
 
     name = "autograd"
     # torch.autograd.forward_ad has one level only, lacks formulas, and is silently wrong or absent on
@@ -53,8 +53,8 @@ class AutogradBackend:
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
-        # The function runs once for all tangents: 'same' is what that means, and with 'different' every
-        # tangent sees the same draw, too, which is one of the draws that it allows.
+        # The function runs once, so all tangents see the same draw. That is the meaning of 'same', and one of the
+        # draws that 'different' allows.
         state = RandomState(func.generators()) if randomness == "error" else None
         _, push, aux = _linear.linearize(func, primals)
         if state is not None:

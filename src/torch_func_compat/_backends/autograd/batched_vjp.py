@@ -32,7 +32,7 @@ def _vmap() -> Callable[..., Sequence[Tensor]]:
 
 
 class Rows:
-    """How vectors are taken from `roots` to `ends`, many at once; it remembers where torch refused to batch.
+    """Take many vectors at once from `roots` to `ends`, and remember where torch refused to batch.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Rows:
     level : Level
         The run that recorded the graph between them.
     kind : str
-        What the rows are of, by which a test of them is remembered.
+        What is batched, 'rows' or 'columns': a part of the key by which a test is remembered.
     """
 
     def __init__(self, roots: Sequence[Tensor | None], ends: Sequence[Tensor], level: Level, kind: str) -> None:
@@ -56,7 +56,7 @@ class Rows:
     def __call__(
         self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool, graph: Callable[[], Graph]
     ) -> list[Tensor | None]:
-        """Results for each of the vectors stacked along dimension 0, stacked likewise; `graph` is that of the roots."""
+        """Results for stacked vectors, stacked along dimension 0, too; ``graph()`` is the graph of the roots."""
         size = vectors[0].shape[0]
         if size > 1 and self.vectorised is None:
             self._look(graph())
@@ -67,8 +67,8 @@ class Rows:
                 if self.vectorised:
                     return results
             except (RuntimeError, TypeError, ValueError) as error:
-                # No batching rule, a backward in numpy, control flow on values: whatever it was, the
-                # loop below decides, and an error that is the function's own comes back from there.
+                # No batching rule, a backward in numpy, control flow on values: in each case the loop below
+                # decides. It raises an error of the function's own again.
                 if "out of memory" in str(error):
                     raise
                 self.vectorised = False
@@ -89,7 +89,7 @@ class Rows:
         return verdict == RIGHT
 
     def _look(self, graph: Graph) -> None:
-        """What the graph tells of how to batch."""
+        """Learn from the graph how to batch."""
         present = [root for root in self._roots if root is not None]
         if facts.has("optimized_scripts_lose_terms") and graph.has_scripts():
             self.vectorised = False
@@ -98,12 +98,12 @@ class Rows:
             self._factors = Factors(graph.nodes, self._roots, self._ends)
 
     def _by_factors(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:
-        """The results where that spares loops; None where it does not, or not with these numbers."""
+        """The results by factors of activations; None where these save no loop, or fail for these numbers."""
         factors = self._factors
         if factors is None or not factors.found:
             return None
         one = torch.ones(1, dtype=vectors[0].dtype)
-        # where retain_grad() is no hook that one sees, what it keeps has to be batched (see _factors)
+        # where retain_grad() is no visible hook, the gradient that it keeps has to be batched (see elementwise_vjps.py)
         given = vectors if facts.has("retain_grad_is_a_hook") else [*vectors, one]
         count = len(vectors)
 
@@ -154,12 +154,12 @@ def _at_once_by_old_vmap(apply: Apply, vectors: Sequence[Tensor], create_graph: 
 def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | None]) -> bool:
     """Check batched rows against one unbatched application to a combination of them.
 
-    torch's batching has wrong rules, which give wrong rows without an error: that of torch < 2.0 for
-    layer_norm, group_norm and as_strided_scatter, torch.func's for cdist up to the newest. One more
-    application finds any of them, known or not.
+    Some of torch's batching rules give wrong rows without an error: on torch < 2.0 those of layer_norm, group_norm
+    and as_strided_scatter, in torch.func that of cdist, up to the newest. One more application finds any of them, known
+    or not.
     """
     with no_grad():
-        # any fixed weights that no structure of the rows is likely to cancel
+        # fixed weights that no structure of the rows is likely to cancel
         weights = torch.cos(torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64))
         expected = apply([_combine(weights, vector.detach()) for vector in vectors], False)
         for rows, value in zip(results, expected):

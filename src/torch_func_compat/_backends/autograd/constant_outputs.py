@@ -18,10 +18,10 @@ from ..._torch.grad_mode import no_grad
 from ..._torch.random_state import RandomState
 
 _PACKAGE = __name__.rsplit(".", 3)[0] + "."
-# Where the user says that no derivative is wanted.
+# By these the user says that no derivative is wanted.
 _STOPS = {"detach", "detach_", "requires_grad_"}
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
-# What the evaluation at another point may raise, which is nobody's fault.
+# Errors of the evaluation at another point, where the function need not be defined.
 _ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -30,7 +30,7 @@ class UndifferentiatedWarning(UserWarning):
 
 
 class UndifferentiatedError(RuntimeError):
-    """The same, where torch has no derivative, or raises by itself in transforms of its own."""
+    """The same, where torch has no derivative, or where torch.func raises, too."""
 
 
 class _Observed(Tensor):
@@ -65,7 +65,7 @@ class _Observed(Tensor):
 
 
 def _is_ours(frame: FrameType | None) -> bool:
-    """Whether this library calls an operation, or a rule of a custom Function does, which has a guard of its own."""
+    """Whether this library calls the operation, or a rule of a custom Function, which has a guard of its own."""
     name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
     # The user's function may itself be an operation, which the calls there call.
     ours = name.startswith(_PACKAGE) and not name.startswith(_PACKAGE + "_arguments.")
@@ -87,9 +87,9 @@ _innocent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     """Raise or warn where an output changes with the primals although autograd sees no dependence.
 
-    The function is evaluated at two points, and where its output moves, once more with an eye on what stops
-    derivatives: ``detach()`` and ``no_grad()`` are the user's word; numbers that leave torch, and operations that torch
-    does not differentiate, are not. A function whose output does not move is not looked at again.
+    The function is evaluated at two points. If its output moves, it is evaluated once more to see what stops the
+    derivatives. ``detach()`` and ``no_grad()`` mean that the user wants zeros; numbers that leave torch, and operations
+    that torch does not differentiate, do not. A function whose output does not move is not tested again.
     """
     suspects = [k for k, output in enumerate(outputs) if not output.requires_grad and output.is_floating_point()]
     try:
@@ -114,8 +114,8 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
     names = ", ".join(sorted(found.left))
     reason = (
         f"an output changes with an input, but no derivative passes from one to the other, since numbers left torch by "
-        f"{names}. Stay in torch operations, write a torch_func_compat.Function around what cannot, or call detach() "
-        f"before if zero is meant"
+        f"{names}. Write a torch_func_compat.Function around that part, or detach() the numbers first if zero is "
+        f"meant"
     )
     if found.left & MEMORY and facts.has("torch_func"):  # as torch.func does, by another name
         raise UndifferentiatedError(f"Cannot access data pointer of a tensor that is differentiated: {reason}")
@@ -123,7 +123,7 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
 
 
 def _observe(call: Differentiable, primals: Sequence[Tensor], suspects: Sequence[int]) -> type[_Observed] | None:
-    """What stops derivatives on the way to the suspects; None where they do not move, or are meant not to."""
+    """What stops the derivatives of the suspects; None where they do not move, or the user wants zeros."""
 
     class Observed(_Observed):
         left: ClassVar[set[str]] = set()

@@ -1,11 +1,11 @@
-"""Activations and their like, which torch < 2.0 batches by a loop over rows (fact "activations_are_looped_over").
+"""Activations and other elementwise operations, which torch < 2.0 batches by a loop over rows.
 
-The derivative of such a node is a factor for each element. So within a batched backward pass the node gets ones, and
-what it makes of them, its factors, multiplies the batch that it should have got: hooks on the nodes above put the batch
-aside and one on the node itself takes it up again.
+See the fact "activations_are_looped_over". The derivative of such a node is a factor for each element. So a batched
+backward pass gives ones to the node, which turns them into its factors, and multiplies the factors by the batch that
+the node should have got. Hooks on the nodes above put that batch aside, and a hook on the node itself multiplies.
 
-Where retain_grad() may have been called, the ones are a batch of one row: what it keeps is batched then, as it is
-without this, and whoever reads it gets torch's error and not the ones.
+Where retain_grad() may have been called, the ones are a batch of one row. The gradient that it keeps is then batched,
+as it is without this module: reading it raises torch's error and does not give the ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _SMOOTH = frozenset(
     "Tanh TanhBackward Softplus Gelu Silu Mish Elu Celu LeakyRelu LogSigmoid MseLoss SmoothL1Loss".split()
 )
-# These give zero for some elements, whatever comes in there: zero times infinity would not be that.
+# These give zero for some elements of any input. A factor of zero times infinity would be NaN.
 _SELECTING = frozenset(
     "Hardtanh Hardshrink Softshrink Hardsigmoid Hardswish Logit Sinc Clamp ClampMin ClampMax SWhere Where MaskedFill "
     "Maximum Minimum Fmax Fmin HardtanhBackward HardshrinkBackward SoftshrinkBackward ThresholdBackward "
@@ -44,22 +44,22 @@ def _selects(node: Any) -> bool | None:
 
 
 class _Twice(RuntimeError):
-    """Something passed where something had passed: the pass was begun anew, or there is another one within it."""
+    """A gradient came where one had come: the pass began anew, or another pass runs within it."""
 
 
 class Factors:
-    """The activations among `every` node below `roots` that lead to `inputs`, and where batches go in to them."""
+    """The activations among all nodes below `roots` that lead to `inputs`, and where batches enter them."""
 
     def __init__(self, every: Iterable[Any], roots: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
         self.selecting = False
         self.found: set[Any] = set()
         self._above: dict[Any, list[tuple[int, Any]]] = {}  # nodes -> which of their gradients go to activations
-        # activations -> what goes in to them, by where it comes from
+        # activations -> the batches that enter them, by where they come from
         self._aside: dict[Any, dict[tuple[Any, int], Tensor]] = {}
         self._lock = threading.Lock()
         self._thread = 0
         self._one: Tensor
-        # Hooks are for the thread that is in `run`, and on other devices than the CPU the engine has its own.
+        # Hooks work in the thread that is in `run` only; on other devices than the CPU the engine has its own threads.
         on_cpu = all(root is None or root.device.type == "cpu" for root in roots)
         if on_cpu and any(_selects(node) is not None for node in every):
             self._find(every, inputs)
@@ -97,7 +97,7 @@ class Factors:
         `one` is a scalar, with a batch of one row where the vectors have theirs or with none.
         """
         if not self._lock.acquire(blocking=False):
-            return backward(vectors)  # another thread has its hooks there, which are not for this one
+            return backward(vectors)  # the hooks there belong to another thread
         try:
             self._thread = threading.get_ident()
             self._one = one
@@ -116,7 +116,7 @@ class Factors:
             self._lock.release()
 
     def _put_aside(self, activation: Any, origin: tuple[Any, int], batch: Tensor) -> Tensor:
-        """What goes in instead: ones from the first origin and zeros from others, for the engine adds them."""
+        """The gradient to pass instead: ones from the first origin, zeros from others, since the engine adds them."""
         batches = self._aside.setdefault(activation, {})
         if origin in batches:
             raise _Twice

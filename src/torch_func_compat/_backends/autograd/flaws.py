@@ -17,8 +17,8 @@ from .level import Level, recording, run
 from .transpose import Transpose
 
 _NORMALISATION = (
-    "torch's third derivatives of layer_norm, batch_norm and their like are wrong: write the normalisation "
-    "with mean() and var() to differentiate it that often"
+    "torch's third derivatives of normalisations (layer_norm, batch_norm, instance_norm) are wrong: write the "
+    "normalisation with mean() and var() to differentiate it that often"
 )
 _NOT_DIFFERENTIABLE = (
     "the backward of a custom autograd.Function in it is not differentiable (marked with "
@@ -34,7 +34,7 @@ _LACKS_TERMS = (
 
 
 def find_flaw(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], graph: Graph) -> str | None:
-    """Why second derivatives of what the pullback gives would be wrong, if they would."""
+    """The reason why derivatives of the gradients would be wrong; None where they are right."""
     if not graph.notable:
         return None
     flaw = graph.second_order_flaw(inputs)
@@ -56,7 +56,7 @@ def find_flaw(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
 
 
 def _tested(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], graph: Graph) -> tuple[str, bool]:
-    """What is wrong, or nothing; and whether there were numbers other than zero to tell by."""
+    """The flaw, or RIGHT; and whether any of the compared numbers was not zero."""
     if not Transpose(level, inputs, outputs, graph).is_sound():
         return _NOT_DIFFERENTIABLE, True
     if graph.may_lack_terms():
@@ -70,8 +70,7 @@ def _differs(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
     """Whether the second derivative in one direction differs from central differences of the first one.
 
     With fixed u and t it is the derivative of <J(x)^T u, t> along t. Differences of two step sizes have to agree with
-    each other: where they do not, the function is not smooth enough for them to tell anything. None where all of them
-    are zero.
+    each other: where they do not, the function is too rough for a test. None where all numbers are zero.
     """
     u = [wave(output.detach()) for output in outputs]
     t = [wave(x.detach()) for x in inputs]

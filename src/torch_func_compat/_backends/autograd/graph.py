@@ -22,7 +22,7 @@ OWNER = "_autograd_transform_level"
 _NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")
 
 
-# What torch batches rightly on every release (a test takes each of them through every one): arithmetic, products of
+# Nodes that torch batches rightly on every release (a test takes each through every release): arithmetic, products of
 # matrices, sums and views, of real numbers; no node here makes real numbers of complex ones.
 BATCHED_RIGHTLY = frozenset(
     "AccumulateGrad Add Sub Rsub Mul Div Neg Reciprocal Pow Sqrt Rsqrt Exp Expm1 Log Log1P Sin Cos Tan Sinh Cosh Atan "
@@ -35,7 +35,7 @@ BATCHED_RIGHTLY = frozenset(
 )
 
 
-# What a node is, by its class: bits.
+# The properties of a node, by its class: bits.
 _LEAF, _UNTRUSTED, _NOTABLE, _COMPOSED, _DETERMINANT = 1, 2, 4, 8, 16
 
 # Their backward solves with the matrix, which fails at a singular one, unless a graph is created: then it takes
@@ -63,12 +63,12 @@ def _kind(cls: type) -> int:
 
 
 class Graph:
-    """What one walk through the graph of some tensors tells.
+    """The properties of the graph of some tensors, from one walk through it.
 
     Attributes
     ----------
     nodes : set
-        Every node. It keeps the nodes' Python wrappers alive: a wrapper is the same object only as long.
+        Every node. The set keeps their Python wrappers alive: a node whose wrapper has died gets another one.
     outside : bool
         Whether a leaf of the user, or of a transform that is still running, is in it.
     user : bool
@@ -148,8 +148,8 @@ class Graph:
     def may_lack_terms(self) -> bool:
         """Whether the backward of such a node may compute with numbers that its forward did not get or return.
 
-        Plain autograd takes an intermediate result of a forward for a constant. What a backward detaches is constant on
-        purpose.
+        Plain autograd takes an intermediate result of a forward for a constant. A value that a backward detaches is
+        constant on purpose.
         """
         return any(
             type(node).__name__ == "CppFunction"
@@ -159,7 +159,7 @@ class Graph:
         )
 
     def second_order_flaw(self, inputs: Sequence[Tensor]) -> str | None:
-        """Why torch gets derivatives by what is outside wrong, of nodes between `inputs` and the tensors."""
+        """Why torch gets derivatives by tensors outside wrong, for a node above `inputs`; None if it does not."""
         for node in self.notable:
             row = wrong_twice(node)
             if row is None:
@@ -247,7 +247,7 @@ def gradients(
     retain_graph: bool = True,
     create_graph: bool,
 ) -> list[Tensor | None]:
-    """`torch.autograd.grad` that answers None, and no error, for whatever does not depend."""
+    """`torch.autograd.grad` that gives None, and no error, for an input that nothing depends on."""
     heads, vectors = outputs, cotangents
     for output in outputs:
         if not output.requires_grad:
@@ -259,8 +259,8 @@ def gradients(
     try:
         return engine.grad(heads, inputs, vectors, retain_graph, create_graph)
     except RuntimeError as error:
-        # torch 1.13: an in-place operation on a view makes the engine insist on leaves that nobody
-        # asked for (https://github.com/pytorch/pytorch/issues/90298); ask for them and drop them.
+        # torch 1.13: after an in-place operation on a view the engine also needs other leaves
+        # (https://github.com/pytorch/pytorch/issues/90298): ask for them and drop their gradients.
         if "dependency not found" not in str(error):
             raise
     return engine.grad(heads, [*inputs, *leaves(heads)], vectors, retain_graph, create_graph)[: len(inputs)]

@@ -55,10 +55,10 @@ class Level:
         self.hooked = False  # whether hooks were registered, by the function or by another thread, meanwhile
 
     def variable(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
-        """A variable through which outer levels still reach `tensor`, and what the function gets of it."""
+        """A variable through which outer levels still reach `tensor`, and the tensor for the function."""
         if tensor.requires_grad:
             variable = alias(tensor)
-            # Hooks that the function registers may not run on what is differentiated, but on an alias of it.
+            # Hooks of a variable that is differentiated may not run; those of an alias of it do.
             return variable, variable if facts.has("hooks_of_inputs_run") else alias(variable)
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise RuntimeError(
@@ -69,7 +69,7 @@ class Level:
         return self.mark((alias(tensor) if is_dual() else tensor.detach()).requires_grad_())
 
     def mark(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        """Mark a leaf as this level's, so that it is not taken for the user's; and what is to be used of it."""
+        """Mark a leaf as this level's and not the user's; returns it and the tensor to use in its place."""
         setattr(leaf, OWNER, self)
         self.has_leaves = True
         if facts.has("leaves_keep_python_attributes"):
@@ -116,7 +116,7 @@ def _is_inference(tensor: Tensor) -> bool:
         return tensor.is_inference()
     try:
         return tensor._version < 0
-    except RuntimeError:  # what torch 1.9 says of inference tensors, which do not count
+    except RuntimeError:  # torch 1.9: inference tensors count no versions
         return True
 
 
@@ -165,8 +165,8 @@ def run(
             for (_, used), primal in zip(pairs, primals)
         ]
         before = [version(argument) for argument in arguments]
-        # What is not differentiated may be written to, also with values that are: the caller's memory is to
-        # have them, and the caller's tensors are not to have their graph.
+        # The function may write differentiated values into tensors that are not differentiated. The caller's memory
+        # then has the values, and the caller's tensors do not get their graph.
         if others:
             func.put_others([x if x.requires_grad or dual else x.detach() for x in others])
         level.running = True
@@ -183,7 +183,7 @@ def run(
         for primal, argument, count in zip(primals, arguments, before):
             if version(argument) != count:
                 _write_back(primal, argument, copy)
-    # For captured tensors torch.func refuses that: there is no stand-in for them.
+    # torch.func refuses to write differentiated values into captured tensors: there are no stand-ins for them.
     leaked = [tensor for tensor in captured if tensor.grad_fn is not None]
     for tensor in leaked:
         tensor.detach_()

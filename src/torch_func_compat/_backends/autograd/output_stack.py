@@ -22,7 +22,7 @@ LARGE = 1 << 24  # bytes of a stacked result from which on it is not built of al
 class Pile:
     """One output of all samples.
 
-    Where it is large and nothing is differentiated, what comes is moved into its place and freed, so that the
+    Where it is large and nothing is differentiated, each result is moved into its place and freed, so that the
     parts and the whole do not take memory at the same time.
 
     Parameters
@@ -30,11 +30,11 @@ class Pile:
     call : BatchedCall
         For messages.
     first : Tensor
-        What the first sample gave.
+        The output for the first sample.
     size : int
         How many samples there are.
     mapped : sequence of Tensor
-        What is mapped over.
+        The tensors that are mapped over.
     """
 
     def __init__(self, call: BatchedCall, first: Tensor, size: int, mapped: Sequence[Tensor]) -> None:
@@ -56,7 +56,7 @@ class Pile:
         return self._whole is not None
 
     def add(self, start: int, results: Sequence[Tensor]) -> None:
-        """What the samples from `start` on gave."""
+        """Add the outputs of the samples from `start` on."""
         dtype = self._first.dtype
         if set(map(_dtype, results)) != {dtype}:  # torch.stack would promote silently
             raise next(self._unlike(i, result) for i, result in enumerate(results, start) if result.dtype != dtype)

@@ -71,9 +71,9 @@ class Pullback:
         return self.graph.outside or any(cotangent.requires_grad for cotangent in cotangents)
 
     def _finish(self, found: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
-        """What the caller gets; where it would be differentiated wrongly again, without an error, trying raises."""
+        """The caller's results. Differentiating them again raises where torch would do so wrongly, without an error."""
         if not create_graph:
-            # Also where torch's vmap has wrapped them, so that their graph is not to be seen from here.
+            # detach() in any case: torch's vmap may have wrapped them, and hidden their graph.
             return [allocated(result.detach()) for result in found]
         results = [allocated(x) for x in self.level.release(found)]
         if self.graph.outside:

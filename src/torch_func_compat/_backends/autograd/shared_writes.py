@@ -113,7 +113,7 @@ class Common:
         return plain and tensor.numel() <= LIMIT and not any(tensor is mapped for mapped in self._mapped)
 
     def _written(self) -> list[int]:
-        """What was written to, without slices of mapped inputs, which samples have to themselves."""
+        """The tensors that were written to, without slices of mapped inputs, since no other sample sees those."""
         return [
             k
             for k, (tensor, count) in enumerate(zip(self._tensors, self._versions))

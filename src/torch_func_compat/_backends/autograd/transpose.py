@@ -18,7 +18,7 @@ class Transpose:
     This is the double-backward trick (https://j-towns.github.io/2017/06/12/A-new-trick.html): one run and one backward
     pass in all, and one backward pass through both for each tangent.
 
-    The transpose lacks, without an error, whatever a backward computes that is not differentiable
+    The transpose lacks, without an error, the parts of a backward that are not differentiable
     (once_differentiable, numpy, an extension, a detaching hook). The adjoint test, <u, J t> = <J^T u, t> for a fixed
     u, finds that.
 
@@ -27,7 +27,7 @@ class Transpose:
     exists : bool
         Whether the pullback could be differentiated.
     cotangents, gradients : list
-        What the transpose is taken from, and what it is taken of.
+        The inputs and the outputs of the recorded pullback.
     """
 
     def __init__(self, level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], graph: Graph) -> None:
@@ -40,7 +40,7 @@ class Transpose:
         self._probe: tuple[list[Tensor], list[Tensor | None]] | None = None
 
     def _record(self, graph: Graph) -> bool:
-        """Record the pullback as a function of cotangents; False where that cannot be differentiated on."""
+        """Record the pullback as a function of cotangents; False where it cannot be differentiated again."""
         outputs = [output for output in self.outputs if output.requires_grad]
         try:
             with recording():
@@ -50,7 +50,7 @@ class Transpose:
         except RuntimeError:
             # a backward that refuses tensors that require grad; rows give it plain ones
             return False
-        # Derivatives of this would be third ones in reverse mode; those of rows are second ones.
+        # A derivative of the transpose is a third derivative in reverse mode; one of rows is a second derivative.
         return not (graph.outside and self.graph().is_wrong_in_third_order())
 
     def graph(self) -> Graph:

@@ -16,10 +16,10 @@ from .level import is_dual
 
 
 def by_own_rule(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]] | None:
-    """What the loop would give, in one call of the rule; None where there is no rule to call.
+    """The results of the loop by one call of the rule; None where there is no rule to call.
 
-    Only of ``apply`` itself, whose arguments are those of the rule, and only where nothing is differentiated: the rule
-    may leave torch where ``backward`` would have been asked.
+    The rule is called for ``apply`` itself only, whose arguments are those of the rule, and only if nothing is
+    differentiated: a rule that leaves torch would lose the derivative that ``backward`` gives.
     """
     definition = getattr(call.func, "__self__", None)
     if not isinstance(definition, FunctionMeta) or call.func.__name__ != "apply" or call.kwargs:

@@ -1,4 +1,4 @@
-"""What a row of the table of compositions is."""
+"""A row of the table of compositions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of compositions, and what is looked up in it."""
+"""The table of compositions, and how it is searched."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def compositions(order: int) -> dict[Any, Callable[..., Any]]:
 
 
 def composed(order: int) -> dict[Any, Callable[..., Any]]:
-    """The same, but torch's own function answers what a composition does not know; for modes."""
+    """The same for modes: torch's own function takes the arguments that a composition does not know."""
     return _by_order(min(order, _HIGHEST))[1]
 
 
