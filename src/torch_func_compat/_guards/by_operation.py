@@ -20,6 +20,7 @@ from .._torch import facts
 from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
 from .by_profile import GradModeSwitches, refused_grad_mode
 from .compositions import composed
+from .recorder import interpreters
 from .wrong_answers import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
@@ -135,12 +136,8 @@ class _Watch(TorchFunctionMode):
 
 def derivatives_around() -> list[Any]:
     """The kinds of the derivatives that are being taken around here."""
-    private: Any = torch._C._functorch
-    forward = private.TransformType.Jvp
-    if not hasattr(private, "get_interpreter_stack"):  # torch 2.0 has only the number of transforms
-        return [] if private.peek_interpreter_stack() is None else [forward] * int(private.current_level())
-    kinds = (private.TransformType.Grad, forward)
-    return [level.key() for level in private.get_interpreter_stack() or () if level.key() in kinds]
+    kinds = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+    return [level.key() for level in interpreters() if level.key() in kinds]
 
 
 def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:

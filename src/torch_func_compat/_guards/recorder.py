@@ -50,12 +50,12 @@ def _letters() -> dict[Any, str]:
     return {kinds.Vmap: "v", kinds.Grad: "g", kinds.Jvp: "j"}
 
 
-def _stack() -> list[Any]:
+def interpreters() -> list[Any]:
     """The interpreters of functorch that are running, the outermost first."""
     private = _functorch()
     if hasattr(private, "get_interpreter_stack"):
         return private.get_interpreter_stack() or []
-    # torch 2.0 shows the innermost one only, so each is taken off for a moment
+    # torch 2.0 and 2.1 show the innermost one only, so each is taken off for a moment
     stack, taken = [], []
     try:
         while private.peek_interpreter_stack() is not None:
@@ -72,7 +72,7 @@ def levels() -> str:
     if _functorch().peek_interpreter_stack() is None:
         return ""
     found, letters = "", _letters()
-    for interpreter in _stack():
+    for interpreter in interpreters():
         letter = letters.get(interpreter.key(), UNKNOWN)
         if letter != "v" or not found.endswith("v"):
             found += letter
