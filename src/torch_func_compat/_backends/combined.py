@@ -55,18 +55,19 @@ class CombinedBackend:
         if made is None or name != "vmap":
             return made
         is_active, in_dims, entered = self._native.is_active, options.in_dims, self._native.entered
+        randomness = options.randomness
 
         def mapped(*args: Any, **kwargs: Any) -> Any:
             if is_active():
                 return made(*args, **kwargs)
-            trial = Trial(func, ("vmap", shapes((args, kwargs)), in_dims, options.randomness))
+            trial = Trial(func, ("vmap", shapes((args, kwargs)), in_dims, randomness))
 
             def whole() -> Any:
                 with entered:
                     return made(*args, **kwargs)
 
             if trial.is_settled():
-                result, is_tested = _run_settled(trial, whole, _leaves, (args, kwargs))
+                result, is_tested = _run_settled(trial, whole, _leaves, (args, kwargs), randomness != "error")
                 if is_tested:
                     return result
 
@@ -88,7 +89,7 @@ class CombinedBackend:
             return compute()[1]
         trial = Trial(call.func, ("chunk", shapes((tensors, call.leaves)), tuple(call.dims), randomness))
         if trial.is_settled():
-            results, is_tested = _run_settled(trial, compute, lambda results: results[0], tensors)
+            results, is_tested = _run_settled(trial, compute, lambda results: results[0], tensors, randomness != "error")
             if is_tested:
                 return results[1]
         return tried_vmap(trial, compute, call, tensors)
@@ -143,22 +144,27 @@ def _leaves(result: Any) -> list[Any]:
 
 
 def _run_settled(
-    trial: Trial, compute: Callable[[], Result], outputs_of: Callable[[Result], Sequence[Any]], inputs: Any
+    trial: Trial,
+    compute: Callable[[], Result],
+    outputs_of: Callable[[Result], Sequence[Any]],
+    inputs: Any,
+    may_draw: bool = True,
 ) -> tuple[Result, bool]:
-    """The result of a call like one that was tested; and whether that test is enough.
+    """A result that was tested; and whether that is enough.
 
-    The test is not enough if plain autograd records this result and did not record the tested one, for example after
-    parameters were unfrozen. Then the random state is put back, and the function may run again. A function that wrote
-    to its inputs does not run again: for it, the test is enough.
+    It is not where plain autograd records this result and did not record the one that was tested, as after parameters
+    were unfrozen. Then the random state is as before, and the function may run again; one that wrote to its inputs may
+    not.
     """
-    if not torch.is_grad_enabled() or trial.verdict(recorded=True) is not None:
+    if not torch.is_grad_enabled():
         return compute(), True
-    before, state = versions(inputs), RandomState()
+    before, state = versions(inputs), RandomState() if may_draw else None
     result = compute()
     outputs = [x for x in outputs_of(result) if isinstance(x, Tensor)]
-    if not is_recorded(outputs) or versions(inputs) != before:
+    if not is_recorded(outputs) or trial.verdict(recorded=True) is not None or versions(inputs) != before:
         return result, True
-    state.restore()
+    if state is not None:
+        state.restore()
     return result, False
 
 
