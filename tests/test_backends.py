@@ -317,7 +317,7 @@ COMPILED = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.6 on")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("where", ["outside", "inside"])
 @pytest.mark.parametrize("name", COMPILED)

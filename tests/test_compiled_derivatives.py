@@ -14,7 +14,7 @@ else:
     TorchDispatchMode = object
 
 pytestmark = pytest.mark.skipif(not hasattr(torch, "compile"), reason="there is no torch.compile")
-traced = pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
+traced = pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.6 on")
 
 W = torch.linspace(-1.0, 1.0, 16, dtype=torch.float64).reshape(4, 4)
 X = torch.linspace(0.2, 0.8, 4, dtype=torch.float64)

@@ -600,7 +600,7 @@ def test_errors(backend, make, message):
         make()
 
 
-@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.6 on")
 def test_compiled():
     from support.compiling import compiled
 
@@ -609,7 +609,7 @@ def test_compiled():
     assert_close(compiled(lambda z: at(z), fullgraph=True)(Z), at(Z))
 
 
-@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.6 on")
 def test_compiled_training():
     """The recipe of the documentation."""
     from support.compiling import compiled

@@ -197,7 +197,7 @@ def test_in_inference_mode(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.6 on")
 @pytest.mark.parametrize("weight", ("none", "matrix", "each"))
 def test_compiled(weight):
     from support.compiling import compiled
@@ -209,7 +209,7 @@ def test_compiled(weight):
     assert_close(compiled(lambda x: outside(x), fullgraph=True)(X), traces(X, weight))
 
 
-@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.5 on")
+@pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.6 on")
 def test_compiled_training():
     from support.compiling import compiled
 

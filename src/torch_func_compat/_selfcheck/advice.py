@@ -50,7 +50,7 @@ LIMITS = {
     "graph breaks": Limit(
         lambda backends: "torch.func" in backends and not facts.has("compiled_transforms"),
         "With torch.compile, the graph breaks at every transform, and fullgraph=True fails",
-        "Compile the function that you transform, or install torch 2.5 or newer",
+        "Compile the function that you transform, or install torch 2.6 or newer",
     ),
     "compiled Function": Limit(
         lambda backends: facts.has("compiled_transforms") and facts.has("compiled_transforms_pass_backward_by"),

@@ -360,9 +360,10 @@ FACTS: dict[str, Fact] = {
         "https://github.com/pytorch/pytorch/blob/v1.13.0/torch/utils/_python_dispatch.py",
     ),
     "compiled_transforms": Fact(
-        "torch.compile traces torch.func's transforms by default, Jacobians, too; before, its graph breaks there",
-        _between((2, 5), None),
-        (2, 5),
+        # torch 2.5 traces transforms, but not the modes that see in them what torch gets wrong.
+        "torch.compile traces torch.func's transforms and function modes within; before, its graph breaks there",
+        _between((2, 6), None),
+        (2, 6),
         None,
         "https://pytorch.org/docs/2.1/torch.compiler_faq.html#limited-torch-func-support",
     ),
