@@ -423,11 +423,61 @@ def test_what_a_composition_does_not_know_is_left_to_torch():
 
 def test_rows():
     for row in COMPOSITIONS:
-        assert row.reason and row.nodes and 1 <= row.order <= 3
+        assert row.reason and 1 <= row.order <= 3
+        assert row.nodes or row.order == 1
         found = [function for name in row.functions for function in table._functions(name)]
         assert all(callable(function) for function in found)
         if row.is_needed() and row.functions[0].startswith("nn."):
             assert found or facts.TORCH < (2, 0)
+
+
+# --- what torch takes for constant -----------------------------------------------------------------------------------
+
+SPECIAL = torch.tensor([-0.9, 0.2, 0.4, 1.7], dtype=DOUBLE)
+POLYNOMIALS = sorted(
+    name.rpartition(".")[2]
+    for row in COMPOSITIONS
+    for name in row.functions
+    if name.startswith("special.") and "polynomial" in name and hasattr(torch, "special")
+)
+BESSEL = ("spherical_bessel_j0", "modified_bessel_i0", "modified_bessel_i1")
+TAKEN_FOR_CONSTANT = {
+    **{f"{name} {n}": (name, lambda f, x, n=n: f(x, n)) for name in POLYNOMIALS for n in (0, 1, 2, 5)},
+    **{name: (name, lambda f, x: f(x)) for name in BESSEL},
+}
+
+
+@pytest.mark.parametrize("name", TAKEN_FOR_CONSTANT)
+def test_derivatives_of_what_torch_takes_for_constant(backend, name):
+    special, call = TAKEN_FOR_CONSTANT[name]
+    function = getattr(getattr(torch, "special", None), special, None)
+    if function is None:
+        pytest.skip("torch has no such function here")
+    func = lambda x: (call(function, x) + x.sin()) * x.cos()
+    step = 1e-4
+    ahead, behind = (func(SPECIAL + sign * step) for sign in (1, -1))
+    first, second = (ahead - behind) / (2 * step), (ahead - 2 * func(SPECIAL) + behind) / step**2
+    total = lambda x: func(x).sum()
+    scale = {"rtol": 1e-5, "atol": 1e-5}
+    with tfc.use_fallback("silent"):
+        for found in (tfc.grad(total)(SPECIAL), tfc.vmap(tfc.grad(func))(SPECIAL), tfc.vmap(tfc.jacfwd(func))(SPECIAL)):
+            assert_close(found, first, **scale)
+        assert_close(tfc.jacfwd(func)(SPECIAL), torch.diag(first), **scale)
+        assert_close(tfc.hessian(total)(SPECIAL), torch.diag(second), **scale)
+
+
+def test_they_are_found_in_what_a_function_calls(backend):
+    function = getattr(getattr(torch, "special", None), "hermite_polynomial_h", None)
+    if function is None:
+        pytest.skip("torch has no such function here")
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return torch.special.hermite_polynomial_h(x, 2) + x
+
+    aliased = lambda x: function(x, 2) + x
+    for func in (Layer(), aliased, lambda x: aliased(x)):
+        assert_close(tfc.jacrev(func)(SPECIAL), torch.diag(8 * SPECIAL + 1))
 
 
 # --- whole layers ---------------------------------------------------------------------------------------------------

@@ -438,7 +438,7 @@ def test_csr_where_there_is_none():
 
 @pytest.mark.skipif(not HAS_CSR, reason="this torch has no CSR tensors")
 def test_csr_drops_no_derivative(backend):
-    """It is right or raises: torch 1.9 to 2.0 make CSR tensors whose values have no history; values() has none on 2.1."""
+    """It is right or raises: torch 1.9 to 2.0 make CSR tensors whose values have no history, and 2.1 such values()."""
     u = U.clone().requires_grad_()
     jacobian = sparse_jacobian(reaction, BANDS, layout="csr")
     try:

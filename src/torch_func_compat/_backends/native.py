@@ -23,11 +23,11 @@ from .._guards.by_graph import (
     look,
     require_derivatives,
 )
-from .._guards.compositions import composing
+from .._guards.compositions import composing, first_order
 from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
 from .._guards.trial import ERRORS, Trial
 from .._guards.verdicts import RIGHT, shapes
-from .._guards.wrong_answers import MISTAKEN_TANGENTS, MistakenRule
+from .._guards.wrong_answers import MISTAKEN_FORMULA, MISTAKEN_TANGENTS, MistakenRule
 from .._torch import facts
 from .._torch.random_state import RandomState
 from .native_maps import NativeMap, NativePullback, Pull, Push
@@ -92,7 +92,18 @@ class NativeBackend:
             outputs, aux = func(*primals)
             return tuple(outputs), tuple(aux)
 
-        return flat
+        return self._composed(flat) if first_order(func.func) else flat
+
+    def _composed(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """`func` with what torch takes for constant composed of what it differentiates."""
+        if not facts.has("torch_function_modes"):
+            raise MistakenRule(MISTAKEN_FORMULA.format("special_functions"))
+
+        def composed(*primals: Tensor) -> Any:
+            with composing(1):
+                return func(*primals)
+
+        return composed
 
     def is_tracked(self, tensors: Sequence[Tensor]) -> bool:
         """Whether one of the tensors belongs to a derivative of the library that is running."""

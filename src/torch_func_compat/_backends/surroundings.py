@@ -7,10 +7,10 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from .._guards.exits import UndifferentiatedError
 from .._guards.wrong_answers import MistakenRule
 from .._torch.random_state import RandomState
 from .._torch.tensors import version
-from .autograd.constant_outputs import UndifferentiatedError
 
 # Errors that settle a test: torch is wrong within the function, or has no derivative.
 ANSWERS = (MistakenRule, UndifferentiatedError)

@@ -312,7 +312,7 @@ CAPABILITIES: tuple[Capability, ...] = (
         "mistaken_formula",
         MISTAKEN_FORMULA.format(r"\w+"),
         "it uses an operation whose formula for forward mode is wrong in torch, without an error (cholesky_inverse, "
-        "scatter_reduce)",
+        "scatter_reduce, polynomials of torch.special)",
         "use reverse mode (jacrev, vjp) for this function",
         cost=TRANSPOSED,
     ),

@@ -11,6 +11,8 @@ from typing import Any, Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+_PACKAGE = __name__.rsplit(".", 2)[0] + "."
+
 
 def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]:
     """Tensors and random generators that a function can reach, as far as one can see from outside.
@@ -39,32 +41,52 @@ def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]
     return found
 
 
-def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
-    """Whether a function can call TorchScript, which no mode sees, as far as one can see from outside."""
-    kinds = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
-    seen: set[int] = set()
+def _reached(func: Callable[..., Any], limit: int) -> Iterator[Any]:
+    """What a function is or can call, as far as one can see from outside; of a module, the module itself."""
+    seen: dict[int, Any] = {}
     queue: deque[Any] = deque([func])
     while queue and len(seen) < limit:
         value = queue.popleft()
         if id(value) in seen:
             continue
-        seen.add(id(value))
-        if isinstance(value, kinds):
-            return True
+        seen[id(value)] = value
+        yield value
         if isinstance(value, torch.nn.Module):
-            if any(isinstance(module, kinds) for module in value.modules()):
-                return True
             continue
         look = _look(type(value))  # type: ignore[arg-type]
         if look is not None:
             queue.extend(look(value))
-        if isinstance(value, types.FunctionType):
+        # A function of this library calls the user's, which it closes over.
+        if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith(_PACKAGE):
             around = value.__globals__
             queue.extend(around[name] for name in value.__code__.co_names if callable(around.get(name)))
+
+
+def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
+    """Whether a function can call TorchScript, which no mode sees, as far as one can see from outside."""
+    kinds = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
+    for value in _reached(func, limit):
+        if isinstance(value, kinds):
+            return True
+        if isinstance(value, torch.nn.Module) and any(isinstance(module, kinds) for module in value.modules()):
+            return True
     return False
 
 
-_DERIVATIVES = __name__.rsplit(".", 2)[0] + "._transforms."
+def names_in(func: Callable[..., Any], limit: int = 200) -> set[str]:
+    """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
+    found: set[str] = set()
+    for value in _reached(func, limit):
+        functions = [value]
+        if isinstance(value, torch.nn.Module):
+            functions = [type(module).forward for module in value.modules()]
+        for function in functions:
+            code = getattr(function, "__code__", None)
+            found.update([getattr(function, "__name__", "")] if code is None else code.co_names)
+    return found
+
+
+_DERIVATIVES = _PACKAGE + "_transforms."
 _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
 
 

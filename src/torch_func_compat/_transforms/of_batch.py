@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._arguments.call import Function, ScalarCall, positions
 from .._arguments.protocol import Backend
+from .._guards.compositions import first_order
 from .._torch import pytree
 from . import hessian, products
 from .options import Options
@@ -38,7 +39,7 @@ def derivative_of_batch(
 
     `derivative` and `vmap` are the options of the two transforms.
     """
-    if not _is_simple(derivative, vmap):
+    if not _is_simple(derivative, vmap) or first_order(func):
         return otherwise
 
     def sample(*args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
-from ..._guards.exits import MEMORY, NUMBERS
+from ..._guards.exits import MEMORY, NUMBERS, UndifferentiatedError
 from ..._torch import facts
 from ..._torch.callers import warn_user
 from ..._torch.grad_mode import no_grad
@@ -27,10 +27,6 @@ _ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError
 
 class UndifferentiatedWarning(UserWarning):
     """An output changes with an input, and no derivative passes from one to the other."""
-
-
-class UndifferentiatedError(RuntimeError):
-    """The same, where torch has no derivative, or where torch.func raises, too."""
 
 
 class _Observed(Tensor):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
-from ..._guards.compositions import WRONG_IN_FIRST_ORDER
+from ..._guards.compositions import WRONG_IN_FIRST_ORDER, first_order
 from .constant_outputs import look_at_constants
 from .graph import Graph
 from .level import recordings, run
@@ -18,7 +18,7 @@ from .pushforward import Pushforward
 
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
-    level, inputs, outputs, aux = run(func, primals)
+    level, inputs, outputs, aux = run(func, primals, order=first_order(func.func))
     _require_dependence(func, primals, outputs)
     pullback = Pullback(level, inputs, outputs)
     if torch.is_grad_enabled() or WRONG_IN_FIRST_ORDER:
@@ -42,7 +42,7 @@ def _require_dependence(func: Differentiable, primals: Sequence[Tensor], outputs
 
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
-    level, inputs, outputs, aux = run(func, primals, copy=True)
+    level, inputs, outputs, aux = run(func, primals, copy=True, order=first_order(func.func))
     _require_dependence(func, primals, outputs)
     graph = Graph(outputs)
     # The transpose of the pullback is one derivative more.

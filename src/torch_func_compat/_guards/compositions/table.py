@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any, Callable, Iterator
 
 import torch
 
 from ..._torch import facts
+from ..._torch.closures import names_in
 from . import (
     activations,
     attention,
@@ -19,6 +21,7 @@ from . import (
     normalisations,
     reductions,
     special_functions,
+    undifferentiated,
 )
 from .composition import Composition
 
@@ -34,6 +37,7 @@ COMPOSITIONS: tuple[Composition, ...] = (
     *grids.ROWS,
     *reductions.ROWS,
     *special_functions.ROWS,
+    *undifferentiated.ROWS,
 )
 
 
@@ -94,7 +98,29 @@ def order_of(node: str) -> int:
     return next((row.order for row in COMPOSITIONS if node.startswith(row.nodes) and row.is_needed()), 0)
 
 
-# Whether torch has a first derivative wrong, without an error.
+# Whether torch has a first derivative wrong, without an error, and the graph shows it.
 WRONG_IN_FIRST_ORDER = any(
-    row.order == 1 and row.is_needed() and "NotImplemented" not in row.nodes for row in COMPOSITIONS
+    row.order == 1 and row.is_needed() and row.nodes and "NotImplemented" not in row.nodes for row in COMPOSITIONS
 )
+
+# What torch takes for constant leaves no node in the graph. Such functions are found by the names in the user's code.
+_SILENT = {
+    name.rpartition(".")[2] for row in COMPOSITIONS if row.is_needed() and not row.nodes for name in row.functions
+}
+_DERIVATIVES = __name__.partition("._guards.")[0] + "._transforms."
+_first_orders: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+def first_order(func: Callable[..., Any]) -> int:
+    """The order up to which a function is composed before its graph is known: 1 where it names what leaves no node."""
+    if isinstance(func, functools.partial):
+        func = func.func
+        if (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
+            return 0  # a derivative, which is made for each call: the user's function is asked when it is called
+    try:
+        known = _first_orders.get(func)
+        if known is None:
+            known = _first_orders[func] = int(not _SILENT.isdisjoint(names_in(func)))
+        return known
+    except TypeError:  # neither hashed nor referred to weakly
+        return int(not _SILENT.isdisjoint(names_in(func)))
