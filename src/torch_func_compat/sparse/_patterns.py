@@ -248,11 +248,11 @@ def as_pattern(pattern: Any) -> Pattern:
 def _coo(tensor: Tensor) -> Tensor:
     if tensor.layout == torch.sparse_coo:
         return tensor.detach()
-    tensor = tensor.detach()
+    # torch 1.10 detaches no CSR tensor
     counts = tensor.crow_indices()[1:] - tensor.crow_indices()[:-1]
     rows = torch.repeat_interleave(torch.arange(len(counts)), counts.cpu().long())
     indices = torch.stack([rows, tensor.col_indices().cpu().long()])
-    return torch.sparse_coo_tensor(indices, tensor.values().cpu(), tuple(tensor.shape))
+    return torch.sparse_coo_tensor(indices, tensor.values().detach().cpu(), tuple(tensor.shape))
 
 
 def _indices(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

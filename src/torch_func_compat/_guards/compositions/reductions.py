@@ -14,7 +14,8 @@ def _aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False, ou
     if out is not None:
         return NotImplemented
     dims = tuple(range(input.dim())) if dim is None else (dim,)
-    return torch.return_types.aminmax((input.amin(dims, keepdim), input.amax(dims, keepdim)))  # type: ignore[attr-defined,unused-ignore]
+    pair = type(torch.aminmax(torch.zeros(1)))  # torch 1.10 has no torch.return_types
+    return pair((input.amin(dims, keepdim), input.amax(dims, keepdim)))  # type: ignore[call-arg,unused-ignore]
 
 
 def _segment_reduce(
