@@ -403,6 +403,16 @@ def test_second_derivatives(backend, name, mode):
         assert_close(tfc.hessian(case.loss, mode=mode)(case.point), reference(name), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.order == 2])
+def test_second_derivatives_by_plain_autograd_of_mapped_gradients(backend, name):
+    case = CASES[name]
+    batch = torch.stack([case.point, case.point]).requires_grad_()
+    with tfc.use_fallback("silent"):
+        (tfc.vmap(tfc.grad(case.loss))(batch)[1] * wave(case.point)).sum().backward()
+    expected = (reference(name) * wave(case.point)).flatten(case.point.dim()).sum(-1)
+    assert_close(batch.grad[1], expected, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.order == 3])
 def test_third_derivatives(backend, name):
     case = CASES[name]
