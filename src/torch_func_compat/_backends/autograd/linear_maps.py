@@ -11,15 +11,14 @@ from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import WRONG_IN_FIRST_ORDER
 from .constant_outputs import look_at_constants
 from .graph import Graph
-from .level import recordings, run
+from .level import Level, recordings, run
 from .pullback import Pullback
 from .pushforward import Pushforward
 
 
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
-    level, inputs, outputs, aux = run(func, primals)
-    _require_dependence(func, primals, outputs)
+    level, inputs, outputs, aux = _recorded(func, primals)
     pullback = Pullback(level, inputs, outputs)
     if torch.is_grad_enabled() or WRONG_IN_FIRST_ORDER:
         graph = pullback.graph
@@ -33,17 +32,23 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     return released, pullback, level.release(aux, set(pullback.inside)) if aux else []
 
 
-def _require_dependence(func: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-    for output in outputs:
+def _recorded(
+    func: Differentiable, primals: Sequence[Tensor], *, copy: bool = False
+) -> tuple[Level, list[Tensor], list[Tensor], list[Tensor]]:
+    found = run(func, primals, copy=copy)
+    for output in found[2]:
         if not output.requires_grad:
-            look_at_constants(func, primals, outputs)
+            if WRONG_IN_FIRST_ORDER and output.is_floating_point():
+                # what torch takes for constant may be composed of what it differentiates
+                found = run(func, primals, copy=copy, order=1)
+            look_at_constants(func, primals, found[2])
             break
+    return found
 
 
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
-    level, inputs, outputs, aux = run(func, primals, copy=True)
-    _require_dependence(func, primals, outputs)
+    level, inputs, outputs, aux = _recorded(func, primals, copy=True)
     graph = Graph(outputs)
     # The transpose of the pullback is one derivative more.
     order = 1 + _highest_order(graph)

@@ -16,6 +16,7 @@ from . import (
     embedding_bags,
     grids,
     losses,
+    matrices,
     normalisations,
     reductions,
     special_functions,
@@ -33,11 +34,12 @@ COMPOSITIONS: tuple[Composition, ...] = (
     *embedding_bags.ROWS,
     *grids.ROWS,
     *reductions.ROWS,
+    *matrices.ROWS,
     *special_functions.ROWS,
 )
 
 
-def _functions(name: str) -> Iterator[Any]:
+def functions(name: str) -> Iterator[Any]:
     """The functions of torch of that name, as far as there are any."""
     value: Any = torch
     of_dispatcher = name.startswith("ops.")
@@ -57,7 +59,7 @@ def _found(order: int) -> dict[Any, Callable[..., Any]]:
     for row in COMPOSITIONS:
         if row.order <= order and row.is_needed():
             for name in row.functions:
-                for function in _functions(name):
+                for function in functions(name):
                     found.setdefault(function, row.compose)
     return found
 
