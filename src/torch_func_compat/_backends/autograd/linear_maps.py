@@ -11,7 +11,7 @@ from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import WRONG_IN_FIRST_ORDER
 from .constant_outputs import look_at_constants
 from .graph import Graph
-from .level import Level, recordings, run
+from .level import Level, cut, recordings, run
 from .pullback import Pullback
 from .pushforward import Pushforward
 
@@ -28,7 +28,7 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside
     if pullback.is_shared:
         return level.release(outputs), pullback, level.release(aux)
-    released = [output.detach() if output.requires_grad else output for output in outputs]
+    released = [cut(output) if output.requires_grad else output for output in outputs]
     return released, pullback, level.release(aux, set(pullback.inside)) if aux else []
 
 
