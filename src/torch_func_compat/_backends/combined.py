@@ -89,7 +89,9 @@ class CombinedBackend:
             return compute()[1]
         trial = Trial(call.func, ("chunk", shapes((tensors, call.leaves)), tuple(call.dims), randomness))
         if trial.is_settled():
-            results, is_tested = _run_settled(trial, compute, lambda results: results[0], tensors, randomness != "error")
+            results, is_tested = _run_settled(
+                trial, compute, lambda results: results[0], tensors, randomness != "error"
+            )
             if is_tested:
                 return results[1]
         return tried_vmap(trial, compute, call, tensors, randomness)

@@ -130,7 +130,8 @@ def cut(tensor: Tensor) -> Tensor:
     tangent = forward_ad.unpack_dual(tensor).tangent if is_dual() else None
     if tangent is None:
         return tensor.detach()
-    return forward_ad.make_dual(tensor.detach(), tangent.detach())
+    dual: Tensor = forward_ad.make_dual(tensor.detach(), tangent.detach())
+    return dual
 
 
 def alias(tensor: Tensor) -> Tensor:
