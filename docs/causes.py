@@ -540,6 +540,11 @@ CAUSES: dict[str, list[Cause]] = {
             "use reverse mode (jacrev, vjp), or this library's transforms around it",
         ),
         Cause(
+            "torch batches this wrongly: a sample",
+            "only with `set_fallback('error')`: torch batches these operations wrongly, and the call cannot be tested",
+            "allow falling back, or write the function in other operations",
+        ),
+        Cause(
             "… (_guards/trial.py)",
             "only with `set_fallback('error')`: a test of the first call found torch's batch or its forward mode wrong",
             "allow falling back, or write the function in other operations",

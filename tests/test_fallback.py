@@ -10,11 +10,13 @@ import warnings
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from support import refused
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat._dispatch.cost import cost
+from torch_func_compat._torch import facts
 
 X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
 BATCH = torch.stack([X, 2 * X, X - 0.05])
@@ -377,6 +379,24 @@ def test_within_a_transform_of_the_library_its_error_passes():
     library = tfc.autograd.internals.fvmap
     with pytest.raises(RuntimeError):
         library(lambda x: tfc.grad(lambda y: refused.branch(y).sum())(x))(BATCH)
+
+
+@pytest.mark.skipif(facts.TORCH < (1, 11), reason="checkpoint has no use_reentrant")
+def test_plain_autograd_differentiates_what_a_transform_of_a_checkpoint_gives(backend):
+    func = lambda x: torch.utils.checkpoint.checkpoint(lambda x: x.sin() * x, x * x, use_reentrant=False)
+    by_hand = lambda x: (x * x).sin() * x * x
+    transforms = (
+        lambda f: tfc.vmap(f)(x),
+        lambda f: tfc.jvp(f, (x,), (BATCH.cos(),))[1],
+        lambda f: tfc.vmap(lambda row: tfc.jvp(f, (row,), (X,))[1])(x),
+        lambda f: tfc.vmap(tfc.grad(lambda row: f(row).sum()))(x),
+        lambda f: tfc.jacfwd(f)(x),
+    )
+    with tfc.use_fallback("silent"):
+        for transform in transforms:
+            x = BATCH.clone().requires_grad_()
+            found, expected = (torch.autograd.grad(transform(f).pow(2).sum(), x)[0] for f in (func, by_hand))
+            assert_close(found, expected)
 
 
 def test_a_reentrant_checkpoint_can_be_mapped_but_not_differentiated():

@@ -185,6 +185,22 @@ def test_errors(backend, transform):
         transform(lambda x: x / (1 // 0))(X)
 
 
+def test_a_function_that_keeps_what_a_forward_laplacian_gave_it(backend):
+    kept = {}
+
+    def func(x):
+        kept["square"] = x * x
+        return (kept["square"].sin() * torch.tensor([1.0, 2.0], dtype=x.dtype)[:, None]).sum(1).roll(1)
+
+    x = torch.tensor([0.3, -0.8], dtype=torch.float64)
+    expected = (2 * (x * x).cos() - 4 * x * x * (x * x).sin()).sum() * torch.tensor([2.0, 1.0], dtype=x.dtype)
+    batched = lambda xs: torch.stack([func(x) for x in xs])
+    for _ in range(2):
+        assert_close(tfc.laplacian(func)(x), expected)
+        assert_close(tfc.batch_laplacian(batched)(x[None])[0], expected)
+        assert_close(tfc.hessian(func)(x).diagonal(0, 1, 2).sum(-1), expected)
+
+
 def test_in_inference_mode(backend):
     if not hasattr(torch, "inference_mode"):
         pytest.skip("inference mode is of torch 1.9")

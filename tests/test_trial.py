@@ -67,6 +67,10 @@ def test_a_wrong_batch_raises_where_nothing_may_fall_back(unproven):
 
 IN_A_BATCH = {
     "roll": lambda x: x.roll(1),
+    "index_fill": lambda x: torch.zeros(2, dtype=x.dtype).index_fill(0, torch.tensor([0]), x.sum()),
+    "index_fill, and a random number": lambda x: torch.index_fill(torch.rand(2).to(x), 0, torch.tensor([0]), x.sum()),
+    "roll, and a random number": lambda x: x.roll(1) + torch.rand(()),
+    "roll of a number, and a random number": lambda x: x.sum().roll(1) + torch.rand(()),
     "roll of a number": lambda x: torch.stack([x.sum().roll(1), x.prod().roll(2)]),
     "roll of a matrix": lambda x: torch.outer(x, x).roll(2),
     "roll, twice": lambda x: tfc.vmap(lambda y: (x * y).roll(1))(x),
@@ -82,14 +86,42 @@ def test_each_sample_of_a_batch_is_what_it_is_alone(backend, name):
     if "solve" in name and not hasattr(torch.linalg, "solve"):
         pytest.skip("torch has no such operation here")
     func = IN_A_BATCH[name]
+
+    def alone(x):
+        torch.manual_seed(0)
+        return func(x)
+
+    torch.manual_seed(0)
     with tfc.use_fallback("silent"):
-        found = tfc.vmap(func)(BATCH)
+        found = tfc.vmap(func, randomness="same")(BATCH)
     with tfc.use_backend("autograd"):
-        expected = torch.stack([func(x) for x in BATCH])
+        expected = torch.stack([alone(x) for x in BATCH])
     assert_close(found, expected)
 
 
+def test_the_random_state_after_a_test_is_that_of_the_call(backend, unproven):
+    for call in (lambda: tfc.vmap(lambda x: x + torch.rand(3), randomness="same")(BATCH), lambda: tangent_of_drawn(X)):
+        states = []
+        for when in ("always", "off"):
+            torch.manual_seed(0)
+            with tfc.use_checks(when):
+                call()
+            states.append(torch.get_rng_state())
+        assert torch.equal(*states)
+
+
+@needs_native
+def test_a_batch_with_a_random_number_for_each_sample_is_not_compared_but_known_mistakes_are():
+    for func in (lambda x: x.sum().roll(1) + 0 * torch.rand(()), lambda x: x.sum() + 0 * torch.rand(())):
+        with tfc.use_fallback("silent"):
+            assert_close(tfc.vmap(func, randomness="different")(BATCH), BATCH.sum(1))
+
+
 # --- tangents --------------------------------------------------------------------------------------------------------
+
+
+def tangent_of_drawn(x):
+    return tfc.jvp(lambda x: x * torch.rand(3), (x,), (x,))
 
 
 def triangle(x):
@@ -122,6 +154,20 @@ def test_tangents_are_differences(backend, name):
         assert_close(tfc.jacfwd(func)(X), expected, rtol=1e-6, atol=1e-6)
         assert_close(tfc.jvp(func, (X,), (X,))[1], expected @ X, rtol=1e-6, atol=1e-6)
         assert_close(tfc.vmap(tfc.jacfwd(func))(BATCH)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_tangents_of_a_function_that_draws_are_differences(backend):
+    def func(x):
+        return torch.cholesky_solve(x[:, None], triangle(x))[:, 0] * torch.rand(3).to(x)
+
+    def drawn(call):
+        torch.manual_seed(0)
+        return call()
+
+    expected = differences(lambda x: drawn(lambda: func(x)), X)
+    with tfc.use_fallback("silent"):
+        assert_close(drawn(lambda: tfc.jacfwd(func, randomness="same")(X)), expected, rtol=1e-6, atol=1e-6)
+        assert_close(drawn(lambda: tfc.jvp(func, (X,), (X,))[1]), expected @ X, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward"])
@@ -205,32 +251,34 @@ class Counted:
         return count
 
 
+# How often a first call evaluates the function, and a later one.
 PRICES = {
-    "vmap": (lambda f: tfc.vmap(f)(BATCH), 2),
-    "vmap in chunks": (lambda f: tfc.vmap(f, chunk_size=2)(BATCH), 3),
-    "vmap(grad)": (lambda f: tfc.vmap(tfc.grad(lambda x: f(x).sum()))(BATCH), 2),
-    "jvp": (lambda f: tfc.jvp(f, (X,), (X,)), 2),
-    "jacfwd": (lambda f: tfc.jacfwd(f)(X), 2),
-    "jacfwd in chunks": (lambda f: tfc.jacfwd(f, chunk_size=2)(X), 3),
+    "vmap": (lambda f: tfc.vmap(f)(BATCH), 3, 1),
+    "vmap of one": (lambda f: tfc.vmap(f)(BATCH[:1]), 2, 1),
+    "vmap in chunks": (lambda f: tfc.vmap(f, chunk_size=2)(BATCH), 4, 2),
+    "vmap(grad)": (lambda f: tfc.vmap(tfc.grad(lambda x: f(x).sum()))(BATCH), 3, 1),
+    "jvp": (lambda f: tfc.jvp(f, (X,), (X,)), 2, 1),
+    "jacfwd": (lambda f: tfc.jacfwd(f)(X), 2, 1),
+    "jacfwd in chunks": (lambda f: tfc.jacfwd(f, chunk_size=2)(X), 3, 2),
 }
 
 
 @needs_native
 @pytest.mark.parametrize("name", PRICES)
-def test_the_first_call_evaluates_once_more(unproven, name):
-    call, evaluations = PRICES[name]
+def test_the_first_call_evaluates_more_often(unproven, name):
+    call, first, later = PRICES[name]
     func = Counted()
     call(func)
-    assert func.since() == evaluations
+    assert func.since() == first
     call(func)
-    assert func.since() == evaluations - 1
+    assert func.since() == later
     with tfc.use_checks("always"):
         call(func)
-        assert func.since() >= evaluations
+        assert func.since() >= first
     with tfc.use_checks("off"):
         call(Counted())
         call(func)
-    assert func.since() == evaluations - 1
+    assert func.since() == later
 
 
 @needs_native
@@ -238,10 +286,10 @@ def test_what_is_proven_is_evaluated_once(monkeypatch):
     if not facts.has("torch_function_modes"):
         pytest.skip("no operations are recorded")
     monkeypatch.setattr(trial, "unproven", lambda pairs: set())
-    for call, evaluations in PRICES.values():
+    for call, _, later in PRICES.values():
         func = Counted()
         call(func)
-        assert func.count == evaluations - 1
+        assert func.count == later
 
 
 @needs_native
@@ -252,7 +300,7 @@ def test_other_shapes_are_tested_anew(unproven):
     for batch in (BATCH, BATCH[:2], BATCH, BATCH.float(), BATCH[:, :2], BATCH):
         mapped(batch)
         counts.append(func.since())
-    assert counts == [2, 2, 1, 2, 2, 1]
+    assert counts == [3, 3, 1, 3, 3, 1]
 
 
 @needs_native
@@ -262,11 +310,11 @@ def test_a_function_made_anew_is_known_by_its_code(unproven):
     for scale in (1.0, 2.0, 3.0):
         tfc.vmap(lambda x: scale * counted(x))(BATCH)  # noqa: B023
         counts.append(counted.since())
-    assert counts == [2, 1, 1]
+    assert counts == [3, 1, 1]
     for _ in range(2):
         tfc.vmap(functools.partial(lambda scale, x: scale * counted(x), 2.0))(BATCH)
         counts.append(counted.since())
-    assert counts[3:] == [2, 1]
+    assert counts[3:] == [3, 1]
 
 
 @needs_native
@@ -515,4 +563,4 @@ def test_integer_arguments_are_told_apart(unproven):
     for k in (1, 1, 2, 1):
         mapped(BATCH, k)
         counts.append(counted.since())
-    assert counts == [2, 1, 2, 1]
+    assert counts == [3, 1, 3, 1]

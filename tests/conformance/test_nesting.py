@@ -12,6 +12,7 @@ from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 from torch_func_compat import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch_func_compat._torch import facts
 
 
 @pytest.fixture
@@ -287,3 +288,36 @@ def test_third_derivatives_are_never_silently_wrong(name, outer, backend, device
     direction = (2 * x).cos()
     product = grad(lambda x: (grad(func)(x) * direction).sum())
     right_or_refused(outer(product), x, differences(product, x))
+
+
+IN_A_DUAL_LEVEL = {
+    "grad": lambda x: tfc.grad(lambda x: (x**3).sum())(x),
+    "grad_and_value": lambda x: tfc.grad_and_value(lambda x: (x**3).sum())(x)[1] * x,
+    "vjp": lambda x: tfc.vjp(lambda x: x**3, x)[1](torch.ones_like(x))[0],
+    "jvp": lambda x: tfc.jvp(lambda x: x**3, (x,), (torch.ones_like(x),))[1][0],
+    "jacrev": lambda x: tfc.jacrev(lambda x: x**3)(x),
+    "jacfwd": lambda x: tfc.jacfwd(lambda x: x**3)(x),
+    "hessian": lambda x: tfc.hessian(lambda x: (x**3).sum() * x[0])(x),
+    "hvp": lambda x: tfc.hvp(lambda x: (x**4).sum(), (x,), (torch.ones_like(x),))[1][0],
+    "linearize": lambda x: tfc.linearize(lambda x: x**3, x)[1](torch.ones_like(x)),
+    "vmap(grad)": lambda x: tfc.vmap(tfc.grad(lambda x: x**3))(x),
+    "batch_jacobian": lambda x: tfc.batch_jacobian(lambda x: x**3)(x[:, None]),
+}
+
+
+@pytest.mark.skipif(facts.TORCH < (1, 11), reason="torch has no forward mode")
+@pytest.mark.parametrize("name", IN_A_DUAL_LEVEL)
+def test_within_a_level_of_plain_forward_mode(backend, name):
+    """That of torch.autograd.forward_ad, which torch.func.linearize uses, too."""
+    import torch.autograd.forward_ad as forward_ad
+
+    func = IN_A_DUAL_LEVEL[name]
+    x = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
+    tangent = x.cos()
+    step = 1e-5
+    with tfc.use_fallback("silent"):
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(func(forward_ad.make_dual(x, tangent))).tangent
+        expected = (func(x + step * tangent) - func(x - step * tangent)) / (2 * step)
+    assert found is not None
+    assert_close(found, expected, atol=1e-8)

@@ -75,7 +75,7 @@ class CombinedBackend:
                 result = whole()
                 return _leaves(result), result
 
-            return tried_vmap(trial, compute, BatchedCall(func, in_dims, 0, args, kwargs))
+            return tried_vmap(trial, compute, BatchedCall(func, in_dims, 0, args, kwargs), None, options.randomness)
 
         return mapped
 
@@ -94,7 +94,7 @@ class CombinedBackend:
             )
             if is_tested:
                 return results[1]
-        return tried_vmap(trial, compute, call, tensors)
+        return tried_vmap(trial, compute, call, tensors, randomness)
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
         return (self._native if self._native.is_active() else self._plain).vjp(func, primals)
@@ -128,7 +128,7 @@ class CombinedBackend:
         if self._native.is_active():
             return around, aux
         trial = Trial(func.func, ("pushforward", shapes((primals, func.others())), randomness))
-        return TriedPush(trial, around, func, primals, self._plain), aux
+        return TriedPush(trial, around, func, primals, self._plain, randomness), aux
 
     @contextlib.contextmanager
     def _entering(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from .._guards.by_graph import (
     NORMALISATIONS,
     Look,
     below,
+    is_fused,
     is_transposable,
     kept_outside,
     look,
@@ -30,6 +31,7 @@ from .._guards.verdicts import RIGHT, shapes
 from .._guards.wrong_answers import MISTAKEN_FORMULA, MISTAKEN_TANGENTS, MistakenRule
 from .._torch import facts
 from .._torch.random_state import RandomState
+from .entered import Entered
 from .native_maps import NativeMap, NativePullback, Pull, Push
 
 # Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
@@ -37,18 +39,6 @@ from .native_maps import NativeMap, NativePullback, Pull, Push
 FORWARD_MODE = threading.RLock()
 
 _optimized_execution: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
-
-
-class Entered(threading.local):
-    """How many transforms of this library, one within another, a thread has entered."""
-
-    count = 0
-
-    def __enter__(self) -> None:
-        self.count += 1
-
-    def __exit__(self, *error: object) -> None:
-        self.count -= 1
 
 
 class NativeBackend:
@@ -175,11 +165,12 @@ class NativeBackend:
         def noted(*primals: Tensor) -> Any:
             recorded[:], aux = given(*primals)
             findings[:] = [look(recorded)]
-            if findings[0].rows and facts.has("torch_function_modes"):
+            is_kept = any(leaf.requires_grad for leaf in below(recorded, self._private))
+            if (findings[0].rows or (is_kept and is_fused(recorded))) and facts.has("torch_function_modes"):
                 with composing(2):
                     recorded[:], aux = given(*primals)
                 findings[:] = [look(recorded)]
-            if any(leaf.requires_grad for leaf in below(recorded, self._private)):
+            if is_kept:
                 findings[0].refuse(recorded, primals, self._private)
             return tuple(recorded), aux
 

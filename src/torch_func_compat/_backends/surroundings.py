@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+import contextlib
+from typing import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Surroundings:
 
     def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator]) -> None:
         self._tensors = tensors
+        self._generators = generators
         self._versions = [version(tensor) for tensor in tensors]
         self._state = RandomState(generators)
 
@@ -28,9 +30,19 @@ class Surroundings:
         """Whether the function wrote to a tensor."""
         return [version(tensor) for tensor in self._tensors] != self._versions
 
-    def changed(self) -> bool:
-        """Whether the function drew random numbers or wrote to a tensor, so that it cannot be evaluated again."""
-        return self._state.moved() or self.wrote()
+    def drew(self) -> bool:
+        """Whether the function drew random numbers."""
+        return self._state.moved()
+
+    @contextlib.contextmanager
+    def same_numbers(self) -> Iterator[None]:
+        """The function draws the same random numbers again within; afterwards the random state is what it is now."""
+        now = RandomState(self._generators)
+        self._state.restore()
+        try:
+            yield
+        finally:
+            now.restore()
 
 
 def copied(tensor: Tensor) -> Tensor:

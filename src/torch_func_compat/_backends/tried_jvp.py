@@ -34,22 +34,26 @@ def tried_jvp(
     primals: Sequence[Tensor],
     tangents: Sequence[Tensor],
     plain: AutogradBackend,
+    draws_differ: bool = False,
 ) -> Result:
     """The library's pushforward; raises `MistakenRule` where reverse mode and finite differences differ from it.
 
-    ``tangents_of(result)`` are the output tangents of the input tangents.
+    ``tangents_of(result)`` are the output tangents of the input tangents. What writes to a tensor from outside is not
+    tested, nor where `draws_differ` from tangent to tangent.
     """
     outside = [*primals, *func.others(), *func.captured()]
     before = Surroundings(outside, func.generators())
     result, doubtful = trial.run(compute, lambda result: is_recorded(tangents_of(result)), primals)
-    if not doubtful or before.changed():
+    if not doubtful or before.wrote() or (draws_differ and before.drew()):
         return result
     pushed = tangents_of(result)
     with testing():
-        right, twice = _agrees_with_reverse_mode(func, primals, tangents, pushed, plain)
+        with before.same_numbers():
+            right, twice = _agrees_with_reverse_mode(func, primals, tangents, pushed, plain)
         # Finite differences ignore detach(), so they cannot decide where it is called.
         if right is None or (right is False and not trial.detaches):
-            right = _agrees_with_differences(func, [copied(primal) for primal in primals], tangents, pushed)
+            copies = [copied(primal) for primal in primals]
+            right = _agrees_with_differences(func, copies, tangents, pushed, before)
         telling = right is False or not twice or (right and tells(pushed))
     if telling:
         verdict = "" if right and twice else MISTAKEN_TANGENTS.format(trial.operations or name_of(func.func))
@@ -95,15 +99,22 @@ def _agrees_with_reverse_mode(
 
 
 def _agrees_with_differences(
-    func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], pushed: Sequence[Tensor]
+    func: Differentiable,
+    primals: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    pushed: Sequence[Tensor],
+    before: Surroundings,
 ) -> bool | None:
     """Whether central differences of the function agree with the tangents, to half of the digits of a difference."""
     eps = max(torch.finfo(primal.dtype).eps for primal in primals)
     step = eps ** (1 / 3)
     try:
         with no_grad():
-            ahead, behind = ([x + sign * step * t for x, t in zip(primals, tangents)] for sign in (1, -1))
-            quotients = [(a - b) / (2 * step) for a, b in zip(func(*ahead)[0], func(*behind)[0])]
+            values = []
+            for sign in (1, -1):
+                with before.same_numbers():
+                    values.append(func(*(x + sign * step * t for x, t in zip(primals, tangents)))[0])
+            quotients = [(a - b) / (2 * step) for a, b in zip(*values)]
             errors = [(q - t.detach()).abs().sum() for q, t in zip(quotients, pushed)]
             sizes = [q.abs().sum() + t.detach().abs().sum() for q, t in zip(quotients, pushed)]
             # written so that it also fails where something is not finite
@@ -126,16 +137,18 @@ class TriedPush:
         func: Differentiable,
         primals: Sequence[Tensor],
         plain: AutogradBackend,
+        randomness: str,
     ) -> None:
         self._trial = trial
         self._push = push
         self._func = func
         self._primals = primals
         self._plain = plain
+        self._draws_differ = randomness == "different"
         self._tested = False
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
-        return self._tried(lambda: self._push(*vectors), list, vectors)
+        return self._tried(lambda: self._push(*vectors), list, vectors, False)
 
     def batched(self, *vectors: Tensor) -> list[Tensor]:
         size = len(vectors[0])
@@ -146,13 +159,14 @@ class TriedPush:
         def combined(stacked: Sequence[Tensor]) -> list[Tensor]:
             return [(weights.to(x).reshape(-1, *[1] * (x.dim() - 1)) * x).sum(0) for x in stacked]
 
-        return self._tried(lambda: self._push.batched(*vectors), combined, combined(vectors))
+        return self._tried(lambda: self._push.batched(*vectors), combined, combined(vectors), self._draws_differ)
 
     def _tried(
         self,
         compute: Callable[[], list[Tensor]],
         one: Callable[[Sequence[Tensor]], list[Tensor]],
         vectors: Sequence[Tensor],
+        draws_differ: bool,
     ) -> list[Tensor]:
         if not self._tested and self._trial.is_settled():
             found = compute()
@@ -163,4 +177,4 @@ class TriedPush:
         if self._tested:
             return compute()
         self._tested = True
-        return tried_jvp(self._trial, compute, one, self._func, self._primals, vectors, self._plain)
+        return tried_jvp(self._trial, compute, one, self._func, self._primals, vectors, self._plain, draws_differ)

@@ -1,4 +1,4 @@
-"""A library's vmap, compared with its last sample computed alone."""
+"""A library's vmap, compared with its first and its last sample computed alone."""
 
 from __future__ import annotations
 
@@ -24,34 +24,46 @@ def tried_vmap(
     compute: Callable[[], tuple[list[Tensor], Result]],
     call: BatchedCall,
     tensors: Sequence[Tensor] | None = None,
+    randomness: str = "error",
 ) -> Result:
-    """The library's batch; raises `MistakenRule` where the last sample alone gives something else.
+    """The library's batch; raises `MistakenRule` where its first or last sample alone gives something else.
 
     ``compute()`` gives the outputs, stacked along dimension 0, and the result. `tensors` are a chunk of the call's.
-    Where plain autograd records the batch, the gradients of the last sample's outputs are compared, too. A batch whose
+    Where plain autograd records the batch, the gradients of the samples' outputs are compared, too. A batch whose
     first and last samples are equal, or whose last outputs are zero, tells too little: the next call is tested, too.
+    What writes to a tensor from outside cannot be evaluated again, and what draws other numbers for each sample cannot
+    be compared: there, operations that torch is known to batch wrongly raise.
     """
     tensors = call.tensors if tensors is None else tensors
     last = tensors[0].size(call.dims[0]) - 1
     if last < 0:
         return compute()[1]
-    sample = [copied(tensor.select(dim, last)) for tensor, dim in zip(tensors, call.dims)]
+    # One of them is not enough: torch may give all samples what is right for one.
+    places = [last, 0] if last else [0]
+    samples = [[copied(tensor.select(dim, k)) for tensor, dim in zip(tensors, call.dims)] for k in places]
     shared, generators = call.reachable()
     before, mapped = Surroundings(shared, generators), Surroundings(tensors, ())
     (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]), tensors)
-    if not doubtful or before.changed():
+    if not doubtful:
+        return result
+    if before.wrote() or (randomness == "different" and before.drew()):
+        trial.require_no_mistakes()
         return result
     recorded = is_recorded(stacked) and not mapped.wrote()
     if recorded:  # in the graph of the batch's own inputs, so that all that leads to them counts
-        sample = [tensor.select(dim, last) for tensor, dim in zip(tensors, call.dims)]
+        samples = [[tensor.select(dim, k) for tensor, dim in zip(tensors, call.dims)] for k in places]
+    right, telling = True, False
     try:
-        with testing():
-            alone = copy.copy(call)(*sample)[0]
-        of_last = [leaf.select(0, last) for leaf in stacked]
-        right = same(of_last, alone)
-        if right and recorded:
-            right = _has_same_gradients(stacked, alone, last, [*tensors, *_reached(call)])
-        telling = not right or (tells(alone) and _differ(tensors, call.dims, last))
+        for k, sample in zip(places, samples):
+            with testing(), before.same_numbers():
+                alone = copy.copy(call)(*sample)[0]
+            right = same([leaf.select(0, k) for leaf in stacked], alone)
+            if right and recorded:
+                right = _has_same_gradients(stacked, alone, k, [*tensors, *_reached(call)])
+            telling = telling or tells(alone)
+            if not right:
+                break
+        telling = not right or (telling and _differ(tensors, call.dims, last))
     except ANSWERS:
         raise
     except ERRORS:  # also of tensors without values
@@ -74,11 +86,15 @@ def _differ(tensors: Sequence[Tensor], dims: Sequence[int], last: int) -> bool:
 
 
 def _has_same_gradients(
-    stacked: Sequence[Tensor], alone: Sequence[Tensor], last: int, inputs: Sequence[Tensor]
+    stacked: Sequence[Tensor], alone: Sequence[Tensor], place: int, inputs: Sequence[Tensor]
 ) -> bool:
-    """Whether gradients of the last sample's outputs through the batch are those of the sample alone."""
+    """Whether gradients of one sample's outputs through the batch are those of the sample alone."""
     cotangents = [wave(output.detach()) for output in alone]
-    of_last = [torch.zeros_like(leaf) for leaf in stacked]
-    for zeros, cotangent in zip(of_last, cotangents):
-        zeros[last] = cotangent
-    return same(gradients(stacked, of_last, inputs), gradients(alone, cotangents, inputs))
+    of_one = [torch.zeros_like(leaf) for leaf in stacked]
+    for zeros, cotangent in zip(of_one, cotangents):
+        zeros[place] = cotangent
+    expected = gradients(alone, cotangents, inputs)
+    try:
+        return same(gradients(stacked, of_one, inputs), expected)
+    except ERRORS:  # the batch has no derivative where a sample has one
+        return False

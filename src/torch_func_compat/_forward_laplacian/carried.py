@@ -89,6 +89,7 @@ class Carried(Tensor):
         Of the value's shape; None is zero.
     """
 
+    is_stand_in = True
     run: Run
     value: Tensor
     jac: Tensor | None

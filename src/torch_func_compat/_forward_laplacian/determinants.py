@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .carried import Refused, Run, make
+from .carried import Refused, RefusedNow, Run, make
 from .parts import columns, constant, is_carried
 from .registry import rule
 
@@ -79,6 +79,9 @@ def det(run: Run, func: Any, input: Any) -> Any:
     value = torch.det(input.value)
     if not is_carried(input):
         return constant(run, value)
+    largest = input.value.norm(dim=-1).prod(-1)  # by Hadamard
+    if bool((value.abs() <= torch.finfo(value.dtype).eps ** 0.5 * largest).any()):
+        raise RefusedNow("det of a matrix that is nearly singular")
     jac, lap, squares = _logarithm(run, input)
     return make(run, value, value * jac, value * (lap + squares))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from .._torch import facts, pytree
+from .compositions import order_of
 from .wrong_answers import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
 
 # The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
@@ -50,8 +51,9 @@ NORMALISATIONS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "Miope
 IN_FORWARD_MODE = (
     *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
     *("LinalgEigh", "LinalgEig", "Cumprod"),  # not wrong, but not a number: of eigenvectors, and of zeros
+    *("LinalgDet", "DetB"),  # next to a singular matrix
     *(("KlDiv",) if facts.TORCH < (1, 13) else ()),
-    *(("LinalgDet", "LinalgSlogdet", "LinalgSolve", "DetB", "SlogdetB", "LogdetB") if facts.TORCH < (2, 15) else ()),
+    *(("LinalgSlogdet", "LinalgSolve", "SlogdetB", "LogdetB") if facts.TORCH < (2, 15) else ()),
 )
 
 
@@ -116,6 +118,11 @@ def _nesting(node: Any) -> MistakenRule:
 def is_script(node: Any) -> bool:
     """Whether a node of the graph is the backward of code that TorchScript has optimized."""
     return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
+
+
+def is_fused(outputs: Sequence[Tensor]) -> bool:
+    """Whether torch lacks a second derivative of an operation in the graph, or has it wrong."""
+    return any(0 < order_of(type(node).__name__) <= 2 for node in nodes_of(outputs))
 
 
 class Look(NamedTuple):

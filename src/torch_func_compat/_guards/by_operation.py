@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from .._torch import facts
 from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
 from .by_profile import GradModeSwitches, refused_grad_mode
-from .compositions import composed
-from .recorder import interpreters
+from .compositions.table import compositions, functions
+from .recorder import interpreters, levels
 from .wrong_answers import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
 
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
@@ -39,30 +39,37 @@ _IN_FORWARD_MODE = (
     "linalg.householder_product",  # measured: no upstream issue found
     "orgqr",
     *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod"),  # not a number: of eigenvectors, and of zeros
+    *("det", "Tensor.det", "linalg.det"),  # rounding errors as large as the inverse, next to a singular matrix
     "masked_select",
     "Tensor.masked_select",
 )
 # https://github.com/pytorch/pytorch/issues/192540, mended in torch 2.15
 _UNTIL_2_15 = (
-    *("det", "Tensor.det", "logdet", "Tensor.logdet", "slogdet", "Tensor.slogdet"),
-    *("linalg.det", "linalg.slogdet", "linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"),
+    *("logdet", "Tensor.logdet", "slogdet", "Tensor.slogdet"),
+    *("linalg.slogdet", "linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"),
 )
 
 
 def _find(names: tuple[str, ...]) -> set[Any]:
-    found = set()
+    """The functions of these names, and the operators that those call."""
+    found: set[Any] = set()
     for name in names:
-        value: Any = torch
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        if value is not None:
-            found.add(value)
+        operator = name.replace("nn.functional.", "").replace("Tensor.", "").replace("linalg.", "linalg_")
+        found.update(functions(name), functions(f"ops.aten.{operator}"))
     return found
 
 
 _FORMULAS = _find(tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor.")))
+# Zero at a singular matrix in forward mode, and not a number in a batched second derivative where singular values
+# coincide. Smaller matrices than of four rows are composed.
+_DETERMINANTS = _find(("det", "Tensor.det", "linalg.det")) if facts.TORCH < (2, 15) else set()
+_FORMULAS |= _DETERMINANTS
 THIRD = _find(_NORMALISATIONS)
 FORWARD = _FORMULAS | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
+# Reverse mode takes the average of a symmetric matrix's two halves; forward mode is to have the same derivative.
+_SYMMETRIC = _find(
+    tuple("linalg.cholesky linalg.cholesky_ex linalg.eigh linalg.eigvalsh cholesky Tensor.cholesky".split())
+)
 # The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
 _FORWARD_TWICE = FORWARD | {custom_function_call}
 
@@ -105,11 +112,24 @@ def _is_text(value: Any) -> bool:
 _SET_GRAD_ENABLED: Any = torch._C._set_grad_enabled
 
 
+def _with_symmetric_tangent(matrix: Any) -> Any:
+    """The same matrix, whose tangent is the Hermitian part of what it was."""
+    half = (matrix.transpose(-2, -1).conj() - matrix) / 2
+    return matrix + (half - half.detach())
+
+
 class _Watch(TorchFunctionMode):
     """Composes some operations, refuses others, and lets the rest pass."""
 
-    def __init__(self, compositions: dict[Any, Callable[..., Any]], fragile: set[Any], lossy: set[str]) -> None:
+    def __init__(
+        self,
+        compositions: dict[Any, Callable[..., Any]],
+        fragile: set[Any],
+        lossy: set[str],
+        symmetric: set[Any],
+    ) -> None:
         super().__init__()
+        self._symmetric = symmetric
         self._compositions = compositions
         self._fragile = fragile
         self._lossy = lossy
@@ -118,9 +138,11 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         compose = self._compositions.get(func)
         if compose is not None:
-            return compose(*args, **(kwargs or {}))
+            result = compose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         if func in self._fragile:
-            name = getattr(func, "__name__", func)
+            name = str(getattr(func, "__name__", func)).partition(".")[0]
             if func is _SET_GRAD_ENABLED:
                 self._grad_mode.switch(*args)
             elif func not in _FORMULAS:
@@ -131,6 +153,8 @@ class _Watch(TorchFunctionMode):
             packet: Any = func.overloadpacket if isinstance(func, OpOverload) else func
             if packet._qualified_op_name in self._lossy:
                 raise MistakenRule(MISTAKEN_TANGENT.format(packet._qualified_op_name))
+        if args and func in self._symmetric:
+            args = (_with_symmetric_tangent(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
 
 
@@ -158,13 +182,15 @@ def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         if not around:
             return func
         order = len(around) + 1
-        fragile, lossy = THIRD if order > 2 else set(), set()
+        fragile, lossy = _DETERMINANTS | (THIRD if order > 2 else set()), set()
+        if "j" in levels():  # that may be torch's own, which sees no operations
+            fragile |= _FORMULAS
         func = kept_outside(func, torch._C._functorch, NORMALISATIONS)
-    compositions = composed(order)
+    replaced = compositions(order)
     unseen = refused_grad_mode if forward and not facts.has("modes_see_grad_mode") else contextlib.nullcontext
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with _Watch(compositions, fragile, lossy), unseen():
+        with _Watch(replaced, fragile, lossy, _SYMMETRIC if forward else set()), unseen():
             return func(*args, **kwargs)
 
     return wrapper

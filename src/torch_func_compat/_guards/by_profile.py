@@ -68,7 +68,7 @@ class _Watch:
             reason = self.python.get(frame.f_code)
             if reason == MISTAKEN_GRAD_MODE:
                 self._grad_mode.switch(frame.f_locals["mode"])
-            elif reason is not None:
+            elif reason is not None and (reason != _PADDING or frame.f_locals["padding_idx"] is not None):
                 raise MistakenRule(reason)
         elif event == "c_call":
             reason = self.native.get(argument.__name__)
@@ -88,8 +88,10 @@ _COMPLEX = (
 _refused = _found(), dict.fromkeys(_COMPLEX, MISTAKEN_COMPLEX)
 # The function that switches grad mode off, which forward mode ignores.
 _GRAD_MODE = {torch.set_grad_enabled.__init__.__code__: MISTAKEN_GRAD_MODE}
+# Reverse mode takes the row of padding for constant.
+_PADDING = MISTAKEN_FORMULA.format("embedding")
 _formulas: tuple[dict[CodeType, str], dict[str, str]] = (
-    _GRAD_MODE,
+    {**_GRAD_MODE, torch.nn.functional.embedding.__code__: _PADDING},
     {name: MISTAKEN_FORMULA.format(name) for name in WRONG_FORMULAS},
 )
 

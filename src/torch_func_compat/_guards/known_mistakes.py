@@ -153,6 +153,32 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_wrong_answers.py::test_third_derivatives_by_plain_autograd",
     ),
     WrongAnswer(
+        "`vmap` of `index_fill` by a mapped number gives all samples the last one's",
+        "2.0 to 2.15",
+        "compares a batch with its first and last sample when the function is first called",
+        test="tests/test_trial.py::test_each_sample_of_a_batch_is_what_it_is_alone",
+    ),
+    WrongAnswer(
+        "`det` at singular matrices, in forward mode (to 2.6; nested to 2.15) and by its gradient (1.8); its second "
+        "derivatives in a batch where singular values coincide (1.11 to 2.6)",
+        "1.8 to 2.15",
+        "computes up to three rows by cofactors, and takes the autograd backend for more",
+        test="tests/test_matrices.py::test_derivatives_of_determinants",
+    ),
+    WrongAnswer(
+        "forward mode of `cholesky`, `eigh` and `eigvalsh` takes one triangle of a tangent, or both apart, where "
+        "reverse mode takes the symmetric part",
+        "1.11 to 2.15",
+        "takes the symmetric part of the tangent",
+        test="tests/test_matrices.py::test_tangents_of_functions_of_symmetric_matrices",
+    ),
+    WrongAnswer(
+        "forward mode of `embedding` differentiates by the row of `padding_idx`, which reverse mode takes for constant",
+        "1.11 to 2.15",
+        "takes it for constant",
+        test="tests/test_matrices.py::test_the_row_of_padding_is_constant_in_every_mode",
+    ),
+    WrongAnswer(
         "third derivatives of `pdist`",
         "2.15",
         "likewise",

@@ -19,7 +19,7 @@ from .checks import get_checks
 from .proven import unproven
 from .recorder import recorded
 from .verdicts import RIGHT, Verdict, Verdicts
-from .wrong_answers import MistakenRule
+from .wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MistakenRule
 
 # Errors of the evaluation of a function for a test. The call itself has succeeded, so they say nothing about it.
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -48,6 +48,7 @@ class Trial:
     def __init__(self, func: Callable[..., Any], call: Hashable) -> None:
         self._func = func
         self._call = call, torch.is_grad_enabled()
+        self._names: set[str] = set()
         self.operations = ""
         self.detaches = False
 
@@ -76,6 +77,12 @@ class Trial:
         if verdict:
             raise MistakenRule(verdict)
 
+    def require_no_mistakes(self) -> None:
+        """Raise where the call, which cannot be tested, used an operation that torch is known to batch wrongly."""
+        found = self._names & MISTAKEN_IN_A_BATCH
+        if found:
+            raise MistakenRule(MISTAKEN_BATCH.format(", ".join(sorted(found))))
+
     def run(
         self, compute: Callable[[], Result], is_recorded: Callable[[Result], bool], inputs: Sequence[Tensor]
     ) -> tuple[Result, bool]:
@@ -95,6 +102,7 @@ class Trial:
         twice = is_recorded(result)
         if twice:
             names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
+        self._names = {name.partition(":")[0] for name in names}
         self.operations = ", ".join(sorted(names))
         if names or get_checks() == "always" or any(x.device.type != "cpu" for x in inputs):
             return result, True

@@ -123,7 +123,8 @@ def _look(cls: type) -> _Look | None:
     if issubclass(cls, (type, types.ModuleType, str, int, float, complex, type(None))):
         return None
     if issubclass(cls, (Tensor, torch.Generator)):
-        return _found
+        # A stand-in of an ended computation that the function has kept is no tensor to ask anything of.
+        return None if getattr(cls, "is_stand_in", False) else _found
     if issubclass(cls, torch.nn.Module):
         return lambda module: module.buffers()
     if issubclass(cls, functools.partial):

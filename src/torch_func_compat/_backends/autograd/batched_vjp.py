@@ -66,7 +66,7 @@ class Rows:
                 self.vectorised = self._trusted or self._is_right(apply, vectors, results)
                 if self.vectorised:
                     return results
-            except (RuntimeError, TypeError, ValueError) as error:
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:
                 # No batching rule, a backward in numpy, control flow on values: in each case the loop below
                 # decides. It raises an error of the function's own again.
                 if "out of memory" in str(error):

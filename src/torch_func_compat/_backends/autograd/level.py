@@ -101,12 +101,12 @@ class Level:
         `inside` are nodes that are known to have no leaf from outside below.
         """
         if not torch.is_grad_enabled():
-            return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+            return [cut(tensor) if tensor.requires_grad else tensor for tensor in tensors]
         if not self.has_leaves:
             return list(tensors)
         inside = set() if inside is None else inside
         return [
-            tensor.detach() if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
+            cut(tensor) if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
             for tensor in tensors
         ]
 
@@ -123,6 +123,15 @@ def _is_inference(tensor: Tensor) -> bool:
 def is_dual() -> bool:
     """Whether detach() would drop the tangent of an enclosing forward-mode level."""
     return facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def cut(tensor: Tensor) -> Tensor:
+    """`tensor` without its graph, and with its tangent of an enclosing forward-mode level."""
+    tangent = forward_ad.unpack_dual(tensor).tangent if is_dual() else None
+    if tangent is None:
+        return tensor.detach()
+    dual: Tensor = forward_ad.make_dual(tensor.detach(), tangent.detach())
+    return dual
 
 
 def alias(tensor: Tensor) -> Tensor:

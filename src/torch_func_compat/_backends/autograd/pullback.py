@@ -11,7 +11,7 @@ from ..._torch.tensors import allocated
 from .batched_vjp import Rows, fill_rows
 from .flaws import find_flaw
 from .graph import Graph
-from .level import Level
+from .level import Level, cut
 from .sealed import seal
 
 
@@ -73,8 +73,8 @@ class Pullback:
     def _finish(self, found: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """The caller's results. Differentiating them again raises where torch would do so wrongly, without an error."""
         if not create_graph:
-            # detach() in any case: torch's vmap may have wrapped them, and hidden their graph.
-            return [allocated(result.detach()) for result in found]
+            # cut() in any case: torch's vmap may have wrapped them, and hidden their graph.
+            return [allocated(cut(result)) for result in found]
         results = [allocated(x) for x in self.level.release(found)]
         if self.graph.outside:
             if not self._flaw:

@@ -11,7 +11,7 @@ from ..._torch.tensors import allocated
 from .batched_vjp import Rows, fill_rows
 from .flaws import find_flaw
 from .graph import Graph
-from .level import Level
+from .level import Level, cut
 from .sealed import seal
 from .transpose import Transpose, real
 
@@ -87,7 +87,7 @@ class Pushforward:
     def _finish(self, found: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
         """As for the pullback, whose rows these are then."""
         if not (self.graph.outside or any(tangent.requires_grad for tangent in tangents)):
-            return [allocated(result.detach()) for result in found]
+            return [allocated(cut(result)) for result in found]
         results = [allocated(x) for x in self.level.release(found)]
         if not torch.is_grad_enabled() or not self.graph.outside:
             return results

@@ -15,7 +15,7 @@ class Composition(NamedTuple):
     functions : tuple of str
         Its names in torch. Names in ``ops.aten`` stand for all overloads, too.
     nodes : tuple of str
-        What the names of its backward nodes start with.
+        What the names of its backward nodes start with; none where plain autograd is right.
     order : int
         The first derivative that torch lacks or gets wrong.
     compose : callable

@@ -95,9 +95,32 @@ def _largest(rows: Tensor, is_member: Tensor) -> Tensor:
     return rows.gather(1, chosen).squeeze(1).masked_fill(~is_member.any(1, keepdim=True), 0.0)
 
 
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if padding_idx is None or max_norm is not None:
+        return NotImplemented
+    is_padding = torch.arange(weight.size(0), device=weight.device) == padding_idx % weight.size(0)
+    weight = torch.where(is_padding.unsqueeze(1), weight.detach(), weight)
+    return torch.nn.functional.embedding(input, weight, None, None, norm_type, scale_grad_by_freq, sparse)
+
+
 _NO_DERIVATIVE = "its backward has no derivative (measured on torch 1.8 to 2.15)"
 
 ROWS: tuple[Composition, ...] = (
+    Composition(
+        ("nn.functional.embedding",),
+        (),
+        2,
+        _embedding,
+        "forward mode differentiates by the row of padding_idx, which reverse mode takes for constant",
+    ),
     Composition(("nn.functional.embedding_bag",), ("EmbeddingBag",), 2, _embedding_bag, _NO_DERIVATIVE),
     Composition(
         ("embedding_bag", "ops.aten.embedding_bag"), ("EmbeddingBag",), 2, _embedding_bag_of_operator, _NO_DERIVATIVE

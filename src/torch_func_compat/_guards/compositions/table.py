@@ -18,6 +18,7 @@ from . import (
     embedding_bags,
     grids,
     losses,
+    matrices,
     normalisations,
     reductions,
     special_functions,
@@ -36,12 +37,13 @@ COMPOSITIONS: tuple[Composition, ...] = (
     *embedding_bags.ROWS,
     *grids.ROWS,
     *reductions.ROWS,
+    *matrices.ROWS,
     *special_functions.ROWS,
     *undifferentiated.ROWS,
 )
 
 
-def _functions(name: str) -> Iterator[Any]:
+def functions(name: str) -> Iterator[Any]:
     """The functions of torch of that name, as far as there are any."""
     value: Any = torch
     of_dispatcher = name.startswith("ops.")
@@ -61,7 +63,7 @@ def _found(order: int) -> dict[Any, Callable[..., Any]]:
     for row in COMPOSITIONS:
         if row.order <= order and row.is_needed():
             for name in row.functions:
-                for function in _functions(name):
+                for function in functions(name):
                     found.setdefault(function, row.compose)
     return found
 
@@ -105,7 +107,10 @@ WRONG_IN_FIRST_ORDER = any(
 
 # What torch takes for constant leaves no node in the graph. Such functions are found by the names in the user's code.
 _SILENT = {
-    name.rpartition(".")[2] for row in COMPOSITIONS if row.is_needed() and not row.nodes for name in row.functions
+    name.rpartition(".")[2]
+    for row in COMPOSITIONS
+    if row.order == 1 and not row.nodes and row.is_needed()
+    for name in row.functions
 }
 _DERIVATIVES = __name__.partition("._guards.")[0] + "._transforms."
 _first_orders: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()

@@ -76,10 +76,6 @@ def _modified_bessel(order: int) -> Callable[..., Any]:
     return lambda input, *, out=None: NotImplemented if function is None or out is not None else function(input)
 
 
-def _eigvalsh(a: Tensor, UPLO: str = "L", *, out: Any = None) -> Any:
-    return NotImplemented if out is not None else torch.linalg.eigh(a, UPLO)[0]
-
-
 def _has_tangent(x: Tensor) -> bool:
     level = getattr(torch.autograd.forward_ad, "_current_level", -1)
     return level >= 0 and torch.autograd.forward_ad.unpack_dual(x, level=level).tangent is not None
@@ -123,7 +119,4 @@ _row = functools.partial(
 ROWS: tuple[Composition, ...] = (
     *(_row((f"special.{name}", f"ops.aten.special_{name}"), compose=compose) for name, compose in _COMPOSED.items()),
     *(_row((f"special.{name}", f"ops.aten.special_{name}"), compose=_refused(name)) for name in _REFUSED),
-    Composition(
-        ("linalg.eigvalsh",), (), 1, _eigvalsh, "torch takes it for constant (measured on torch 1.8)", until=(1, 9)
-    ),
 )

@@ -1,0 +1,47 @@
+"""Where a thread is within transforms of this library, and what is refused there."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+
+_hooks: Any = torch._C._autograd
+_CHECKPOINTS = "torch.func's transforms don't yet support saved tensor hooks"
+
+
+def _refuse_hooks() -> bool:
+    """Refuse hooks of saved tensors from here on, unless they are used or refused already; whether that was done.
+
+    What plain autograd records within a transform, a checkpoint cannot compute once more after it.
+    """
+    if not hasattr(_hooks, "_saved_tensors_hooks_get_disabled_error_message"):
+        return False
+    if _hooks._saved_tensors_hooks_get_disabled_error_message() is not None:
+        return False
+    try:
+        _hooks._saved_tensors_hooks_disable(_CHECKPOINTS)
+    except RuntimeError:  # hooks are around all of this, and see the tensors of plain autograd
+        return False
+    return True
+
+
+class Entered(threading.local):
+    """How many transforms of this library, one within another, a thread has entered.
+
+    Within them, with grad mode on, hooks of saved tensors are refused.
+    """
+
+    count = 0
+    _refusing = False
+
+    def __enter__(self) -> None:
+        if not self.count:
+            self._refusing = torch.is_grad_enabled() and _refuse_hooks()
+        self.count += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.count -= 1
+        if not self.count and self._refusing:
+            _hooks._saved_tensors_hooks_enable()
