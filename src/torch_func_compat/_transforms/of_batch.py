@@ -1,8 +1,7 @@
 """A vmap over a derivative, as the derivative of the whole batch.
 
 ``vmap(grad(f))`` is the gradient of the sum of ``vmap(f)``, since samples are independent. Plain autograd takes it: one
-kind of level in place of two, which is faster (benchmarks/bench_of_batch.py). Whatever this does not take goes the usual
-way.
+kind of level in place of two, which is faster (benchmarks/bench_of_batch.py). Other calls go the usual way.
 """
 
 from __future__ import annotations
