@@ -17,8 +17,10 @@ def _det(*args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     matrix: Tensor = (*args, *kwargs.values())[0]
     size = matrix.size(-1) if matrix.dim() > 1 else 0
-    if not 0 < size < 4 or matrix.size(-2) != size:
+    if not size or matrix.size(-2) != size:
         return NotImplemented
+    if size > 3:
+        return _of_singular(matrix) if facts.TORCH < (1, 13) else NotImplemented
     rows = [row.unbind(-1) for row in matrix.unbind(-2)]
     if size == 1:
         return rows[0][0].clone()
@@ -26,6 +28,32 @@ def _det(*args: Any, **kwargs: Any) -> Any:
         return rows[0][0] * rows[1][1] - rows[0][1] * rows[1][0]
     (a, b, c), (d, e, f), (g, h, i) = rows
     return a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
+
+
+def _of_singular(matrix: Tensor) -> Any:
+    """The determinant of singular matrices by the Faddeev-LeVerrier recurrence, a polynomial of the matrix.
+
+    It loses digits of other matrices, which are left to torch, as are those of more than eight rows.
+    """
+    size = matrix.size(-1)
+    with torch._C.DisableTorchFunction():  # type: ignore[attr-defined,unused-ignore]
+        plain = matrix.detach()
+        scale = plain.abs().flatten(-2).max(-1)[0] ** size
+        singular = torch.det(plain).abs() <= torch.finfo(plain.dtype).eps ** (2 / 3) * scale
+        if size > 8 or not bool(singular.any()):
+            return NotImplemented
+        others = torch.det(matrix)
+    one = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    product, coefficient = matrix, -_trace(matrix)
+    for k in range(2, size + 1):
+        product = matrix @ (product + coefficient[..., None, None] * one)
+        coefficient = -_trace(product) / k
+    determinant = coefficient if size % 2 == 0 else -coefficient
+    return determinant if bool(singular.all()) else torch.where(singular, determinant, others)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(0, -2, -1).sum(-1)
 
 
 def _eigvalsh(input: Tensor, UPLO: str = "L", *, out: Any = None) -> Any:
