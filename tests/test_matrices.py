@@ -7,7 +7,6 @@ import torch
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat._torch import facts
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
 
