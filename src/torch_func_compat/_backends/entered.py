@@ -23,6 +23,7 @@ def _refuse_hooks() -> bool:
     try:
         _hooks._saved_tensors_hooks_disable(_CHECKPOINTS)
     except RuntimeError:  # hooks are around all of this, and see the tensors of plain autograd
+        _hooks._saved_tensors_hooks_enable()  # torch refuses them before it raises
         return False
     return True
 
