@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from support import hermite
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
@@ -482,10 +483,14 @@ def test_they_are_found_in_what_a_function_calls(backend):
 
     class Layer(torch.nn.Module):
         def forward(self, x):
-            return torch.special.hermite_polynomial_h(x, 2) + x
+            return self.basis(x) + x
+
+        def basis(self, x):
+            return torch.special.hermite_polynomial_h(x, 2)
 
     aliased = lambda x: function(x, 2) + x
-    for func in (Layer(), aliased, lambda x: aliased(x)):
+    layer = Layer()
+    for func in (layer, layer.forward, aliased, lambda x: aliased(x), lambda x: hermite.basis(x) + x):
         assert_close(tfc.jacrev(func)(SPECIAL), torch.diag(8 * SPECIAL + 1))
 
 

@@ -58,8 +58,28 @@ def _reached(func: Callable[..., Any], limit: int) -> Iterator[Any]:
             queue.extend(look(value))
         # A function of this library calls the user's, which it closes over.
         if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith(_PACKAGE):
-            around = value.__globals__
-            queue.extend(around[name] for name in value.__code__.co_names if callable(around.get(name)))
+            names = value.__code__.co_names
+            around = [value.__globals__.get(name) for name in names]
+            queue.extend(filter(callable, around))
+            for module in around:
+                if isinstance(module, types.ModuleType) and not _is_foreign(module.__name__):
+                    queue.extend(filter(_is_function, (getattr(module, name, None) for name in names)))
+
+
+def _is_foreign(module: str) -> bool:
+    """Whether a module is of torch, numpy or Python, whose functions are known by their names."""
+    return module.split(".")[0] in ("torch", "numpy", "math", "builtins")
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, types.FunctionType)
+
+
+def _methods(cls: type) -> Iterator[Any]:
+    """The methods that users wrote for a class or its bases."""
+    for base in cls.__mro__:
+        if not _is_foreign(base.__module__ or ""):
+            yield from filter(_is_function, vars(base).values())
 
 
 def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
@@ -77,10 +97,8 @@ def names_in(func: Callable[..., Any], limit: int = 200) -> set[str]:
     """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
     found: set[str] = set()
     for value in _reached(func, limit):
-        functions = [value]
-        if isinstance(value, torch.nn.Module):
-            functions = [type(module).forward for module in value.modules()]
-        for function in functions:
+        owners = value.modules() if isinstance(value, torch.nn.Module) else [value]
+        for function in (value, *(method for owner in owners for method in _methods(type(owner)))):
             code = getattr(function, "__code__", None)
             found.update([getattr(function, "__name__", "")] if code is None else code.co_names)
     return found
