@@ -132,10 +132,38 @@ def test_the_function_is_evaluated_once_for_all_samples():
         count.append(1)
         return energy(x)
 
-    with tfc.use_backend("torch.func"), tfc.use_checks("off"):
+    with tfc.use_backend("torch.func"):
         for transform in (tfc.grad, tfc.grad_and_value, tfc.hessian):
             mapped = tfc.vmap(transform(func))
-            mapped(BATCH)
+            mapped(BATCH)  # the first call may test
             count.clear()
             mapped(BATCH)
             assert len(count) == 1
+
+
+class NumpySine(torch.autograd.Function):
+    """Its vmap is not differentiable, and need not be: its backward is."""
+
+    @staticmethod
+    def forward(x):
+        return torch.as_tensor(x.detach().numpy()).sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return torch.as_tensor(x.detach().numpy()).sin(), in_dims[0]
+
+
+@by_torch_func
+@pytest.mark.parametrize("checks", ["first-call", "always", "off"])
+def test_a_vmap_of_a_function_that_is_not_differentiable(backend, checks):
+    with tfc.use_checks(checks), tfc.use_fallback("silent"):
+        found = tfc.vmap(tfc.grad(lambda x: (NumpySine.apply(x) + x).sum()))(BATCH)
+    assert_close(found, BATCH.cos() + 1)
