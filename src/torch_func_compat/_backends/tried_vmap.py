@@ -38,7 +38,7 @@ def tried_vmap(
     last = tensors[0].size(call.dims[0]) - 1
     if last < 0:
         return compute()[1]
-    # One of them is not enough: torch may give all samples what is right for one.
+    # One sample is not enough: torch may give every sample the value that is right for that one.
     places = [last, 0] if last else [0]
     samples = [[copied(tensor.select(dim, k)) for tensor, dim in zip(tensors, call.dims)] for k in places]
     shared, generators = call.reachable()

@@ -25,7 +25,7 @@ class Kept:
     """The inputs of one evaluation, for the second derivative of its saved tensors.
 
     Tensors that are saved beside inputs and outputs (a factorisation, say) were computed without recording, so that
-    plain torch takes them for constant in a second derivative and returns a wrong one without an error
+    plain torch treats them as constants in a second derivative and returns a wrong one without an error
     (https://github.com/pytorch/pytorch/issues/76185).
     """
 

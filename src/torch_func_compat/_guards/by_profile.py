@@ -88,7 +88,7 @@ _COMPLEX = (
 _refused = _found(), dict.fromkeys(_COMPLEX, MISTAKEN_COMPLEX)
 # The function that switches grad mode off, which forward mode ignores.
 _GRAD_MODE = {torch.set_grad_enabled.__init__.__code__: MISTAKEN_GRAD_MODE}
-# Reverse mode takes the row of padding for constant.
+# Reverse mode treats the row of padding as a constant.
 _PADDING = MISTAKEN_FORMULA.format("embedding")
 _formulas: tuple[dict[CodeType, str], dict[str, str]] = (
     {**_GRAD_MODE, torch.nn.functional.embedding.__code__: _PADDING},

@@ -101,7 +101,7 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_wrong_answers.py::test_derivatives_of_torchscript_at_every_stage_of_its_optimizer",
     ),
     WrongAnswer(
-        "second derivatives through saved-tensor hooks take the tensors that these return for constant",
+        "second derivatives through saved-tensor hooks treat the tensors that these return as constants",
         "functorch 0.1 and 0.2",
         "notices the hooks and takes the autograd backend",
         test="tests/test_fallback.py::test_second_derivatives_of_what_is_refused",
@@ -175,7 +175,7 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
     WrongAnswer(
         "forward mode of `embedding` differentiates by the row of `padding_idx`, which reverse mode takes for constant",
         "1.11 to 2.15",
-        "takes it for constant",
+        "treats it as a constant",
         test="tests/test_matrices.py::test_the_row_of_padding_is_constant_in_every_mode",
     ),
     WrongAnswer(

@@ -27,7 +27,7 @@ METADATA = frozenset(
     ).split()
 )
 
-# Torch takes these for constants, in every mode. A trial finds that out, and raises.
+# Torch treats these as constants in every mode. A trial finds that out and raises.
 _CONSTANT = tuple(
     f"special_{name}"
     for name in (

@@ -148,7 +148,7 @@ class Graph:
     def may_lack_terms(self) -> bool:
         """Whether the backward of such a node may compute with numbers that its forward did not get or return.
 
-        Plain autograd takes an intermediate result of a forward for a constant. A value that a backward detaches is
+        Plain autograd treats an intermediate result of a forward as a constant. A value that a backward detaches is
         constant on purpose.
         """
         return any(

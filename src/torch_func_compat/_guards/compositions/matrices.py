@@ -76,7 +76,7 @@ ROWS: tuple[Composition, ...] = (
         (),
         1,
         _eigvalsh,
-        "torch takes it for constant (measured on torch 1.8)",
+        "torch treats it as a constant (measured on torch 1.8)",
         (1, 9),
     ),
 )

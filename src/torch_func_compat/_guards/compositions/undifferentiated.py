@@ -113,7 +113,7 @@ _REFUSED = (
     *("scaled_modified_bessel_k0", "scaled_modified_bessel_k1"),
 )
 _row = functools.partial(
-    Composition, nodes=(), order=1, reason="torch takes it for constant (measured on torch 1.11 to 2.15)"
+    Composition, nodes=(), order=1, reason="torch treats it as a constant (measured on torch 1.11 to 2.15)"
 )
 
 ROWS: tuple[Composition, ...] = (
