@@ -51,6 +51,68 @@ class Net(torch.nn.Module):
         return (self.norm(x) ** 3).sum()
 
 
+class Sevenfold(torch.autograd.Function):
+    """x ** 2 with 7 x for its derivative, which is not that of its forward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 7 * grad * ctx.saved_tensors[0]
+
+
+class LegacySevenfold(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    backward = Sevenfold.backward
+
+
+class Reversed(torch.autograd.Function):
+    """Without an operation in its forward."""
+
+    @staticmethod
+    def forward(x):
+        return x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+class LegacyReversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    backward = Reversed.backward
+
+
+def of_function(cls):
+    name = f"of {cls.__name__}"
+    return {
+        f"grad {name}": (tfc.grad(lambda x: cls.apply(x).sum()), X),
+        f"vmap of jacrev {name}": (tfc.vmap(tfc.jacrev(cls.apply)), BATCH),
+        f"vmap of grad {name}": (tfc.vmap(tfc.grad(lambda x: cls.apply(x).sum())), BATCH),
+        f"jacfwd {name}": (tfc.jacfwd(cls.apply), X),
+        f"hessian {name}": (tfc.hessian(lambda x: cls.apply(x * x).sum()), X),
+    }
+
+
 NET = Net()
 WRONG = {
     "jacrev of cdist": (tfc.jacrev(lambda x: torch.cdist(x, OTHERS)), POINTS),
@@ -63,6 +125,10 @@ WRONG = {
     "jacfwd of cholesky_inverse": (tfc.jacfwd(lambda x: torch.cholesky_inverse(x.tril())), MATRIX),
     "jacfwd of det": (tfc.jacfwd(torch.det), SINGULAR),
     "vmap of roll": (tfc.vmap(lambda x: x.roll(1)), BATCH),
+    **of_function(Sevenfold),
+    **of_function(LegacySevenfold),
+    **of_function(Reversed),
+    **of_function(LegacyReversed),
 }
 if refused.TORCH >= (2, 5):
     WRONG["jvp of a registered operator"] = (lambda x: tfc.jvp(refused.library_operator, (x,), (x,))[1], X)
@@ -91,8 +157,17 @@ def test_the_graph_breaks(name, where):
 @pytest.mark.parametrize("name", WRONG)
 def test_without_a_break_it_raises(name):
     func, x = WRONG[name]
-    with pytest.raises(Exception, match=r"may get \w+ wrong|Observed exception"):
+    with pytest.raises(Exception, match=r"may get \S+ wrong|Observed exception"):
         compiled(func, fullgraph=True)(x)
+
+
+def test_the_backward_of_a_function_is_taken():
+    """As in eager mode, where the other tests compare with it."""
+    for cls in (Sevenfold, LegacySevenfold):
+        assert_close(compiled(tfc.grad(lambda x, cls=cls: cls.apply(x).sum()))(X), 7 * X)
+        assert_close(compiled(tfc.hessian(lambda x, cls=cls: cls.apply(x).sum()))(X), 7 * torch.eye(4, dtype=X.dtype))
+    for cls in (Reversed, LegacyReversed):
+        assert_close(compiled(tfc.jacfwd(cls.apply))(X), -torch.eye(4, dtype=X.dtype))
 
 
 RIGHT = {

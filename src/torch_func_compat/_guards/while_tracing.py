@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .._torch.compiling import functions_traced
 from . import by_operation
 from .compositions import composed
 from .wrong_answers import MISTAKEN_COMPILED, MistakenRule
@@ -79,12 +80,19 @@ class _Watch(TorchFunctionMode):
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         self._names = names
+        self._functions = functions_traced()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = _name(func)
         if name in self._names and not (name in _POWERS and _is_real(args)):
             raise MistakenRule(MISTAKEN_COMPILED.format(name))
+        self.refuse_functions()
         return func(*args, **(kwargs or {}))
+
+    def refuse_functions(self) -> None:
+        """Raise if a Function was called, since torch may differentiate its forward and not use its backward."""
+        if functions_traced() > self._functions:
+            raise MistakenRule(MISTAKEN_COMPILED.format("torch.autograd.Function"))
 
 
 def _is_real(args: Any) -> bool:
@@ -99,7 +107,10 @@ def watched(func: Callable[..., Any], kind: str) -> Callable[..., Any]:
     names = fragile(kind)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with _Watch(names):
-            return func(*args, **kwargs)
+        watch = _Watch(names)
+        with watch:
+            result = func(*args, **kwargs)
+        watch.refuse_functions()
+        return result
 
     return wrapper

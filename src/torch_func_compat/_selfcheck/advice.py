@@ -54,7 +54,7 @@ LIMITS = {
     ),
     "compiled Function": Limit(
         lambda backends: facts.has("compiled_transforms") and facts.has("compiled_transforms_pass_backward_by"),
-        "Within torch.compile, a transform of a custom autograd.Function may raise, or differentiate its forward",
+        "With torch.compile, the graph breaks at a transform of an autograd.Function, and fullgraph=True fails",
         "Transform such functions outside of torch.compile, or write them in plain torch operations",
     ),
     "normalisation thrice": Limit(
