@@ -93,7 +93,8 @@ class _Unwritten:
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         # integers, such as counters of calls, have no derivative to lose
-        outside = [x for x in (*self._func.others(), *self._func.captured()) if x.is_floating_point()]
+        reached = (*self._func.others(), *self._func.captured())
+        outside = [x for x in reached if x.is_floating_point() or x.is_complex()]
         before = [version(tensor) for tensor in outside]
         result = self._func(*primals)
         if [version(tensor) for tensor in outside] != before:

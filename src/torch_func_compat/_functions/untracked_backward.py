@@ -12,6 +12,7 @@ from .._guards.wrong_answers import LEFT_BY_ROWS, MistakenRule
 from .._torch import pytree
 from .._torch.grad_mode import no_grad
 from .._torch.random_state import RandomState
+from .._torch.tensors import wave
 from .context import Context, attributes, is_differentiable, tensors_in
 
 
@@ -54,7 +55,7 @@ def leaves_torch(backward: Callable[..., Any], ctx: Any, grads: Sequence[Any], r
 
     def evaluated(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The backward at changed tensors, and at cotangents other than these, which may be zero."""
-        others = tuple(_wave(x) + 1 if is_differentiable(x) else x for x in grads)
+        others = tuple(wave(x) + 1 if is_differentiable(x) else x for x in grads)
         lost_others = tuple(change(x) if id(g) in ids else x for x, g in zip(others, grads))
         to_save, own = pytree.map(lambda x: change(x.detach()) if id(x) in ids else x, state)
         context = Context(ctx.needs_input_grad)
@@ -109,13 +110,9 @@ def _unreached(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Ten
     return [x for x, edge in zip(tensors, edges) if edge not in seen]
 
 
-def _wave(x: Tensor) -> Tensor:
-    return torch.cos(torch.arange(1, x.numel() + 1, device=x.device)).reshape(x.shape).to(x.dtype)
-
-
 def _moved(x: Tensor) -> Tensor:
     step: float = torch.finfo(x.dtype).eps ** 0.3
-    return x + step * (1 + x.abs()) * _wave(x)
+    return x + step * (1 + x.abs()) * wave(x)
 
 
 def _moves(here: Tensor, there: Tensor) -> bool:

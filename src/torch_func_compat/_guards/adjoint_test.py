@@ -7,7 +7,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from .._torch import facts
+from .._torch import facts, tensors
 from .._torch.grad_mode import no_grad
 
 _private: Any = None
@@ -18,10 +18,8 @@ if facts.has("torch_func"):
 
 
 def wave(like: Tensor) -> Tensor:
-    """A fixed tensor that no structure of a derivative is likely to cancel."""
-    values = torch.cos(torch.arange(1, like.numel() + 1, device=like.device)).to(like.dtype).reshape(like.shape)
-    # of the same layers as `like`
-    return torch.zeros_like(like) + values
+    """A probe of the shape, the dtype and the layers of `like`."""
+    return torch.zeros_like(like) + tensors.wave(like)
 
 
 def agree(

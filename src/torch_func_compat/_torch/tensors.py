@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Iterator, Sequence
 
+import torch
 from torch import Tensor
+
+
+def wave(like: Tensor) -> Tensor:
+    """Fixed numbers of the shape and dtype of `like` that no structure of a derivative is likely to cancel."""
+    angles = torch.arange(1, like.numel() + 1, dtype=torch.float64, device=like.device).reshape(like.shape)
+    values = torch.cos(angles)
+    if like.is_complex():  # a real probe would not see an error in the imaginary part
+        values = torch.complex(values, torch.cos(angles + 0.5))
+    return values.to(like.dtype)
 
 
 def version(tensor: Tensor) -> int:

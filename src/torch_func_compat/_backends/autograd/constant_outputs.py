@@ -16,6 +16,7 @@ from ..._torch import facts
 from ..._torch.callers import warn_user
 from ..._torch.grad_mode import no_grad
 from ..._torch.random_state import RandomState
+from ..._torch.tensors import wave
 
 _PACKAGE = __name__.rsplit(".", 3)[0] + "."
 # By these the user says that no derivative is wanted.
@@ -48,7 +49,7 @@ class _Observed(Tensor):
             cls.stopped = True
         elif isinstance(result, Tensor):
             with torch._C.DisableTorchFunction():  # type: ignore[attr-defined,unused-ignore]
-                lost = result.is_floating_point() and not result.requires_grad
+                lost = not result.requires_grad and (result.is_floating_point() or result.is_complex())
                 made_new = name.startswith("new_") or name.endswith("_like")
                 if (
                     lost
@@ -73,8 +74,7 @@ def _is_ours(frame: FrameType | None) -> bool:
 
 def _moved(x: Tensor) -> Tensor:
     step: float = torch.finfo(x.dtype).eps ** 0.5
-    wave = torch.cos(torch.arange(1, x.numel() + 1, device=x.device)).reshape(x.shape).to(x.dtype)
-    return x + step * (1 + x.abs()) * wave
+    return x + step * (1 + x.abs()) * wave(x)
 
 
 _innocent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -87,7 +87,11 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
     derivatives. ``detach()`` and ``no_grad()`` mean that the user wants zeros; numbers that leave torch, and operations
     that torch does not differentiate, do not. A function whose output does not move is not tested again.
     """
-    suspects = [k for k, output in enumerate(outputs) if not output.requires_grad and output.is_floating_point()]
+    suspects = [
+        k
+        for k, output in enumerate(outputs)
+        if not output.requires_grad and (output.is_floating_point() or output.is_complex())
+    ]
     try:
         if not suspects or call.func in _innocent:
             return

@@ -182,7 +182,8 @@ def _saves_constants(node: Any) -> bool:
     except RuntimeError:  # the graph was freed
         return False
     saved += [value for value in vars(node).values() if isinstance(value, Tensor)]
-    return any(isinstance(x, Tensor) and x.is_floating_point() and not x.requires_grad for x in saved)
+    tensors = [x for x in saved if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
+    return not all(x.requires_grad for x in tensors)
 
 
 def owner_of(node: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._torch.grad_mode import no_grad
+from ..._torch.tensors import wave
 from .graph import Graph
 from .level import Level, recording
 
@@ -98,12 +99,6 @@ class Transpose:
             if isinstance(by_transpose, Tensor) and not bool(by_transpose.isfinite().all()):
                 wrong = wrong | (~by_transpose.isfinite() & torch.as_tensor(by_pullback).isfinite())
             return not bool(wrong.any())
-
-
-def wave(like: Tensor) -> Tensor:
-    """A fixed tensor that no structure of a derivative is likely to cancel."""
-    values = torch.cos(torch.arange(1, like.numel() + 1, device=like.device)).to(like.dtype)
-    return values.reshape(like.shape)
 
 
 def real(tensor: Tensor) -> Tensor:
