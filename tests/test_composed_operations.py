@@ -236,6 +236,18 @@ add("batch_norm of evaluation", lambda x: F.batch_norm(x, MEAN, VARIANCE, SCALE,
 add("instance_norm", F.instance_norm, VALUES, order=3)
 add("instance_norm with weights", lambda x: F.instance_norm(x, weight=SCALE, bias=SHIFT, eps=1e-3), VALUES, order=3)
 add(
+    "instance_norm with statistics",
+    lambda x: F.instance_norm(x, MEAN.clone(), VARIANCE.clone(), SCALE, SHIFT),
+    VALUES,
+    order=3,
+)
+add(
+    "instance_norm of evaluation",
+    lambda x: F.instance_norm(x, MEAN, VARIANCE, SCALE, SHIFT, use_input_stats=False),
+    VALUES,
+    order=3,
+)
+add(
     "torch.instance_norm",
     lambda x: torch.instance_norm(x, SCALE, SHIFT, None, None, True, 0.1, 1e-3, False),
     VALUES,
@@ -424,12 +436,21 @@ def test_third_derivatives(backend, name):
 
 def test_what_a_composition_does_not_know_is_left_to_torch():
     frequent = bag(scale_grad_by_freq=True, mode="sum")
-    running = lambda x: F.instance_norm(x, MEAN.clone(), VARIANCE.clone(), use_input_stats=False)
-    for func, x in ((frequent, TABLE), (running, VALUES)):
-        with composing(3):
-            found = plain([func(*given([x], 3))])[0]
-        assert type(found) is torch.Tensor
-        assert_close(found, func(x))
+    with composing(3):
+        found = plain([frequent(*given([TABLE], 3))])[0]
+    assert type(found) is torch.Tensor
+    assert_close(found, frequent(TABLE))
+
+
+@pytest.mark.parametrize("normalise", [F.batch_norm, F.instance_norm])
+def test_a_composed_normalisation_updates_its_statistics(normalise):
+    expected = [MEAN.clone(), VARIANCE.clone()]
+    normalise(VALUES, *expected, None, None, True, 0.3)
+    found = [MEAN.clone(), VARIANCE.clone()]
+    with composing(3):
+        normalise(given([VALUES], 3)[0], *found, None, None, True, 0.3)
+    for statistic, wanted in zip(found, expected):
+        assert_close(statistic, wanted)
 
 
 def test_rows():

@@ -156,6 +156,20 @@ def test_tangents_are_differences(backend, name):
         assert_close(tfc.vmap(tfc.jacfwd(func))(BATCH)[0], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.skipif(facts.TORCH < (1, 9), reason="powers of real and complex numbers are not differentiable")
+@pytest.mark.parametrize("power", [1 + 1j, 2j], ids=str)
+def test_imaginary_parts_of_tangents_are_differences(backend, power):
+    """The wrong formula is right in the real part, which a real cotangent would look at alone."""
+    for func in (lambda x: torch.pow(x.exp(), power), lambda x: torch.pow(torch.tensor(power, dtype=torch.complex128), x)):
+        expected = differences(lambda x, func=func: torch.view_as_real(func(x)), X)
+        pushed = torch.einsum("ijk,k->ij", expected, X)
+        with tfc.use_fallback("silent"):
+            tangent = tfc.jvp(func, (X,), (X,))[1]
+            batch = tfc.vmap(lambda x, func=func: tfc.jvp(func, (x,), (x,))[1])(BATCH)
+        assert_close(torch.view_as_real(tangent), pushed, rtol=1e-6, atol=1e-6)
+        assert_close(torch.view_as_real(batch[0]), pushed, rtol=1e-6, atol=1e-6)
+
+
 def test_tangents_of_a_function_that_draws_are_differences(backend):
     def func(x):
         return torch.cholesky_solve(x[:, None], triangle(x))[:, 0] * torch.rand(3).to(x)

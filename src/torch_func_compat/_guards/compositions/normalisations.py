@@ -88,13 +88,17 @@ def _instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Any:
-    if running_mean is not None or running_var is not None or not use_input_stats:
-        return NotImplemented
-    shape = (1, -1, *[1] * (input.dim() - 2))
-    output = _layer_norm(input, input.shape[2:], eps=eps)
-    output = output if weight is None else output * weight.reshape(shape)
-    return output if bias is None else output + bias.reshape(shape)
+) -> Tensor:
+    count, channels = input.shape[:2]
+    statistics = (running_mean, running_var)
+    repeated = [None if x is None else x.repeat(count) for x in (*statistics, weight, bias)]
+    reshaped = input.reshape(1, count * channels, *input.shape[2:])
+    output = _batch_norm(reshaped, *repeated, use_input_stats, momentum, eps).reshape(input.shape)
+    for statistic, updated in zip(statistics, repeated):
+        if statistic is not None and updated is not None and use_input_stats:
+            with torch.no_grad():
+                statistic.copy_(updated.reshape(count, channels).mean(0))
+    return output
 
 
 def _instance_norm_of_operator(
@@ -107,7 +111,7 @@ def _instance_norm_of_operator(
     momentum: float,
     eps: float,
     cudnn_enabled: bool = True,
-) -> Any:
+) -> Tensor:
     return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
