@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 from support.tolerances import assert_close
+from torch.nn import functional as F
 
 import torch_func_compat as tfc
 from torch_func_compat._guards import trial
@@ -160,7 +161,10 @@ def test_tangents_are_differences(backend, name):
 @pytest.mark.parametrize("power", [1 + 1j, 2j], ids=str)
 def test_imaginary_parts_of_tangents_are_differences(backend, power):
     """The wrong formula is right in the real part, which a real cotangent would look at alone."""
-    for func in (lambda x: torch.pow(x.exp(), power), lambda x: torch.pow(torch.tensor(power, dtype=torch.complex128), x)):
+    for func in (
+        lambda x: torch.pow(x.exp(), power),
+        lambda x: torch.pow(torch.tensor(power, dtype=torch.complex128), x),
+    ):
         expected = differences(lambda x, func=func: torch.view_as_real(func(x)), X)
         pushed = torch.einsum("ijk,k->ij", expected, X)
         with tfc.use_fallback("silent"):
@@ -192,6 +196,38 @@ def test_second_derivatives_are_differences(backend, name, mode):
     func = lambda x: (TANGENTS[name](x) ** 2).sum()
     with tfc.use_fallback("silent"):
         assert_close(tfc.hessian(func, mode=mode)(X), differences(tfc.grad(func), X), rtol=1e-5, atol=1e-5)
+
+
+def test_pullbacks_of_two_functions_have_verdicts_of_their_own(backend):
+    """What is found for rows of the first one says nothing of the second one, which torch gets wrong."""
+    cotangents = torch.stack([BATCH, BATCH.cos()])
+    tangents = [BATCH.sin().expand(2, -1, -1) * torch.ones(2, 1, 1).to(X), torch.stack([X, -X])]
+
+    def plain(x, weight):
+        return F.layer_norm(x, (3,)) + 0 * weight
+
+    def affine(x, weight):
+        return F.layer_norm(x, (3,), weight)
+
+    for func in (plain, affine):
+
+        def rows(x, weight, func=func):
+            pull = tfc.vjp(func, x, weight)[1]
+            return tfc.vmap(lambda u: pull(u))(cotangents)
+
+        def reference(x, weight, func=func):
+            x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            y = func(x, weight)
+            found = [torch.autograd.grad(y, (x, weight), u, retain_graph=True) for u in cotangents]
+            return tuple(map(torch.stack, zip(*found)))
+
+        with tfc.use_fallback("silent"):
+            found = tfc.vmap(lambda s, t, rows=rows: tfc.jvp(rows, (BATCH, X), (s, t))[1])(*tangents)
+        for k in range(2):
+            step = [1e-5 * tangent[k] for tangent in tangents]
+            above, below = reference(BATCH + step[0], X + step[1]), reference(BATCH - step[0], X - step[1])
+            for tangent, there, here in zip(found, above, below):
+                assert_close(tangent[k], (there - here) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
 class Doubled(tfc.Function):

@@ -12,7 +12,7 @@ from .._arguments.mapped import BatchedCall
 from .._guards.adjoint_test import wave
 from .._guards.checks import testing
 from .._guards.trial import ERRORS, Trial, same, tells
-from .._guards.wrong_answers import MISTAKEN_BATCH
+from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MISTAKEN_SIZES
 from .._torch.closures import captured
 from .surroundings import ANSWERS, Surroundings, copied, gradients, is_recorded
 
@@ -46,9 +46,12 @@ def tried_vmap(
     (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]), tensors)
     if not doubtful:
         return result
+    trial.require_none_of(MISTAKEN_SIZES)
     if before.wrote() or (randomness == "different" and before.drew()):
-        trial.require_no_mistakes()
+        trial.require_none_of(MISTAKEN_IN_A_BATCH)
         return result
+    if any(leaf.size(0) != last + 1 for leaf in stacked):
+        trial.settle(MISTAKEN_BATCH.format(trial.operations or call.name), False)
     recorded = is_recorded(stacked) and not mapped.wrote()
     if recorded:  # in the graph of the batch's own inputs, so that all that leads to them counts
         samples = [[tensor.select(dim, k) for tensor, dim in zip(tensors, call.dims)] for k in places]

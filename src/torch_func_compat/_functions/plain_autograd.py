@@ -88,9 +88,7 @@ def _varies(definition: Any, call: Call, ctx: Any, kept: Kept, now: Sequence[Any
     """Whether tensors that were saved unseen by autograd (through numpy, say) depend on the inputs."""
     with no_grad():
         moved = [
-            x + 1e-3 * (1 + x.abs()) * wave(x)
-            if is_differentiable(x) and needed
-            else x
+            x + 1e-3 * (1 + x.abs()) * wave(x) if is_differentiable(x) and needed else x
             for x, needed in zip(kept.inputs, ctx.needs_input_grad)
         ]
         there = _saved(_evaluated(definition, call, ctx, moved)[0])

@@ -7,7 +7,7 @@ backend.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Hashable, Sequence, TypeVar
+from typing import AbstractSet, Any, Callable, Hashable, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .checks import get_checks
 from .proven import unproven
 from .recorder import recorded
 from .verdicts import RIGHT, Verdict, Verdicts
-from .wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MistakenRule
+from .wrong_answers import MISTAKEN_BATCH, MistakenRule
 
 # Errors of the evaluation of a function for a test. The call itself has succeeded, so they say nothing about it.
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -77,9 +77,9 @@ class Trial:
         if verdict:
             raise MistakenRule(verdict)
 
-    def require_no_mistakes(self) -> None:
-        """Raise where the call, which cannot be tested, used an operation that torch is known to batch wrongly."""
-        found = self._names & MISTAKEN_IN_A_BATCH
+    def require_none_of(self, mistaken: AbstractSet[str]) -> None:
+        """Raise where the call used one of these operations, which torch is known to batch wrongly."""
+        found = self._names & mistaken
         if found:
             raise MistakenRule(MISTAKEN_BATCH.format(", ".join(sorted(found))))
 

@@ -129,9 +129,14 @@ def identity(value: Any, depth: int = 0) -> Hashable:
         return _token(value), tuple([module.training for module in value.modules()])
     if (cls.__module__ or "").startswith(_PACKAGE):
         # Objects of this library, such as Options, are made anew for each transform: their contents count.
+        parts = getattr(value, "identified_by", None)
+        if parts is not None:
+            return cls, inner(parts)
         held = vars(value) if hasattr(value, "__dict__") else {}
         if "func" not in held:
-            return cls.__qualname__
+            return (
+                _token(value) if callable(value) or not cls.__module__.startswith(_PACKAGE + "_") else cls.__qualname__
+            )
         public = [x for name, x in held.items() if not name.startswith("_")]
         return cls, inner([x for x in public if callable(x) or isinstance(x, (str, int, tuple, dict))])
     return _token(value)

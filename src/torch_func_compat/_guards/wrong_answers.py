@@ -30,6 +30,8 @@ MISTAKEN_IN_A_BATCH = frozenset(
     "index_fill index_fill_ roll select_scatter as_strided as_strided_ resize_ resize_as_ lu_solve linalg_lu_solve "
     "linalg_solve linalg_solve_ex".split()
 )
+# Of these, equal samples can hide it: a sample gets the numbers that lie before its own in memory.
+MISTAKEN_SIZES = frozenset(("resize_", "resize_as_"))
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 MISTAKEN_AUTOCAST = "torch casts other operations under vmap than autocast does for a sample"
 MISTAKEN_SUBCLASS = "torch gives a function under vmap or grad a plain tensor for a {}"

@@ -65,6 +65,11 @@ class _LinearFunction:
         self._linear = linear
         self._library = library
 
+    @property
+    def identified_by(self) -> tuple[Any, ...]:
+        """What tells this derivative from others; `torch_func_compat._guards.verdicts` reads it."""
+        return (self._call.func, *self._call.primals)
+
     def mapped(self, call: BatchedCall) -> Any:
         """The value of a vmap over this, from all vectors at once; None where a loop must do it."""
         if call.kwargs or len(call.where) < len(call.leaves) or not call.batch_size:
