@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import torch_func_compat as tfc
 from torch_func_compat._guards import trial
+from torch_func_compat._guards.verdicts import identity
 from torch_func_compat._torch import facts
 from torch_func_compat.autograd import checks
 
@@ -196,6 +197,33 @@ def test_second_derivatives_are_differences(backend, name, mode):
     func = lambda x: (TANGENTS[name](x) ** 2).sum()
     with tfc.use_fallback("silent"):
         assert_close(tfc.hessian(func, mode=mode)(X), differences(tfc.grad(func), X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TANGENTS)
+def test_modes_have_verdicts_of_their_own(backend, name):
+    """That a reverse-mode Hessian of a function is right says nothing of its forward mode."""
+    if "complex" in name and facts.TORCH < (1, 9):
+        pytest.skip("powers of real and complex numbers are not differentiable")
+    func = lambda x: (TANGENTS[name](x) ** 2).sum()
+    expected = torch.stack([differences(tfc.grad(func), x) for x in BATCH])
+    with tfc.use_fallback("silent"):
+        for mode in ("reverse-reverse", "forward-reverse", "reverse-forward", "forward-forward"):
+            assert_close(tfc.vmap(tfc.hessian(func, mode=mode))(BATCH), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_options_tell_transforms_apart():
+    def func(x):
+        return x
+
+    def known(transform, **options):
+        return identity(transform(func, **options))
+
+    assert known(tfc.hessian) == known(tfc.hessian)
+    assert known(tfc.hessian, mode="forward-reverse") != known(tfc.hessian, mode="reverse-reverse")
+    assert known(tfc.vmap, in_dims=[0]) != known(tfc.vmap, in_dims=[1])
+    assert known(tfc.vmap, in_dims=({"a": 0},)) != known(tfc.vmap, in_dims=({"a": 1},))
+    assert known(tfc.jacrev, argnums=0) != known(tfc.jacrev, argnums=1)
+    assert known(tfc.grad) != known(tfc.jacrev)
 
 
 def test_pullbacks_of_two_functions_have_verdicts_of_their_own(backend):

@@ -138,8 +138,18 @@ def identity(value: Any, depth: int = 0) -> Hashable:
                 _token(value) if callable(value) or not cls.__module__.startswith(_PACKAGE + "_") else cls.__qualname__
             )
         public = [x for name, x in held.items() if not name.startswith("_")]
-        return cls, inner([x for x in public if callable(x) or isinstance(x, (str, int, tuple, dict))])
+        settings = [x for x in public if callable(x) or x is None or isinstance(x, (str, int, list, tuple, dict))]
+        return cls, tuple([_setting(x, depth + 1) for x in settings])
     return _token(value)
+
+
+def _setting(value: Any, depth: int) -> Hashable:
+    """A key for an option of a transform, such as ``mode`` and ``in_dims``: all of it counts."""
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple([_setting(x, depth) for x in value])
+    if isinstance(value, dict):
+        return tuple(map(str, value)), tuple([_setting(x, depth) for x in value.values()])
+    return identity(value, depth)
 
 
 def _identities(values: Iterable[Any], depth: int) -> Hashable:
