@@ -90,15 +90,14 @@ def _instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     count, channels = input.shape[:2]
-    statistics = (running_mean, running_var)
-    repeated = [None if x is None else x.repeat(count) for x in (*statistics, weight, bias)]
+    each = [None if x is None else x.repeat(count) for x in (running_mean, running_var, weight, bias)]
     reshaped = input.reshape(1, count * channels, *input.shape[2:])
-    output = _batch_norm(reshaped, *repeated, use_input_stats, momentum, eps).reshape(input.shape)
-    for statistic, updated in zip(statistics, repeated):
+    output = _batch_norm(reshaped, each[0], each[1], each[2], each[3], use_input_stats, momentum, eps)
+    for statistic, updated in zip((running_mean, running_var), each):
         if statistic is not None and updated is not None and use_input_stats:
             with torch.no_grad():
                 statistic.copy_(updated.reshape(count, channels).mean(0))
-    return output
+    return output.reshape(input.shape)
 
 
 def _instance_norm_of_operator(
