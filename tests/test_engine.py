@@ -140,6 +140,27 @@ def test_numbers_that_left_torch(backend, name):
                 assert not derivative(by_numpy).any()
 
 
+def test_complex_numbers_that_left_torch(backend):
+    def by_numpy(x):
+        return torch.as_tensor(np.exp(1j * x.detach().numpy()))
+
+    said = pytest.raises(RuntimeError) if facts.has("torch_func") else pytest.warns(UserWarning)
+    with tfc.use_fallback("silent"), said as info:
+        tfc.vjp(by_numpy, X)
+    assert "no derivative passes" in str(info.value if facts.has("torch_func") else info[-1].message)
+
+
+def test_a_function_that_is_flat_in_one_place_is_looked_at_in_others():
+    def by_numpy(x):
+        return torch.as_tensor(np.maximum(x.detach().numpy(), 0.0)).sum()
+
+    flat = torch.full_like(X, -1.0)
+    assert not tfc.grad(by_numpy)(flat).any()  # zero is right there
+    said = pytest.raises(RuntimeError) if facts.has("torch_func") else pytest.warns(UserWarning)
+    with said:
+        tfc.grad(by_numpy)(-flat)
+
+
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_zeros_that_are_meant(backend, name):
     def constant(x):

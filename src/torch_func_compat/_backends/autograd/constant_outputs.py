@@ -77,15 +77,16 @@ def _moved(x: Tensor) -> Tensor:
     return x + step * (1 + x.abs()) * wave(x)
 
 
+# Functions whose constant outputs are meant to be so, wherever they are evaluated.
 _innocent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     """Raise or warn where an output changes with the primals although autograd sees no dependence.
 
-    The function is evaluated at two points. If its output moves, it is evaluated once more to see what stops the
-    derivatives. ``detach()`` and ``no_grad()`` mean that the user wants zeros; numbers that leave torch, and operations
-    that torch does not differentiate, do not. A function whose output does not move is not tested again.
+    The function is evaluated at two points, and once more to see what stops the derivatives. ``detach()`` and
+    ``no_grad()`` mean that the user wants zeros; numbers that leave torch, and operations that torch does not
+    differentiate, do not. A function in which nothing else stops derivatives is not tested again.
     """
     suspects = [
         k
@@ -97,12 +98,14 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
             return
     except TypeError:  # neither hashed nor referred to weakly
         pass
-    found = _observe(call, [primal.detach() for primal in primals], suspects)
-    if found is None:
+    found, moves = _observe(call, [primal.detach() for primal in primals], suspects)
+    if not (found.left or found.undifferentiable):
         try:
             _innocent[call.func] = True
         except TypeError:
             pass
+        return
+    if not moves or (found.stopped and not found.left):
         return
     if found.undifferentiable:
         names = ", ".join(sorted(found.undifferentiable))
@@ -122,8 +125,8 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
     warn_user(reason, UndifferentiatedWarning)
 
 
-def _observe(call: Differentiable, primals: Sequence[Tensor], suspects: Sequence[int]) -> type[_Observed] | None:
-    """What stops the derivatives of the suspects; None where they do not move, or the user wants zeros."""
+def _observe(call: Differentiable, primals: Sequence[Tensor], suspects: Sequence[int]) -> tuple[type[_Observed], bool]:
+    """What stops the derivatives of the suspects; and whether these move."""
 
     class Observed(_Observed):
         left: ClassVar[set[str]] = set()
@@ -139,19 +142,16 @@ def _observe(call: Differentiable, primals: Sequence[Tensor], suspects: Sequence
         outputs = call(*point)[0]
         return [outputs[k] for k in suspects]
 
+    moves = False
     try:
         with no_grad():
             here, there = evaluated(primals), evaluated([_moved(x) for x in primals])
-        if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(here, there)):
-            return None
+        moves = not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(here, there))
         with torch.enable_grad():
             evaluated([x.clone().requires_grad_().as_subclass(Observed) for x in primals])
-    except _ERRORS:
-        if not Observed.left and not Observed.undifferentiable:
-            return None
+    except _ERRORS:  # what it has noted until then counts
+        pass
     finally:
         call.put_others(others)
         state.restore()
-    if not Observed.left and (Observed.stopped or not Observed.undifferentiable):
-        return None
-    return Observed
+    return Observed, moves
