@@ -160,3 +160,21 @@ def test_chunks_are_samples():
 
     assert_close(tfc.vmap(func, chunk_size=2)(BATCH), BATCH.sin())
     assert seen == [1] * 3
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_an_offset_counts_from_the_beginning_of_a_sample(backend, offset):
+    samples = torch.arange(12.0, dtype=torch.float64).reshape(3, 4).sin()
+    mapped = tfc.vmap(lambda x: x.as_strided((2,), (1,), offset))
+    expected = torch.zeros_like(samples)
+    expected[:, offset : offset + 2] = 1
+    with tfc.use_fallback("silent"):
+        assert_close(mapped(samples), samples[:, offset : offset + 2])
+        assert_close(tfc.batch_jacobian(mapped)(samples).sum(1), expected)
+        recorded = samples.clone().requires_grad_()
+        assert_close(torch.autograd.grad(mapped(recorded).sum(), recorded)[0], expected)
+
+
+def test_a_sample_that_is_read_from_memory_and_modified_is_refused():
+    with tfc.use_backend("autograd"), pytest.raises(RuntimeError, match="clone"):
+        tfc.vmap(lambda x: x.mul_(2).as_strided((2,), (1,), 0))(torch.ones(3, 4))

@@ -54,7 +54,7 @@ def tried_vmap(
         trial.settle(MISTAKEN_BATCH.format(trial.operations or call.name), False)
     recorded = is_recorded(stacked) and not mapped.wrote()
     if recorded:  # in the graph of the batch's own inputs, so that all that leads to them counts
-        samples = [[tensor.select(dim, k) for tensor, dim in zip(tensors, call.dims)] for k in places]
+        samples = [[tensor.select(dim, k).clone() for tensor, dim in zip(tensors, call.dims)] for k in places]
     right, telling = True, False
     try:
         for k, sample in zip(places, samples):

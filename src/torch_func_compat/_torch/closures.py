@@ -93,8 +93,21 @@ def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
     return False
 
 
-def names_in(func: Callable[..., Any], limit: int = 200) -> set[str]:
+_names: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+
+def names_in(func: Callable[..., Any]) -> set[str]:
     """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
+    try:
+        known = _names.get(func)
+        if known is None:
+            known = _names[func] = _find_names(func)
+        return known
+    except TypeError:  # neither hashed nor referred to weakly
+        return _find_names(func)
+
+
+def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
     found: set[str] = set()
     for value in _reached(func, limit):
         owners = value.modules() if isinstance(value, torch.nn.Module) else [value]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 from typing import Any, Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from ..._arguments.mapped import BatchedCall
 from ..._guards.recognition import LoopError
+from ..._torch.closures import names_in
 from ..._torch.random_state import RandomState
 from ..._torch.tensors import slices, version, with_attributes
 from .output_stack import Pile, columns, require_structure
@@ -27,6 +29,11 @@ def read_only(tensor: Tensor, dim: int) -> Iterator[Tensor]:
     if tensor.size(dim) <= AHEAD:
         return iter(tensor.unbind(dim))
     return itertools.chain.from_iterable(block.unbind(dim) for block in tensor.split(AHEAD, dim))
+
+
+def _apart(tensor: Tensor, dim: int) -> Iterator[Tensor]:
+    """Copies of the samples: as_strided() counts its offset from the beginning of the memory, which views share."""
+    return map(torch.clone, read_only(tensor, dim))
 
 
 def _like(samples: Iterator[Tensor], tensor: Tensor) -> Iterator[Tensor]:
@@ -45,7 +52,15 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         return _empty(call, tensors, state)
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
-    outputs, shared = call(*(with_attributes(tensor.select(dim, 0), tensor) for tensor, dim in zip(tensors, call.dims)))
+    apart = "as_strided" in names_in(call.func)
+    first = [with_attributes(tensor.select(dim, 0), tensor) for tensor, dim in zip(tensors, call.dims)]
+    first = [sample.clone() for sample in first] if apart else first
+    outputs, shared = call(*first)
+    if apart and any(map(version, first)):
+        raise LoopError(
+            f"vmap: `{call.name}` modifies in place a sample whose memory it reads by as_strided(), and copies of the "
+            f"samples are evaluated. Modify a clone()"
+        )
     after = RandomState(generators) if randomness == "same" else None
     if randomness == "error":
         common.forbid_draws()
@@ -53,6 +68,8 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     piles = [Pile(call, output, size, tensors) for output in outputs]
     if size > 1:
         views = [read_only if version(tensor) == count else slices for tensor, count in zip(tensors, versions)]
+        if apart:
+            views = [_apart] * len(tensors)
         rest = [_like(view(tensor, dim), tensor) for view, tensor, dim in zip(views, tensors, call.dims)]
         for samples in rest:
             next(samples)

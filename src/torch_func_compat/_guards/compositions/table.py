@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from typing import Any, Callable, Iterator
 
 import torch
@@ -113,7 +112,6 @@ _SILENT = {
     for name in row.functions
 }
 _DERIVATIVES = __name__.partition("._guards.")[0] + "._transforms."
-_first_orders: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 def first_order(func: Callable[..., Any]) -> int:
@@ -122,10 +120,4 @@ def first_order(func: Callable[..., Any]) -> int:
         func = func.func
         if (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
             return 0  # a derivative, which is made for each call: the user's function is asked when it is called
-    try:
-        known = _first_orders.get(func)
-        if known is None:
-            known = _first_orders[func] = int(not _SILENT.isdisjoint(names_in(func)))
-        return known
-    except TypeError:  # neither hashed nor referred to weakly
-        return int(not _SILENT.isdisjoint(names_in(func)))
+    return int(not _SILENT.isdisjoint(names_in(func)))
