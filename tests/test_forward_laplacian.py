@@ -268,6 +268,9 @@ COMPLEX = {
     "conj": lambda x: torch.complex(x, x**3).conj() * torch.complex(x, x**2),
     "matmul": lambda x: torch.complex(x, x**3) @ torch.complex(x, x**2).transpose(0, 1),
     "sum": lambda x: torch.complex(x, x**3).sum(1) * 1j,
+    "a real number to a complex power": lambda x: x.exp() ** (1 + 2j) * (2 - 1j),
+    "a complex number to a real power": lambda x: (1 + 2j) ** x * (2 - 1j),
+    "a complex power of the same number": lambda x: torch.complex(x + 2, x**2) ** x,
 }
 
 

@@ -42,7 +42,8 @@ def elementwise(run: Run, func: Any, *args: Any, **kwargs: Any) -> Any:
     if not where:
         return constant(run, func(*rest, **options))
     carried = [args[k] for k in where]
-    if any(x.value.is_complex() for x in carried) or any(isinstance(r, Tensor) and r.is_complex() for r in rest):
+    numbers = [*(x.value for x in carried), *rest]
+    if any(x.is_complex() if isinstance(x, Tensor) else isinstance(x, complex) for x in numbers):
         if func.__name__ not in _HOLOMORPHIC:
             raise Refused(f"{func.__name__} of complex numbers")
 
@@ -109,6 +110,10 @@ def _derivatives(
             alias = value.expand(shape) if value.shape != shape else value.view_as(value)
             inputs.append(alias if alias.requires_grad else alias.requires_grad_())
         output = operation(*inputs)
+        if output.is_complex() and not all(x.is_complex() for x in inputs):
+            # By a real input, torch gives the real part of a derivative. The operation is holomorphic.
+            inputs = [x.to(output.dtype) for x in inputs]
+            output = operation(*inputs)
         outside = [value for value in values if value.requires_grad]
         kept = recording and (bool(outside) or _reaches(output, inputs))
         if output.shape != shape:  # broadcast with what is not carried
