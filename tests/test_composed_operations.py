@@ -442,6 +442,25 @@ def test_what_a_composition_does_not_know_is_left_to_torch():
     assert_close(found, frequent(TABLE))
 
 
+@pytest.mark.skipif(not hasattr(torch, "native_layer_norm"), reason="torch does not have it")
+def test_what_native_layer_norm_returns_beside_its_output_has_derivatives(backend):
+    if not facts.has("torch_function_modes"):
+        pytest.skip("operations cannot be intercepted")
+
+    def parts(x):
+        return torch.native_layer_norm(x, (3,), None, None, 1e-3)
+
+    x = VALUES[0, 0].reshape(-1)[:3]
+    inverse = ((x - x.mean()).pow(2).mean() + 1e-3).rsqrt()
+    with tfc.use_fallback("silent"):
+        for jacobian in (tfc.jacrev, tfc.jacfwd):
+            assert_close(jacobian(lambda x: parts(x)[1][0])(x), torch.full_like(x, 1 / 3))
+            assert_close(jacobian(lambda x: parts(x)[2][0])(x), -(inverse**3) * (x - x.mean()) / 3)
+        assert_close(
+            tfc.vmap(tfc.grad(lambda x: parts(x)[1].sum()))(torch.stack([x, 2 * x]))[0], torch.full_like(x, 1 / 3)
+        )
+
+
 @pytest.mark.parametrize("normalise", [F.batch_norm, F.instance_norm])
 def test_a_composed_normalisation_updates_its_statistics(normalise):
     expected = [MEAN.clone(), VARIANCE.clone()]

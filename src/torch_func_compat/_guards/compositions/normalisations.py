@@ -134,7 +134,11 @@ ROWS: tuple[Composition, ...] = (
         _LAYER_NORM,
     ),
     Composition(
-        ("native_layer_norm", "ops.aten.native_layer_norm"), ("NativeLayerNorm",), 3, _native_layer_norm, _LAYER_NORM
+        ("native_layer_norm", "ops.aten.native_layer_norm"),
+        (),
+        1,
+        _native_layer_norm,
+        "torch takes the mean and the deviation that it returns for constant; also " + _LAYER_NORM,
     ),
     Composition(("nn.functional.batch_norm",), _BATCH_NODES, 3, _batch_norm, _BATCH_NORM),
     Composition(("batch_norm", "ops.aten.batch_norm"), _BATCH_NODES, 3, _batch_norm_of_operator, _BATCH_NORM),
