@@ -224,6 +224,15 @@ def test_options_tell_transforms_apart():
     assert known(tfc.vmap, in_dims=({"a": 0},)) != known(tfc.vmap, in_dims=({"a": 1},))
     assert known(tfc.jacrev, argnums=0) != known(tfc.jacrev, argnums=1)
     assert known(tfc.grad) != known(tfc.jacrev)
+    by_keyword = [functools.partial(func, mode=mode) for mode in ("a", "a", "b")]
+    assert identity(by_keyword[0]) == identity(by_keyword[1]) != identity(by_keyword[2])
+
+
+def test_defaults_tell_functions_apart():
+    def make(mode):
+        return lambda x, *, how=mode: x
+
+    assert identity(make("a")) == identity(make("a")) != identity(make("b"))
 
 
 def test_pullbacks_of_two_functions_have_verdicts_of_their_own(backend):

@@ -118,7 +118,7 @@ def identity(value: Any, depth: int = 0) -> Hashable:
     if cls is types.MethodType:
         return inner((value.__func__, value.__self__))
     if isinstance(value, functools.partial):
-        return inner((value.func, value.args, value.keywords))
+        return inner((value.func, value.args, tuple(value.keywords), tuple(value.keywords.values())))
     if isinstance(value, list):
         return cls, inner([x for x in value[:_LONG] if callable(x)])
     if isinstance(value, tuple) and len(value) <= _LONG:
@@ -134,9 +134,8 @@ def identity(value: Any, depth: int = 0) -> Hashable:
             return cls, inner(parts)
         held = vars(value) if hasattr(value, "__dict__") else {}
         if "func" not in held:
-            return (
-                _token(value) if callable(value) or not cls.__module__.startswith(_PACKAGE + "_") else cls.__qualname__
-            )
+            private = cls.__module__.startswith(_PACKAGE + "_") and not callable(value)
+            return cls.__qualname__ if private else _token(value)
         public = [x for name, x in held.items() if not name.startswith("_")]
         settings = [x for x in public if callable(x) or x is None or isinstance(x, (str, int, list, tuple, dict))]
         return cls, tuple([_setting(x, depth + 1) for x in settings])
@@ -158,6 +157,7 @@ def _identities(values: Iterable[Any], depth: int) -> Hashable:
 
 def _around(function: Any) -> Iterable[Any]:
     yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
