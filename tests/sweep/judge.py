@@ -163,6 +163,23 @@ class Verdict:
         lines += [*_wrapped(self.broken), "", "Nothing right, or not looked at:", *_wrapped(silent)]
         return "\n".join(lines) + "\n"
 
+    def faults(self) -> str:
+        """What came out wrong of a sweep with the library's guards and tests, by operation and kind.
+
+        Where plain autograd differs from finite differences there is nothing to compare with: compositions are right
+        there, and it is not.
+        """
+        total: Counter[str] = sum(self.counts.values(), Counter())
+        unknown = [entry for entry in self.wrong if "plain autograd is wrong" in entry["text"]]
+        lines = [
+            f"torch {self.version} with guards and tests: {total['right']} right, {total['refused']} refused, "
+            f"{total['wrong']} wrong, plain autograd, too, in {sum(entry['count'] for entry in unknown)}"
+        ]
+        for entry in self.wrong:
+            if entry not in unknown:
+                lines.append(f"  {entry['name']}: {entry['kind']} of {entry['case']}: {entry['text']}")
+        return "\n".join(lines)
+
     def write(self) -> None:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.version}.txt").write_text(self.report(), encoding="utf-8")

@@ -67,12 +67,16 @@ def _operations(only: str | None) -> list[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _settings(checked: bool) -> Iterator[None]:
+    """The library as users have it; or with torch's own results, by which it is decided what to check."""
     import torch_func_compat as tfc
 
-    unchecked = getattr(tfc, "use_checks", lambda mode: contextlib.nullcontext())  # what is swept decides what to check
-    with warnings.catch_warnings(), tfc.use_fallback("error"), unchecked("off"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        if not checked:
+            stack.enter_context(tfc.use_fallback("error"))
+            stack.enter_context(tfc.use_checks("off"))
         yield
 
 
@@ -87,7 +91,7 @@ def _with_single_primals(cases: Iterator[Any]) -> Iterator[Any]:
                 yield case._replace(name=f"{case.name} by {i}", primal=alone)
 
 
-def examine(name: str, make: Any) -> dict[str, Any]:
+def examine(name: str, make: Any, checked: bool) -> dict[str, Any]:
     """What became of each kind of each case of an operation."""
     from kinds import KINDS
     from points import Prepared, Unknown, is_nan_only, plain, same
@@ -103,7 +107,7 @@ def examine(name: str, make: Any) -> dict[str, Any]:
         entry["count"] += 1
 
     cases = 0
-    with _quiet():
+    with _settings(checked):
         try:
             for case in _with_single_primals(make()):
                 if cases and time.process_time() - began > SECONDS:
@@ -130,12 +134,12 @@ def examine(name: str, make: Any) -> dict[str, Any]:
                         continue
                     run.main = set()
                     text = ""
-                    with recorded() as pairs:
+                    with contextlib.nullcontext(set()) if checked else recorded() as pairs:
                         try:
                             got, want = function(run)
                             outcome = "right" if same(got, want, run.tolerance) else "wrong"
                             outcome = "unknown" if outcome == "wrong" and is_nan_only(got, want) else outcome
-                            text = "" if outcome == "right" else f"{_brief(got)} and not {_brief(want)}"
+                            text = "" if outcome == "right" else f"{_brief(got)} and not {_brief(want)}"[:120]
                         except Unknown as error:
                             outcome, text = "unknown", str(error)
                         except Exception as error:  # noqa: BLE001
@@ -150,7 +154,7 @@ def examine(name: str, make: Any) -> dict[str, Any]:
                         continue
                     elif outcome != "right":
                         every = set()
-                    if main or outcome != "right" or not facts.has("torch_function_modes"):
+                    if checked or main or outcome != "right" or not facts.has("torch_function_modes"):
                         note(kind, levels, outcome, case.name, text, main, every - main)
         except Exception as error:  # noqa: BLE001
             note("plain", "", "broken", name, f"{type(error).__name__}: {error}")
@@ -163,7 +167,7 @@ def _brief(tensors: Any) -> str:
     return f"[{text}] of {', '.join(str(tuple(t.shape)) for t in tensors[:2])}"
 
 
-def work(start: int, only: str | None) -> None:
+def work(start: int, only: str | None, checked: bool) -> None:
     """Write a line for each operation from `start` on: its number before, what was found after."""
     sys.path.insert(0, str(HERE))
     import torch
@@ -173,16 +177,17 @@ def work(start: int, only: str | None) -> None:
         if k < start or (only and only not in name):
             continue
         print(json.dumps({"begin": k, "name": name}), flush=True)
-        print(json.dumps(examine(name, make)), flush=True)
+        print(json.dumps(examine(name, make, checked)), flush=True)
     print(json.dumps({"end": True}), flush=True)
 
 
-def run(only: str | None = None) -> list[dict[str, Any]]:
+def run(only: str | None = None, checked: bool = False) -> list[dict[str, Any]]:
     """All operations, by as many workers as it takes."""
     results: list[dict[str, Any]] = []
     start, ended = 0, False
     while not ended:
         command = [sys.executable, "-W", "ignore", __file__, "--start", str(start), *(["--only", only] if only else [])]
+        command += ["--checked"] if checked else []
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         timer = threading.Timer(PATIENCE, worker.kill)
         timer.start()
@@ -217,11 +222,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--start", type=int, help="be a worker, from this operation on")
     parser.add_argument("--only", help="only operations with this in their names; nothing is written")
+    parser.add_argument(
+        "--checked", action="store_true", help="with the library's guards and tests: what is wrong there is a fault"
+    )
     parser.add_argument("--keep", help="a file for all that was found, as JSON")
     parser.add_argument("--from", dest="source", help="such a file, to write the tables anew")
     options = parser.parse_args()
     if options.start is not None:
-        work(options.start, options.only)
+        work(options.start, options.only, options.checked)
         return
     sys.path.insert(0, str(HERE))
     import judge
@@ -229,11 +237,13 @@ def main() -> None:
     if options.source:
         results = json.loads(Path(options.source).read_text())
     else:
-        results = run(options.only)
+        results = run(options.only, options.checked)
     if options.keep:
         Path(options.keep).write_text(json.dumps(results))
     verdict = judge.Verdict(results)
-    if options.only:
+    if options.checked:
+        print(verdict.faults())
+    elif options.only:
         print(verdict.report())
         print(verdict.table())
     else:
