@@ -316,6 +316,11 @@ CAUSES: dict[str, list[Cause]] = {
             "`randomness='different'` or `'same'`, or draw outside",
         ),
         Cause(
+            "modifies in place a sample whose memory it reads by as_strided()",
+            "where `vmap` is a loop, `as_strided` needs a copy of each sample, and the batch would not be modified",
+            "modify a `clone()` and return it",
+        ),
+        Cause(
             "modifies in place a tensor that all samples share",
             "it would hold other values for each sample (or is large, or requires grad)",
             "work on a `clone()`, or give the tensor a batch dimension",

@@ -53,9 +53,9 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
     apart = "as_strided" in names_in(call.func)
-    first = [with_attributes(tensor.select(dim, 0), tensor) for tensor, dim in zip(tensors, call.dims)]
+    first = [tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)]
     first = [sample.clone() for sample in first] if apart else first
-    outputs, shared = call(*first)
+    outputs, shared = call(*map(with_attributes, first, tensors))
     if apart and any(map(version, first)):
         raise LoopError(
             f"vmap: `{call.name}` modifies in place a sample whose memory it reads by as_strided(), and copies of the "
