@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import facts
+from torch_func_compat._torch.compiling import functions_traced
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(torch, "compile"), reason="there is no torch.compile"),
@@ -190,3 +191,11 @@ def test_after_a_refused_compile_everything_is_as_before():
         compiled(broken, fullgraph=True)(BATCH)
     assert_close(compiled(tfc.jacfwd(lambda x: x.tril() @ x))(MATRIX), tfc.jacfwd(lambda x: x.tril() @ x)(MATRIX))
     assert torch.is_grad_enabled()
+
+
+def test_a_tracer_that_is_not_known_breaks_the_graph():
+    """It could have traced a Function."""
+    scope = {"__name__": "torch._dynamo.symbolic_convert", "ask": functions_traced}
+    exec("def traced(): return ask()", scope)
+    assert scope["traced"]() is None
+    assert functions_traced() == 0

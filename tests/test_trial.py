@@ -119,6 +119,21 @@ def test_a_batch_with_a_random_number_for_each_sample_is_not_compared_but_known_
             assert_close(tfc.vmap(func, randomness="different")(BATCH), BATCH.sum(1))
 
 
+def test_a_smaller_size_where_samples_are_equal(backend):
+    """By torch's batch, a sample gets the numbers that lie before its own in memory, which are equal ones here."""
+    samples = torch.stack([BATCH, BATCH.cos(), BATCH.cos()])
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(lambda x: x.sin().resize_(2, 3))(samples), samples.sin()[:, :2])
+
+
+def test_a_batch_that_is_empty_in_each_sample_keeps_its_samples(backend):
+    if not hasattr(getattr(torch, "linalg", None), "pinv"):
+        pytest.skip("this torch does not have it")
+    matrices = torch.ones(0, 5, 5, dtype=X.dtype)
+    with tfc.use_fallback("silent"):
+        assert tfc.vmap(lambda x: torch.linalg.pinv(matrices, x.abs()))(X).shape == (3, 0, 5, 5)
+
+
 # --- tangents --------------------------------------------------------------------------------------------------------
 
 

@@ -289,16 +289,11 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_module.py::test_an_ensemble_within_what_is_differentiated",
     ),
     WrongAnswer(
-        "a transform of a `torch.autograd.Function` under `torch.compile` is the derivative of its forward "
+        "the same mistakes under `torch.compile`, where nothing can be tested; and a transform of an "
+        "`autograd.Function`, which is the derivative of its forward there "
         "([193279](https://github.com/pytorch/pytorch/issues/193279))",
-        "2.6 to 2.15",
-        "notices the call and breaks the graph",
-        test="tests/test_compiled_guards.py::test_the_backward_of_a_function_is_taken",
-    ),
-    WrongAnswer(
-        "the same mistakes under `torch.compile`, where nothing can be tested",
         "2.5 to 2.15",
-        "breaks the graph at operations that are known by name, or raises if `fullgraph=True`",
+        "breaks the graph at Functions and operations known by name, or raises if `fullgraph=True`",
         test="tests/test_compiled_guards.py::test_the_graph_breaks",
     ),
 )

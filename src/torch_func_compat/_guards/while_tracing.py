@@ -90,8 +90,9 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def refuse_functions(self) -> None:
-        """Raise if a Function was called, since torch may differentiate its forward and not use its backward."""
-        if functions_traced() > self._functions:
+        """Raise if a Function may have been called: torch may differentiate its forward and not use its backward."""
+        now = functions_traced()
+        if now is None or self._functions is None or now > self._functions:
             raise MistakenRule(MISTAKEN_COMPILED.format("torch.autograd.Function"))
 
 

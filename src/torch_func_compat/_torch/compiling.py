@@ -53,22 +53,26 @@ def _skipped(function: F, recursively: bool) -> F:
     return function
 
 
-def functions_traced() -> int:
-    """How many calls of a torch.autograd.Function torch.compile has traced so far for its graph.
+def functions_traced() -> int | None:
+    """How many calls of a torch.autograd.Function torch.compile has traced for its graph; None if that is unknown.
 
-    Nothing public says so. Its tracer, which is on the stack, keeps their contexts and, on torch 2.13 and 2.15, lists
-    the code that it has traced. torch.compile calls this while it traces, and takes the result for constant.
+    Nothing public says so. Its tracer, which is on the stack, keeps their contexts and, on torch 2.13 and newer, lists
+    the code that it has traced. torch.compile calls this while it traces, and treats the result as a constant.
     """
     frame: Any = sys._getframe(1)
+    tracing = False
     while frame is not None:
-        output = getattr(frame.f_locals.get("tx"), "output", None)
-        if output is not None:
-            traced = getattr(output, "traced_code", ())
-            forwards = _forwards(torch.autograd.Function) if traced else set()
-            contexts = [c for c in output.side_effects.keepalive if isinstance(c, torch.autograd.function.FunctionCtx)]
-            return len(contexts) + sum(code in forwards for code in traced)
+        if str(frame.f_globals.get("__name__", "")).startswith("torch._dynamo."):
+            output = getattr(frame.f_locals.get("tx"), "output", None)
+            kept = getattr(getattr(output, "side_effects", None), "keepalive", None)
+            if kept is not None:
+                traced = getattr(output, "traced_code", ())
+                forwards = _forwards(torch.autograd.Function) if traced else set()
+                contexts = sum(isinstance(value, torch.autograd.function.FunctionCtx) for value in kept)
+                return contexts + sum(code in forwards for code in traced)
+            tracing = tracing or frame.f_globals["__name__"] == "torch._dynamo.symbolic_convert"
         frame = frame.f_back
-    return 0
+    return None if tracing else 0  # eagerly, a Function is differentiated by its backward
 
 
 functions_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]

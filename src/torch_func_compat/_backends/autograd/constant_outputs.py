@@ -84,9 +84,9 @@ _innocent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     """Raise or warn where an output changes with the primals although autograd sees no dependence.
 
-    The function is evaluated at two points, and once more to see what stops the derivatives. ``detach()`` and
-    ``no_grad()`` mean that the user wants zeros; numbers that leave torch, and operations that torch does not
-    differentiate, do not. A function in which nothing else stops derivatives is not tested again.
+    The function is evaluated once more to see what stops the derivatives. ``detach()`` and ``no_grad()`` mean that the
+    user wants zeros: where nothing else stops them, the function is not looked at again. Where numbers leave torch, or
+    an operation has no derivative, it is evaluated at two points each time.
     """
     suspects = [
         k
@@ -98,14 +98,16 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
             return
     except TypeError:  # neither hashed nor referred to weakly
         pass
-    found, moves = _observe(call, [primal.detach() for primal in primals], suspects)
-    if not (found.left or found.undifferentiable):
+    points = _Points(call, suspects)
+    primals = [primal.detach() for primal in primals]
+    found = points.observed(primals)
+    if not found.left and (found.stopped or not found.undifferentiable):
         try:
             _innocent[call.func] = True
         except TypeError:
             pass
         return
-    if not moves or (found.stopped and not found.left):
+    if not points.differ(primals):
         return
     if found.undifferentiable:
         names = ", ".join(sorted(found.undifferentiable))
@@ -125,33 +127,45 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
     warn_user(reason, UndifferentiatedWarning)
 
 
-def _observe(call: Differentiable, primals: Sequence[Tensor], suspects: Sequence[int]) -> tuple[type[_Observed], bool]:
-    """What stops the derivatives of the suspects; and whether these move."""
+class _Points:
+    """The suspected outputs of a function at other points, with the same random numbers."""
 
-    class Observed(_Observed):
-        left: ClassVar[set[str]] = set()
-        stopped = False
-        undifferentiable: ClassVar[set[str]] = set()
+    def __init__(self, call: Differentiable, suspects: Sequence[int]) -> None:
+        self._call = call
+        self._suspects = suspects
+        self._others = call.others()
+        self._state = RandomState()
 
-    others = call.others()
-    state = RandomState()
+    def _at(self, point: Sequence[Tensor]) -> list[Tensor]:
+        self._state.restore()
+        self._call.put_others([other.detach().clone() for other in self._others])
+        try:
+            outputs = self._call(*point)[0]
+            return [outputs[k] for k in self._suspects]
+        finally:
+            self._call.put_others(self._others)
+            self._state.restore()
 
-    def evaluated(point: Sequence[Tensor]) -> list[Tensor]:
-        state.restore()
-        call.put_others([other.detach().clone() for other in others])
-        outputs = call(*point)[0]
-        return [outputs[k] for k in suspects]
+    def observed(self, primals: Sequence[Tensor]) -> type[_Observed]:
+        """What stops the derivatives."""
 
-    moves = False
-    try:
-        with no_grad():
-            here, there = evaluated(primals), evaluated([_moved(x) for x in primals])
-        moves = not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(here, there))
-        with torch.enable_grad():
-            evaluated([x.clone().requires_grad_().as_subclass(Observed) for x in primals])
-    except _ERRORS:  # what it has noted until then counts
-        pass
-    finally:
-        call.put_others(others)
-        state.restore()
-    return Observed, moves
+        class Observed(_Observed):
+            left: ClassVar[set[str]] = set()
+            stopped = False
+            undifferentiable: ClassVar[set[str]] = set()
+
+        try:
+            with torch.enable_grad():
+                self._at([x.clone().requires_grad_().as_subclass(Observed) for x in primals])
+        except _ERRORS:  # what it has noted until then counts
+            pass
+        return Observed
+
+    def differ(self, primals: Sequence[Tensor]) -> bool:
+        """Whether the outputs move with the primals; not where the function fails beside them."""
+        try:
+            with no_grad():
+                here, there = self._at(primals), self._at([_moved(x) for x in primals])
+        except _ERRORS:
+            return False
+        return not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(here, there))

@@ -138,7 +138,7 @@ ROWS: tuple[Composition, ...] = (
         (),
         1,
         _native_layer_norm,
-        "torch takes the mean and the deviation that it returns for constant; also " + _LAYER_NORM,
+        "torch treats the mean and the deviation that it returns as constants; also " + _LAYER_NORM,
     ),
     Composition(("nn.functional.batch_norm",), _BATCH_NODES, 3, _batch_norm, _BATCH_NORM),
     Composition(("batch_norm", "ops.aten.batch_norm"), _BATCH_NODES, 3, _batch_norm_of_operator, _BATCH_NORM),
