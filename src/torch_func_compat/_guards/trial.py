@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .._torch import facts
-from .._torch.closures import reaches_scripts
+from .._torch.closures import names_in, reaches_scripts
 from .._torch.grad_mode import no_grad
 from .checks import get_checks
 from .proven import unproven
 from .recorder import recorded
 from .verdicts import RIGHT, Verdict, Verdicts
-from .wrong_answers import MISTAKEN_BATCH, MistakenRule
+from .wrong_answers import MISTAKEN_BATCH, MISTAKEN_SIZES, MistakenRule
 
 # Errors of the evaluation of a function for a test. The call itself has succeeded, so they say nothing about it.
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -48,7 +48,7 @@ class Trial:
     def __init__(self, func: Callable[..., Any], call: Hashable) -> None:
         self._func = func
         self._call = call, torch.is_grad_enabled()
-        self._names: set[str] = set()
+        self._names: AbstractSet[str] = frozenset()
         self.operations = ""
         self.detaches = False
 
@@ -94,6 +94,7 @@ class Trial:
         with recorded() as pairs:
             result = compute()
         if not facts.has("torch_function_modes"):  # nothing was recorded
+            self._names = MISTAKEN_SIZES & names_in(self._func)
             return result, True
         self.detaches = not _DETACHES.isdisjoint(name for name, _ in pairs)
         names = set(unproven(pairs))
