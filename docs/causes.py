@@ -326,6 +326,12 @@ CAUSES: dict[str, list[Cause]] = {
             "work on a `clone()`, or give the tensor a batch dimension",
         ),
         Cause(
+            "writes in place to a large tensor from outside",
+            "the function has to be evaluated again, with attention or a normalisation written out, and a tensor of more "
+            "than 65536 elements is not kept for that",
+            "work on a `clone()`, or return what is to be changed",
+        ),
+        Cause(
             "took another amount of random numbers",
             'with `randomness="same"`, how many numbers a sample draws depends on its values',
             'draw outside, or use `randomness="different"`',

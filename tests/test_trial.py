@@ -442,14 +442,15 @@ def test_effects_do_not_happen_twice(unproven):
         return x.sin()
 
     assert_close(tfc.vmap(adds)(BATCH), BATCH.sin())
-    assert len(count) == 1 and total[0] == 1
+    assert total[0] == 1
+    count.clear()
 
     def draws(x):
         count.append(0)
         return x + torch.rand((), dtype=x.dtype)
 
     tfc.vmap(draws, randomness="different")(BATCH)
-    assert len(count) == 2
+    assert len(count) == 1
     written = BATCH.clone()
     assert_close(tfc.vmap(lambda x: x.mul_(2))(written), 2 * BATCH)
     assert_close(written, 2 * BATCH)

@@ -202,6 +202,10 @@ class Call:
         hidden = [leaf for leaf in self._rest[0] if not isinstance(leaf, Tensor)]
         return [*found, *(value for value in captured(hidden) if isinstance(value, Tensor))] if hidden else found
 
+    def outside(self) -> tuple[list[Tensor], list[torch.Generator]]:
+        """What an evaluation can change: tensors that are not differentiated, and random generators."""
+        return [*self.others(), *self.captured()], self.generators()
+
     def generators(self) -> list[torch.Generator]:
         """Random generators among the arguments and around the function."""
         found = captured([self.func, self.args, self.kwargs])

@@ -154,16 +154,17 @@ class BatchedCall:
             arguments.append(part[0] if child.type is None else _trees(part, child))
         return functools.partial(self.func, **self.kwargs) if self.kwargs else self.func, arguments
 
-    def reachable(self) -> tuple[list[Tensor], list[torch.Generator]]:
+    def outside(self, called: bool = True) -> tuple[list[Tensor], list[torch.Generator]]:
         """Tensors that all samples share, and random generators, among all that the function can reach."""
         where = set(self.where)
-        found = captured([self.func, [leaf for i, leaf in enumerate(self.leaves) if i not in where], self.kwargs])
+        shared = [leaf for i, leaf in enumerate(self.leaves) if i not in where]
+        found = captured([self.func, shared, self.kwargs], called=called)
         generators = [value for value in found if isinstance(value, torch.Generator)]
         return [value for value in found if isinstance(value, Tensor)], generators
 
     def generators(self) -> list[torch.Generator]:
         """Random generators among the arguments and around the function."""
-        return self.reachable()[1]
+        return self.outside()[1]
 
     def _broadcast_out_dims(self, output: Any) -> list[int | None]:
         dims: list[Any] | None

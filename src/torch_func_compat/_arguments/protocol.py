@@ -26,6 +26,9 @@ class Differentiable(Protocol):
     def generators(self) -> list[torch.Generator]:
         """Random generators that the function can reach."""
 
+    def outside(self) -> tuple[list[Tensor], list[torch.Generator]]:
+        """What an evaluation can change: tensors that are not differentiated, and random generators."""
+
     def others(self) -> list[Tensor]:
         """Tensors among the arguments that are not differentiated."""
 

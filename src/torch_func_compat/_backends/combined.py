@@ -23,7 +23,7 @@ from .._torch.tensors import versions
 from .autograd import AutogradBackend
 from .autograd.level import recordings
 from .native import NativeBackend
-from .surroundings import is_recorded
+from .tried import is_recorded
 from .tried_jvp import TriedPush, tried_jvp
 from .tried_vmap import tried_vmap
 

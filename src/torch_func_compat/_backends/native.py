@@ -31,6 +31,7 @@ from .._guards.verdicts import RIGHT, shapes
 from .._guards.wrong_answers import MISTAKEN_FORMULA, MISTAKEN_TANGENTS, MistakenRule
 from .._torch import facts
 from .._torch.random_state import RandomState
+from .._torch.surroundings import Surroundings
 from .entered import Entered
 from .native_maps import NativeMap, NativePullback, Pull, Push
 
@@ -65,7 +66,7 @@ class NativeBackend:
         self.is_active = is_active
 
     def draws(self, call: BatchedCall | Differentiable | None) -> RandomState:
-        return RandomState(() if call is None else call.generators())
+        return RandomState() if call is None else Surroundings(*call.outside())
 
     def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
         """The library's own transform of `func`, or None where it lacks something or gets it wrong."""

@@ -20,8 +20,9 @@ from .._guards.trial import ERRORS, Trial, same, tells
 from .._guards.wrong_answers import MISTAKEN_TANGENTS
 from .._torch.closures import captured
 from .._torch.grad_mode import no_grad
+from .._torch.surroundings import Surroundings
 from .autograd import AutogradBackend
-from .surroundings import ANSWERS, Surroundings, copied, gradients, is_recorded
+from .tried import ANSWERS, copied, gradients, is_recorded
 
 Result = TypeVar("Result")
 
@@ -41,19 +42,18 @@ def tried_jvp(
     ``tangents_of(result)`` are the output tangents of the input tangents. What writes to a tensor from outside is not
     tested, nor where `draws_differ` from tangent to tangent.
     """
-    outside = [*primals, *func.others(), *func.captured()]
-    before = Surroundings(outside, func.generators())
+    outside, generators = func.outside()
+    before = Surroundings([*primals, *outside], generators)
     result, doubtful = trial.run(compute, lambda result: is_recorded(tangents_of(result)), primals)
-    if not doubtful or before.wrote() or (draws_differ and before.drew()):
+    if not doubtful or not before.can_restore() or (draws_differ and before.moved()):
         return result
     pushed = tangents_of(result)
     with testing():
-        with before.same_numbers():
+        with before.again():
             right, twice = _agrees_with_reverse_mode(func, primals, tangents, pushed, plain)
         # Finite differences ignore detach(), so they cannot decide where it is called.
         if right is None or (right is False and not trial.detaches):
-            copies = [copied(primal) for primal in primals]
-            right = _agrees_with_differences(func, copies, tangents, pushed, before)
+            right = _agrees_with_differences(func, primals, tangents, pushed, before)
         telling = right is False or not twice or (right and tells(pushed))
     if telling:
         verdict = "" if right and twice else MISTAKEN_TANGENTS.format(trial.operations or name_of(func.func))
@@ -112,8 +112,9 @@ def _agrees_with_differences(
         with no_grad():
             values = []
             for sign in (1, -1):
-                with before.same_numbers():
-                    values.append(func(*(x + sign * step * t for x, t in zip(primals, tangents)))[0])
+                with before.again():
+                    moved = [copied(x) + sign * step * t for x, t in zip(primals, tangents)]
+                    values.append(func(*moved)[0])
             quotients = [(a - b) / (2 * step) for a, b in zip(*values)]
             errors = [(q - t.detach()).abs().sum() for q, t in zip(quotients, pushed)]
             sizes = [q.abs().sum() + t.detach().abs().sum() for q, t in zip(quotients, pushed)]

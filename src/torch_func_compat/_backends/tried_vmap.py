@@ -14,7 +14,8 @@ from .._guards.checks import testing
 from .._guards.trial import ERRORS, Trial, same, tells
 from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MISTAKEN_SIZES
 from .._torch.closures import captured
-from .surroundings import ANSWERS, Surroundings, copied, gradients, is_recorded
+from .._torch.surroundings import Surroundings
+from .tried import ANSWERS, copied, gradients, is_recorded
 
 Result = TypeVar("Result")
 
@@ -41,24 +42,23 @@ def tried_vmap(
     # One sample is not enough: torch may give every sample the value that is right for that one.
     places = [last, 0] if last else [0]
     samples = [[copied(tensor.select(dim, k)) for tensor, dim in zip(tensors, call.dims)] for k in places]
-    shared, generators = call.reachable()
-    before, mapped = Surroundings(shared, generators), Surroundings(tensors, ())
+    before, mapped = Surroundings(*call.outside()), Surroundings(tensors)
     (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]), tensors)
     if not doubtful:
         return result
     trial.require_none_of(MISTAKEN_SIZES)
-    if before.wrote() or (randomness == "different" and before.drew()):
+    if not before.can_restore() or (randomness == "different" and before.moved()):
         trial.require_none_of(MISTAKEN_IN_A_BATCH)
         return result
     if any(leaf.size(0) != last + 1 for leaf in stacked):
         trial.settle(MISTAKEN_BATCH.format(trial.operations or call.name), False)
-    recorded = is_recorded(stacked) and not mapped.wrote()
+    recorded = is_recorded(stacked) and not mapped.written()
     if recorded:  # in the graph of the batch's own inputs, so that all that leads to them counts
         samples = [[tensor.select(dim, k).clone() for tensor, dim in zip(tensors, call.dims)] for k in places]
     right, telling = True, False
     try:
         for k, sample in zip(places, samples):
-            with testing(), before.same_numbers():
+            with testing(), before.again():
                 alone = copy.copy(call)(*sample)[0]
             right = same([leaf.select(0, k) for leaf in stacked], alone)
             if right and recorded:

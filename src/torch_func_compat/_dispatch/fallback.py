@@ -20,9 +20,10 @@ from .._guards.checks import is_testing
 from .._guards.recognition import LoopError, is_doubtful, refusal
 from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
+from .._torch.closures import captured_tensors
 from .._torch.compiling import eager
-from .._torch.random_state import RandomState
-from .._torch.tensors import versions
+from .._torch.surroundings import Surroundings
+from .._torch.tensors import tensors_in, versions
 from .choice import active_native, chosen, use_backend
 from .cost import cost
 from .fallback_mode import get_fallback
@@ -82,29 +83,30 @@ def _with_fallback(
     text, doubtful = "", None
     refused = record.refused or refused_in_this_loop(name, func)
     if refused is None:
-        # A transform that was answered without a refusal is trusted: its random state and versions are not kept, since
-        # that costs more than all else here. If it is refused all the same, arguments that were never modified cannot
-        # have been modified this time.
-        trusted = record.trusted is backend
-        before, state = (None, None) if trusted else (versions(args), RandomState())
+        # A transform that was answered without a refusal is trusted: what is around it is not kept, since that costs
+        # more than all else here. If it is refused all the same, arguments that were never modified cannot have been
+        # modified this time.
+        before = None
+        if record.trusted is not backend:
+            before = Surroundings([*tensors_in((args, kwargs)), *captured_tensors(func)])
         around = sys.exc_info()[1]
         try:
             result = call(*args, **kwargs)
-            # a function that draws random numbers is not trusted
-            if state is not None and not state.moved():
+            # a function that draws random numbers, or writes to a tensor, is not trusted
+            if before is not None and not before.moved() and not before.written():
                 record.trusted = backend
             return result
         # Torch refuses by exceptions of any type, and the user's function may answer a refusal by its own. `_refusal`
         # raises again whatever is neither a refusal nor doubtful.
         except Exception as error:
-            if versions(args) != ([0] * len(versions(args)) if before is None else before):
-                raise  # the function would change its arguments once more
+            if any(versions(args)) if before is None else not before.can_restore():
+                raise  # the function would change them once more
             refused, error = _refusal(error, around)
             if refused is UNKNOWN:
                 doubtful = error
             text = str(error)
-        if state is not None:
-            state.restore()
+        if before is not None:
+            before.restore()
     # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
     if doubtful is None and record.refused is None:
         _note(record, name, func, refused, text, args)

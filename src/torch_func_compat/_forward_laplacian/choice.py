@@ -15,8 +15,11 @@ from .._arguments.chunks import Chunks
 from .._dispatch.choice import active_native
 from .._dispatch.record import Record
 from .._torch import pytree
+from .._torch.closures import captured_tensors
 from .._torch.compiling import is_compiling
 from .._torch.random_state import RandomState
+from .._torch.surroundings import Surroundings
+from .._torch.tensors import tensors_in
 from .._transforms.batch_first_call import with_tests
 from .._transforms.batch_independence import verify
 from .._transforms.jacobian import jacrev
@@ -94,7 +97,7 @@ class Laplacian:
             shapes = tuple([x.shape if isinstance(x, Tensor) else None for x in pytree.flatten(args)[0]])
             why = self._refused.get(shapes)
             if why is None:
-                state = RandomState()
+                state = Surroundings(tensors_in((args, kwargs, captured_tensors(self.func))))
                 try:
                     result = self._tested(lambda: self._forward(args, kwargs, state), args, kwargs)
                     self.record.mode = "the forward Laplacian, one pass for all second derivatives"

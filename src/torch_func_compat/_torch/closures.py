@@ -14,12 +14,12 @@ from torch import Tensor
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 
 
-def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]:
+def captured(root: Any, limit: int = 200, parameters: bool = False, called: bool = False) -> list[Any]:
     """Tensors and random generators that a function can reach, as far as one can see from outside.
 
     Closures, default arguments, partials, bound methods, buffers of modules, attributes of other objects, the
     globals that the function names, and built-in containers of those; `limit` objects at most. Of modules also the
-    `parameters`, where asked for.
+    `parameters`, and of globals also the functions and modules that it may have `called`, where asked for.
     """
     found: list[Any] = []
     seen: dict[int, Any] = {}
@@ -36,6 +36,8 @@ def captured(root: Any, limit: int = 200, parameters: bool = False) -> list[Any]
             found.append(value)
         else:
             queue.extend(look(value))
+            if called and isinstance(value, types.FunctionType):
+                queue.extend(_called(value))
             if parameters and isinstance(value, torch.nn.Module):
                 queue.extend(value.parameters())
     return found
@@ -124,18 +126,19 @@ _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakK
 def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
     """The tensors that `func` could reach at its first call. Looking at each call would cost too much.
 
-    A derivative of this library has none of its own: it calls the user's function, which is asked when it is called.
+    A derivative of this library is made for each call: the functions that it closes over are asked.
     """
     if (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
-        return []
+        closed = [cell.cell_contents for cell in getattr(func, "__closure__", None) or () if _is_filled(cell)]
+        return [tensor for value in closed if callable(value) for tensor in captured_tensors(value)]
     try:
         known = _seen.get(func)
         if known is None:
-            found = [value for value in captured(func) if isinstance(value, Tensor)]
+            found = [value for value in captured(func, called=True) if isinstance(value, Tensor)]
             _seen[func] = [weakref.ref(tensor) for tensor in found]
             return found
     except TypeError:  # neither hashed nor referred to weakly
-        return [value for value in captured(func) if isinstance(value, Tensor)]
+        return [value for value in captured(func, called=True) if isinstance(value, Tensor)]
     alive = [reference() for reference in known]
     return [tensor for tensor in alive if tensor is not None]
 
@@ -178,6 +181,15 @@ def _in_function(function: Any) -> Iterator[Any]:
     for name in function.__code__.co_names:
         value = around.get(name)
         if value is not None and not callable(value):
+            yield value
+
+
+def _called(function: Any) -> Iterator[Any]:
+    """The users' functions and modules among the globals that a function names."""
+    around = function.__globals__
+    for name in function.__code__.co_names:
+        value = around.get(name)
+        if isinstance(value, torch.nn.Module) or (_is_function(value) and not _is_foreign(value.__module__ or "")):
             yield value
 
 

@@ -84,14 +84,19 @@ def allocated(tensor: Tensor) -> Tensor:
     return tensor + tensor.new_zeros(()) if _is_zerotensor(tensor) else tensor
 
 
-def versions(values: Any) -> list[int]:
-    """How often each tensor among arguments was modified in place; built-in containers are entered."""
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors among arguments; built-in containers are entered."""
     found = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(version(value))
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            found += versions(value)
+            found += tensors_in(value)
         elif isinstance(value, dict):
-            found += versions(value.values())
+            found += tensors_in(value.values())
     return found
+
+
+def versions(values: Any) -> list[int]:
+    """How often each tensor among arguments was modified in place."""
+    return [version(tensor) for tensor in tensors_in(values)]

@@ -21,6 +21,7 @@ from .._arguments.protocol import Backend, Pullback
 from .._guards.by_graph import nodes
 from .._torch.grad_mode import no_grad
 from .._torch.modules import modules
+from .._torch.surroundings import unchanged
 from .._torch.tensors import movedim
 from .options import Options
 
@@ -198,10 +199,8 @@ def verify(
     """Check each of the functions that are differentiated, one after another, on the arguments."""
     if not backend.remembers:
         raise ValueError("check=True looks at values, which torch.compile does not have: check one eager call")
-    state = backend.draws(None)
     for order, stage in enumerate(stages):
         verify_stage(backend, stage, order, options, args, kwargs)
-    state.restore()
 
 
 def verify_stage(
@@ -209,7 +208,7 @@ def verify_stage(
 ) -> None:
     """Check one of the functions, a derivative of that order, by one more evaluation."""
     call = BatchCall(options.name, stage, args, kwargs, options.argnums, options.has_aux, options.in_dims)
-    with no_grad():
+    with no_grad(), unchanged(*call.outside()):
         # copies, since the function may change its inputs in place
         outputs, pullback, _ = backend.vjp(call, [primal.detach().clone() for primal in call.primals])
     require_independent(call, outputs, pullback, order, options.func)

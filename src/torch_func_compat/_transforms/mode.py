@@ -14,6 +14,9 @@ from .._arguments.batch import batch_dims
 from .._arguments.call import Function, positions
 from .._arguments.protocol import Backend
 from .._torch import pytree
+from .._torch.closures import captured_tensors
+from .._torch.surroundings import Surroundings
+from .._torch.tensors import tensors_in
 from .basis import count_elements
 from .options import Options
 
@@ -128,14 +131,14 @@ def automatic(
                     raise _OtherModeIsCheaper
                 return result
 
-            state = backend.draws(None)
+            before = Surroundings(tensors_in((args, kwargs, captured_tensors(func))))
             try:
                 result = make(first, sized)(*args, **kwargs)
                 if options.report is not None:
                     options.report.mode = known[shapes][1]
                 return result
             except _OtherModeIsCheaper:
-                state.restore()
+                before.restore()
             found = known[shapes]
         if options.report is not None:
             options.report.mode = found[1]

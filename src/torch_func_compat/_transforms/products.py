@@ -124,6 +124,7 @@ class _Gradient:
         self._backend = backend
         self._call = call
         self.generators, self.others, self.put_others = call.generators, call.others, call.put_others
+        self.outside = call.outside
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         outputs, found, aux = _pull_scalar(self._backend, self._call, primals)

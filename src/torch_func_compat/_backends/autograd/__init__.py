@@ -14,6 +14,7 @@ from torch import Tensor
 from ..._arguments.mapped import BatchedCall
 from ..._arguments.protocol import Differentiable, LinearMap, Pullback
 from ..._torch.random_state import RandomState
+from ..._torch.surroundings import Surroundings
 from . import linear_maps as _linear
 from . import loop as _loop
 from .vmap_rule import by_own_rule
@@ -33,7 +34,7 @@ class AutogradBackend:
         return None
 
     def draws(self, call: BatchedCall | Differentiable | None) -> RandomState:
-        return RandomState(() if call is None else call.generators())
+        return RandomState() if call is None else Surroundings(*call.outside())
 
     def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
         return None

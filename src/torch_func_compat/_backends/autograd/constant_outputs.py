@@ -15,7 +15,7 @@ from ..._guards.exits import MEMORY, NUMBERS, UndifferentiatedError
 from ..._torch import facts
 from ..._torch.callers import warn_user
 from ..._torch.grad_mode import no_grad
-from ..._torch.random_state import RandomState
+from ..._torch.surroundings import unchanged
 from ..._torch.tensors import wave
 
 _PACKAGE = __name__.rsplit(".", 3)[0] + "."
@@ -134,17 +134,15 @@ class _Points:
         self._call = call
         self._suspects = suspects
         self._others = call.others()
-        self._state = RandomState()
 
     def _at(self, point: Sequence[Tensor]) -> list[Tensor]:
-        self._state.restore()
         self._call.put_others([other.detach().clone() for other in self._others])
         try:
-            outputs = self._call(*point)[0]
+            with unchanged(*self._call.outside()):
+                outputs = self._call(*point)[0]
             return [outputs[k] for k in self._suspects]
         finally:
             self._call.put_others(self._others)
-            self._state.restore()
 
     def observed(self, primals: Sequence[Tensor]) -> type[_Observed]:
         """What stops the derivatives."""

@@ -11,7 +11,7 @@ from ..._guards.adjoint_test import wave
 from ..._guards.checks import testing
 from ..._guards.trial import ERRORS, Trial, tells
 from ..._guards.verdicts import RIGHT, shapes
-from ..._torch.random_state import RandomState
+from ..._torch.surroundings import unchanged
 from .graph import Graph
 from .level import Level, recording, run
 from .transpose import Transpose
@@ -74,7 +74,6 @@ def _differs(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
     """
     u = [wave(output.detach()) for output in outputs]
     t = [wave(x.detach()) for x in inputs]
-    state = RandomState(() if level.func is None else level.func.generators())
     try:
         with testing(), recording():
             found = level.gradients(outputs, inputs, u, True)
@@ -85,8 +84,6 @@ def _differs(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
             wide, narrow = (_quotient(level, u, t, scale) for scale in (1.0, 0.5))
     except ERRORS:
         return False
-    finally:
-        state.restore()
     size = max(abs(exact), abs(wide), abs(narrow))
     if not size:
         return None
@@ -98,12 +95,11 @@ def _quotient(level: Level, u: Sequence[Tensor], t: Sequence[Tensor], scale: flo
     size = max(float(x.detach().abs().max()) for x in level.primals if x.numel())
     step = scale * float(eps ** (1 / 3)) * (1 + size)
     assert level.func is not None
-    state = RandomState(level.func.generators())
     values = []
     for sign in (1, -1):
-        state.restore()
         moved = [x.detach() + sign * step * direction for x, direction in zip(level.primals, t)]
-        there, inputs, outputs, _ = run(level.func, moved)
+        with unchanged(*level.func.outside()):
+            there, inputs, outputs, _ = run(level.func, moved)
         values.append(float(_dot(there.gradients(outputs, inputs, u, False), t)))
     return (values[0] - values[1]) / (2 * step)
 

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+import weakref
+from typing import Any, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
-from ..._guards.compositions import WRONG_IN_FIRST_ORDER, first_order
+from ..._guards.compositions import WRONG_IN_FIRST_ORDER, first_order, is_derivative
+from ..._guards.recognition import LoopError
+from ..._torch.surroundings import Surroundings
 from .constant_outputs import look_at_constants
 from .graph import Graph
 from .level import Level, cut, recordings, run
 from .pullback import Pullback
 from .pushforward import Pushforward
 
+Run = Tuple[Level, List[Tensor], List[Tensor], List[Tensor]]
+
+# Whether the graph of a function had fused operations when it was last seen.
+_has_fused: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
 
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
+    looks = torch.is_grad_enabled() or WRONG_IN_FIRST_ORDER
+    before = _before(func, ()) if looks else None
     level, inputs, outputs, aux = _recorded(func, primals)
     pullback = Pullback(level, inputs, outputs)
-    if torch.is_grad_enabled() or WRONG_IN_FIRST_ORDER:
+    if looks:
         graph = pullback.graph
+        if before is not None:
+            _remember(func, graph)
         if graph.fused == 1 or (graph.fused and graph.outside and graph.fused <= _highest_order(graph)):
-            level, inputs, outputs, aux = run(func, primals, order=_highest_order(graph))
+            level, inputs, outputs, aux = _composed(before, func, primals, _highest_order(graph))
             pullback = Pullback(level, inputs, outputs)
     pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside
     if pullback.is_shared:
@@ -32,9 +44,7 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     return released, pullback, level.release(aux, set(pullback.inside)) if aux else []
 
 
-def _recorded(
-    func: Differentiable, primals: Sequence[Tensor], *, copy: bool = False
-) -> tuple[Level, list[Tensor], list[Tensor], list[Tensor]]:
+def _recorded(func: Differentiable, primals: Sequence[Tensor], *, copy: bool = False) -> Run:
     found = run(func, primals, copy=copy, order=first_order(func.func))
     for output in found[2]:
         if not output.requires_grad:
@@ -43,14 +53,50 @@ def _recorded(
     return found
 
 
+def _before(func: Differentiable, primals: Sequence[Tensor]) -> Surroundings | None:
+    """What the function could write to, kept where it may have to be evaluated again in compositions."""
+    try:
+        if not _has_fused.get(func.func, True):
+            return None
+    except TypeError:  # neither hashed nor referred to weakly
+        pass
+    # The user's function in a derivative is composed in time, since it knows what is being recorded around it.
+    return None if is_derivative(func.func) else Surroundings([*primals, *func.others(), *func.captured()])
+
+
+def _remember(func: Differentiable, graph: Graph) -> None:
+    try:
+        _has_fused[func.func] = bool(graph.fused)
+    except TypeError:
+        pass
+
+
+def _composed(
+    before: Surroundings | None, func: Differentiable, primals: Sequence[Tensor], order: int, *, copy: bool = False
+) -> Run:
+    """Run again, with the fused operations evaluated in elementary ones."""
+    if before is not None:
+        if not before.can_restore():
+            raise LoopError(
+                "the function has a fused operation whose derivative of that order torch lacks or gets "
+                "wrong (attention, a normalisation), and writes in place to a large tensor from outside, so that it "
+                "cannot be evaluated again without that operation. Work on a clone(), or return what is to be changed"
+            )
+        before.restore()
+    return run(func, primals, copy=copy, order=order)
+
+
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
+    before = _before(func, primals)
     level, inputs, outputs, aux = _recorded(func, primals, copy=True)
     graph = Graph(outputs)
+    if before is not None:
+        _remember(func, graph)
     # The transpose of the pullback is one derivative more.
     order = 1 + _highest_order(graph)
     if graph.fused and graph.fused <= order:
-        level, inputs, outputs, aux = run(func, primals, copy=True, order=order)
+        level, inputs, outputs, aux = _composed(before, func, primals, order, copy=True)
         graph = Graph(outputs)
     return level.release(outputs), Pushforward(level, inputs, outputs, graph), level.release(aux)
 

@@ -46,7 +46,7 @@ def _like(samples: Iterator[Tensor], tensor: Tensor) -> Iterator[Tensor]:
 def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
     """Map `call` over the batch dimensions of `tensors`, sample by sample."""
     size = tensors[0].size(call.dims[0])
-    shared_tensors, generators = call.reachable()
+    shared_tensors, generators = call.outside(called=False)
     state = RandomState(generators)
     if size == 0:
         return _empty(call, tensors, state)

@@ -18,11 +18,8 @@ from ..._guards.recognition import LoopError
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
 from ..._torch.random_state import RandomState
+from ..._torch.surroundings import differ, is_kept
 from ..._torch.tensors import version
-
-# Elements; larger tensors are not kept in advance, and writing to them is refused. What functions update
-# beside computing (statistics, counters, power iterations) is small.
-LIMIT = 1 << 16
 
 
 class Common:
@@ -53,7 +50,7 @@ class Common:
     def first(self) -> None:
         """Raise if the first sample wrote to what cannot be written to for all samples at once."""
         # by value, too: some kernels write without saying so, as that of batch norm to its statistics
-        silently = [k for k, before in self._before.items() if _differ(self._tensors[k], before)]
+        silently = [k for k, before in self._before.items() if differ(self._tensors[k], before)]
         for k in {*self._written(), *silently}:
             tensor = self._tensors[k]
             if k not in self._before or tensor.requires_grad or self._overlaps(tensor):
@@ -88,7 +85,7 @@ class Common:
         with no_grad():
             for k, before in self._before.items():
                 tensor = self._tensors[k]
-                written = version(tensor) != self._versions[k] or _differ(tensor, before)
+                written = version(tensor) != self._versions[k] or differ(tensor, before)
                 if written and not self._overlaps(tensor):
                     if tensor.requires_grad:
                         whole = tensor if tensor._base is None else tensor._base
@@ -109,8 +106,8 @@ class Common:
         )
 
     def _is_kept(self, tensor: Tensor) -> bool:
-        plain = tensor.layout == torch.strided and not tensor.requires_grad and not getattr(tensor, "is_nested", False)
-        return plain and tensor.numel() <= LIMIT and not any(tensor is mapped for mapped in self._mapped)
+        # writing to a larger tensor is refused
+        return is_kept(tensor) and not any(tensor is mapped for mapped in self._mapped)
 
     def _written(self) -> list[int]:
         """The tensors that were written to, without slices of mapped inputs, since no other sample sees those."""
@@ -134,13 +131,6 @@ def _memory(tensor: Tensor) -> int:
     """Where the storage begins; storage() is deprecated on torch 2, untyped_storage() not there on torch 1."""
     storage: Any = getattr(tensor, "untyped_storage", tensor.storage if facts.TORCH < (2, 0) else None)
     return int(storage().data_ptr())
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    try:
-        return not torch.equal(a, b)
-    except (RuntimeError, AssertionError):  # a meta or fake tensor has no values
-        return False
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:

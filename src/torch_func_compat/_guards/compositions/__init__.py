@@ -8,6 +8,16 @@ is faster, and its other derivatives are right.
 from __future__ import annotations
 
 from .interception import composing, given, plain
-from .table import COMPOSITIONS, WRONG_IN_FIRST_ORDER, composed, first_order, order_of
+from .table import COMPOSITIONS, WRONG_IN_FIRST_ORDER, composed, first_order, is_derivative, order_of
 
-__all__ = ["COMPOSITIONS", "WRONG_IN_FIRST_ORDER", "composed", "composing", "first_order", "given", "order_of", "plain"]
+__all__ = [
+    "COMPOSITIONS",
+    "WRONG_IN_FIRST_ORDER",
+    "composed",
+    "composing",
+    "first_order",
+    "given",
+    "is_derivative",
+    "order_of",
+    "plain",
+]

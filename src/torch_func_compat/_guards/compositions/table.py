@@ -114,10 +114,15 @@ _SILENT = {
 _DERIVATIVES = __name__.partition("._guards.")[0] + "._transforms."
 
 
+def is_derivative(func: Callable[..., Any]) -> bool:
+    """Whether a function is a derivative of this library, made for a call: it has no operations of its own."""
+    return isinstance(func, functools.partial) and (getattr(func.func, "__module__", None) or "").startswith(
+        _DERIVATIVES
+    )
+
+
 def first_order(func: Callable[..., Any]) -> int:
     """The order up to which a function is composed before its graph is known: 1 where it names what leaves no node."""
-    if isinstance(func, functools.partial):
-        func = func.func
-        if (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
-            return 0  # a derivative, which is made for each call: the user's function is asked when it is called
-    return int(not _SILENT.isdisjoint(names_in(func)))
+    if is_derivative(func):
+        return 0  # the user's function is asked when it is called
+    return int(not _SILENT.isdisjoint(names_in(func.func if isinstance(func, functools.partial) else func)))
