@@ -327,8 +327,8 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause(
             "writes in place to a large tensor from outside",
-            "the function has to be evaluated again, with attention or a normalisation written out, and a tensor of more "
-            "than 65536 elements is not kept for that",
+            "the function has to be evaluated again, with attention or a normalisation written out, and a tensor of "
+            "more than 65536 elements is not kept for that",
             "work on a `clone()`, or return what is to be changed",
         ),
         Cause(
