@@ -9,6 +9,7 @@ batching is lost. If forward mode falls back, everything within it is computed b
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any, Callable
 
 import torch
@@ -87,14 +88,14 @@ def _with_fallback(
         # more than all else here. If it is refused all the same, arguments that were never modified cannot have been
         # modified this time.
         before = None
-        if record.trusted is not backend:
+        if not _is_trusted(name, func, backend):
             before = Surroundings([*tensors_in((args, kwargs)), *captured_tensors(func)])
         around = sys.exc_info()[1]
         try:
             result = call(*args, **kwargs)
             # a function that draws random numbers, or writes to a tensor, is not trusted
             if before is not None and not before.moved() and not before.written():
-                record.trusted = backend
+                _trust(name, func, backend)
             return result
         # Torch refuses by exceptions of any type, and the user's function may answer a refusal by its own. `_refusal`
         # raises again whatever is neither a refusal nor doubtful.
@@ -131,11 +132,30 @@ def _with_fallback(
     raise again
 
 
+# By function and transform, the backend that answered without a refusal.
+_trusted: weakref.WeakKeyDictionary[Any, dict[str, Backend | None]] = weakref.WeakKeyDictionary()
+
+
+def _is_trusted(name: str, func: Callable[..., Any], backend: Backend) -> bool:
+    try:
+        found = _trusted.get(func)
+    except TypeError:  # neither hashed nor referred to weakly
+        return False
+    return found is not None and found.get(name) is backend
+
+
+def _trust(name: str, func: Callable[..., Any], backend: Backend | None) -> None:
+    try:
+        _trusted.setdefault(func, {})[name] = backend
+    except TypeError:
+        pass
+
+
 def _note(
     record: Record, name: str, func: Callable[..., Any], refused: Capability, text: str, args: tuple[Any, ...]
 ) -> None:
     """Remember a refusal, and tell the user."""
-    record.trusted = None
+    _trust(name, func, None)
     if refused.lasting:
         record.refused = refused
         remember(name, func, refused)

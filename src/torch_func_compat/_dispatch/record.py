@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Callable, Mapping
 
-from .._arguments.protocol import Backend
 from .._guards.refusals import Capability
 from .._transforms.options import Report
 
@@ -25,8 +24,6 @@ class Record(Report):
         Whether a backend with a library took a derivative by plain autograd.
     refused : Capability or None
         A refusal of its library.
-    trusted : Backend or None
-        The backend that has answered without a refusal.
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
@@ -35,7 +32,6 @@ class Record(Report):
         self.backend: str | None = None
         self.is_plain = False
         self.refused: Capability | None = None
-        self.trusted: Backend | None = None
 
 
 def explain(transformed: Callable[..., Any]) -> str:

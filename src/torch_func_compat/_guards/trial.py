@@ -43,12 +43,16 @@ class Trial:
         The user's function.
     call : hashable
         The kind of the transform, and the shapes that it is called with.
+    by_flags : bool
+        Whether a verdict ends where a flag or a number around the function changes.
     """
 
-    def __init__(self, func: Callable[..., Any], call: Hashable) -> None:
+    def __init__(self, func: Callable[..., Any], call: Hashable, by_flags: bool = True) -> None:
         self._func = func
+        self._by_flags = by_flags
         self._call = call, torch.is_grad_enabled()
         self._names: AbstractSet[str] = frozenset()
+        self._recorded: AbstractSet[tuple[str, str]] | None = None
         self.operations = ""
         self.detaches = False
 
@@ -57,12 +61,12 @@ class Trial:
         when = get_checks()
         if when == "off":
             return RIGHT
-        return None if when == "always" else _verdicts.get(self._func, (self._call, recorded))
+        return None if when == "always" else _verdicts.get(self._func, (self._call, recorded), self._by_flags)
 
     def note(self, verdict: Verdict, recorded: bool = False) -> None:
         """Remember the verdict of a test."""
         for kind in {False, recorded}:
-            _verdicts.set(self._func, (self._call, kind), verdict)
+            _verdicts.set(self._func, (self._call, kind), verdict, self._recorded)
 
     def is_settled(self, recorded: bool = False) -> bool:
         """Whether no test is needed; raises where the library was wrong before."""
@@ -96,16 +100,21 @@ class Trial:
         if not facts.has("torch_function_modes"):  # nothing was recorded
             self._names = MISTAKEN_SIZES & names_in(self._func)
             return result, True
+        self._recorded = pairs
         self.detaches = not _DETACHES.isdisjoint(name for name, _ in pairs)
         names = set(unproven(pairs))
-        if reaches_scripts(self._func):
+        scripts = reaches_scripts(self._func)
+        if scripts:
             names.add("TorchScript")
         twice = is_recorded(result)
         if twice:
             names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
         self._names = {name.partition(":")[0] for name in names}
         self.operations = ", ".join(sorted(names))
-        if names or get_checks() == "always" or any(x.device.type != "cpu" for x in inputs):
+        is_doubtful = names or any(x.device.type != "cpu" for x in inputs)
+        if get_checks() == "always":
+            return result, True
+        if is_doubtful and (scripts or not _verdicts.holds_for(self._func, (self._call, twice), pairs)):
             return result, True
         self.note(RIGHT, twice)
         return result, False

@@ -12,10 +12,12 @@ import itertools
 import types
 import weakref
 from collections import OrderedDict
-from typing import Any, Callable, Hashable, Iterable
+from typing import AbstractSet, Any, Callable, Hashable, Iterable, Optional, Tuple
 
 import torch
 from torch import Tensor
+
+from .flags import Flags
 
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 # Functions in closures deeper than this are told apart by identity.
@@ -28,33 +30,71 @@ Verdict = str
 RIGHT = ""
 
 
+# Recorded operations: `torch_func_compat._guards.recorder.Pairs`; None where there are no modes to record them.
+Operations = Optional[AbstractSet[Tuple[str, str]]]
+# Changes of flags that brought no other operation, until changes are not looked at any more: a number may count steps.
+_PATIENCE = 16
+
+
+class Entry:
+    """A verdict, the flags around the function when it was given, and the operations that it holds for."""
+
+    __slots__ = ("changes", "flags", "operations", "values", "verdict")
+
+    def __init__(self, verdict: Verdict, func: Callable[..., Any], operations: Operations) -> None:
+        self.verdict = verdict
+        self.flags = Flags(func)
+        self.values = self.flags.values(func)
+        self.operations = operations
+        self.changes = 0
+
+    def holds_now(self, func: Callable[..., Any]) -> bool:
+        """Whether the flags are what they were; also of another function of the same identity."""
+        return self.changes >= _PATIENCE or self.flags.values(func) == self.values
+
+
 class Verdicts:
     """Verdicts by function and call."""
 
     def __init__(self) -> None:
         # None where `_of_codes` has no verdict either: computing the identity of a function takes longer than all else.
-        self._of_functions: weakref.WeakKeyDictionary[Any, dict[Hashable, Verdict | None]] = weakref.WeakKeyDictionary()
-        self._of_codes: OrderedDict[Hashable, Verdict] = OrderedDict()
+        self._of_functions: weakref.WeakKeyDictionary[Any, dict[Hashable, Entry | None]] = weakref.WeakKeyDictionary()
+        self._of_codes: OrderedDict[Hashable, Entry] = OrderedDict()
 
-    def get(self, func: Callable[..., Any], call: Hashable) -> Verdict | None:
-        """The verdict on a function in such a call, or None if there is none."""
+    def _entry(self, func: Callable[..., Any], call: Hashable) -> Entry | None:
         try:
             found = self._of_functions.get(func)
         except TypeError:  # neither hashed nor referred to weakly
             return self._of_codes.get((identity(func), call))
         if found is not None and call in found:
             return found[call]
-        verdict = self._of_codes.get((identity(func), call))
-        self._of_functions.setdefault(func, {})[call] = verdict
-        return verdict
+        entry = self._of_codes.get((identity(func), call))
+        self._of_functions.setdefault(func, {})[call] = entry
+        return entry
 
-    def set(self, func: Callable[..., Any], call: Hashable, verdict: Verdict) -> None:
+    def get(self, func: Callable[..., Any], call: Hashable, by_flags: bool = True) -> Verdict | None:
+        """The verdict on a function in such a call; None if there is none, or none for the flags of now."""
+        entry = self._entry(func, call)
+        return entry.verdict if entry is not None and (not by_flags or entry.holds_now(func)) else None
+
+    def holds_for(self, func: Callable[..., Any], call: Hashable, operations: AbstractSet[tuple[str, str]]) -> bool:
+        """Whether such a call was right with all of these operations, by whatever flags."""
+        entry = self._entry(func, call)
+        return entry is not None and entry.verdict == RIGHT and operations <= (entry.operations or frozenset())
+
+    def set(self, func: Callable[..., Any], call: Hashable, verdict: Verdict, operations: Operations = None) -> None:
         """Remember a verdict."""
+        entry, before = Entry(verdict, func, operations), self._entry(func, call)
+        if before is not None and before.verdict == verdict:
+            if operations is not None and before.operations is not None:
+                entry.operations = operations | before.operations
+            if entry.operations == before.operations:
+                entry.changes = before.changes + (entry.values != before.values)
         try:
-            self._of_functions.setdefault(func, {})[call] = verdict
+            self._of_functions.setdefault(func, {})[call] = entry
         except TypeError:
             pass
-        self._of_codes[identity(func), call] = verdict
+        self._of_codes[identity(func), call] = entry
         while len(self._of_codes) > _MOST:
             self._of_codes.popitem(last=False)
 

@@ -56,7 +56,9 @@ def pending(
     if get_checks() == "off" or is_testing() or backend.innermost() is not None:
         return None
     call = (repr(options.in_dims), options.argnums, _described(args), _described(kwargs), switches(options.func))
-    trials = {order: Trial(options.func, ("independent samples", order, call)) for order in range(orders)}
+    trials = {
+        order: Trial(options.func, ("independent samples", order, call), by_flags=False) for order in range(orders)
+    }
     trials = {order: trial for order, trial in trials.items() if trial.verdict() is None}
     return Pending(options.func, trials) if trials else None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..._arguments.protocol import Differentiable
 from ..._guards.exits import MEMORY, NUMBERS, UndifferentiatedError
+from ..._guards.flags import Flags
 from ..._torch import facts
 from ..._torch.callers import warn_user
 from ..._torch.grad_mode import no_grad
@@ -77,8 +78,8 @@ def _moved(x: Tensor) -> Tensor:
     return x + step * (1 + x.abs()) * wave(x)
 
 
-# Functions whose constant outputs are meant to be so, wherever they are evaluated.
-_innocent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+# Functions whose constant outputs are meant to be so, wherever they are evaluated; with the flags around them.
+_innocent: weakref.WeakKeyDictionary[Any, tuple[Flags, tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 
 
 def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -94,7 +95,10 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
         if not output.requires_grad and (output.is_floating_point() or output.is_complex())
     ]
     try:
-        if not suspects or call.func in _innocent:
+        if not suspects:
+            return
+        known = _innocent.get(call.func)
+        if known is not None and known[0].values(call.func) == known[1]:
             return
     except TypeError:  # neither hashed nor referred to weakly
         pass
@@ -103,7 +107,8 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
     found = points.observed(primals)
     if not found.left and (found.stopped or not found.undifferentiable):
         try:
-            _innocent[call.func] = True
+            around = Flags(call.func)
+            _innocent[call.func] = around, around.values(call.func)
         except TypeError:
             pass
         return
