@@ -92,7 +92,9 @@ def _inner_model():
     return lambda x: model(x), model[1].train
 
 
-PLACES = [_closed_over, _listed, _in_a_dict, _global, _attribute, _method, _model, _inner_model]
+PLACES = [_in_a_dict, _global, _attribute, _method, _model, _inner_model]
+if facts.has("torch_function_modes"):  # else numbers are not watched, since they may count steps
+    PLACES += [_closed_over, _listed]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -106,6 +108,7 @@ def test_another_branch_of_a_batch_is_tested(backend, place):
     switch(False)
 
 
+@pytest.mark.skipif(not facts.has("torch_function_modes"), reason="numbers may count steps")
 def test_a_number_of_a_new_function_counts(backend):
     with tfc.use_fallback("silent"):
         for number in (0.1, 0.2, 0.3, 2.0):
@@ -178,12 +181,12 @@ def test_flags_keep_nothing_alive():
 
 
 def test_verdicts_hold_for_the_flags_that_they_were_given_for():
-    values = [1]
+    values = [True]
     func = lambda x: x + values[0]
     verdicts = Verdicts()
     verdicts.set(func, "call", RIGHT, {("add", "v")})
     assert verdicts.get(func, "call") == RIGHT
-    values[0] = 2
+    values[0] = False
     assert verdicts.get(func, "call") is None
     assert verdicts.holds_for(func, "call", {("add", "v")})
     assert not verdicts.holds_for(func, "call", {("add", "v"), ("roll", "v")})

@@ -8,8 +8,12 @@ from typing import Any, Callable, Iterator, Tuple
 
 import torch
 
+from .._torch import facts
+
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 _SCALARS = frozenset((bool, int, float, complex, str, type(None)))
+# Numbers may count steps. Where no mode can tell whether a changed number brings another operation, they are left out.
+_WATCHED = _SCALARS if facts.has("torch_function_modes") else frozenset((bool, str, type(None)))
 # Objects that are looked into, and elements of a container.
 _OBJECTS, _LONG = 100, 16
 _OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training", "_modules"}
@@ -34,7 +38,8 @@ class Flags:
         seen = {id(func)}
         for k, value in enumerate(objects):  # grows meanwhile
             if type(value) in _SCALARS:
-                wanted.append(k)
+                if type(value) in _WATCHED:
+                    wanted.append(k)
                 continue
             for getter, found in _parts(value):
                 if type(found) not in _SCALARS:
@@ -56,7 +61,7 @@ class Flags:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return (object(),)  # something else is there: equal to nothing
         found = [objects[k] for k in self._wanted]
-        return tuple([value if type(value) in _SCALARS else type(value) for value in found])
+        return tuple([value if type(value) in _WATCHED else type(value) for value in found])
 
 
 def _needed(steps: list[_Step], wanted: list[int]) -> tuple[list[_Step], list[int]]:
