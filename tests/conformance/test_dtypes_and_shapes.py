@@ -100,3 +100,16 @@ def test_tensors_without_values(backend):
     result = tfc.vmap(tfc.grad(lambda a: (a * a * scale).sum()))(x)
     assert (result.shape, result.dtype, result.device.type) == ((4, 3), torch.float64, "meta")
     assert tfc.jacrev(lambda a: a * a)(x).shape == (4, 3, 4, 3)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_blocks_of_a_hessian_of_mixed_dtypes_have_the_dtype_of_their_row(outputs, backend):
+    """hessian is jacfwd(jacrev(f)): a block is a derivative of the gradient of its first argument."""
+
+    def f(x, y):
+        value = (x.double() ** 2 * y**2).sum()
+        return value if outputs == 1 else (value, value)
+
+    blocks = tfc.hessian(f, argnums=(0, 1))(torch.ones(2), torch.ones(2, dtype=torch.float64))
+    blocks = blocks if outputs == 1 else blocks[0]
+    assert [[block.dtype for block in row] for row in blocks] == [[torch.float32] * 2, [torch.float64] * 2]

@@ -202,3 +202,10 @@ def test_an_unavailable_backend_is_an_import_error_that_says_what_to_install(nam
         choose(name)
     assert tfc.get_backend() == before
     assert str(torch.__version__) in tfc.unavailable_backends()[name]
+
+
+@pytest.mark.parametrize(("cotangent", "kind"), [(1.0, TypeError), (None, RuntimeError)])
+def test_cotangents_that_are_no_tensors_raise_as_in_torch(cotangent, kind, backend):
+    _, pull = tfc.vjp(lambda x: x * 2, torch.ones(2))
+    with pytest.raises(kind):
+        pull(cotangent)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from support.cases import ramp, spread
 from support.tolerances import assert_close
 
@@ -334,3 +335,35 @@ def test_threads_use_their_own_backends(work, x):
         assert [used for used, _ in results[i]] == [name] * 20
         for _, values in results[i]:
             assert_close(values, (x.cos(), torch.diag(6 * x)))
+
+
+@pytest.mark.skipif(not hasattr(torch.utils.checkpoint, "set_checkpoint_early_stop"), reason="needs torch 2.1")
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        lambda f, x: vmap(f)(x),
+        lambda f, x: jvp(f, (x,), (x,))[1],
+        lambda f, x: vmap(grad(lambda row: f(row).sum()))(x),
+    ],
+    ids=["vmap", "jvp", "vmap(grad)"],
+)
+def test_transforms_are_recomputed_by_a_checkpoint(transformed, backend):
+    """A checkpoint ends its recomputation by an exception from a saved-tensor hook, which is no refusal."""
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2).requires_grad_()
+
+    def total(x):
+        return transformed(lambda y: y.sin().exp(), x).sum()
+
+    (expected,) = torch.autograd.grad(total(x), x)
+    with tfc.use_fallback("silent"):
+        torch.utils.checkpoint.checkpoint(total, x, use_reentrant=False).backward()
+    assert_close(x.grad, expected)
+
+
+@pytest.mark.skipif(not hasattr(torch, "inference_mode"), reason="needs torch 1.9")
+def test_derivatives_in_inference_mode_are_normal_tensors(backend):
+    x, w = torch.tensor([0.5, 1.5]), torch.ones(2, requires_grad=True)
+    with torch.inference_mode():
+        gradient = grad(lambda x: x.sin().sum())(x)
+    (w * gradient).sum().backward()
+    assert_close(w.grad, x.cos())

@@ -283,3 +283,19 @@ def test_every_backend_equals_torch_func(case, backend, device):
         pytest.skip("torch.func refuses to differentiate it in forward mode")
     for name, transform in TRANSFORMS.items():
         assert_close(transform(case.func)(x), getattr(torch.func, name)(case.func)(x))
+
+
+def test_attributes_and_annotations_of_a_function_are_those_of_its_transform():
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x.sum()
+
+    f.cost = 3
+    transformed = tfc.grad(f)
+    assert transformed.cost == 3
+    assert transformed.__annotations__ == f.__annotations__
+
+
+def test_complex_functions_are_pushed_forward_along_real_tangents(backend):
+    z, direction = torch.tensor([1 + 2j]), torch.tensor([1.0])
+    _, tangent = tfc.jvp(lambda z: z * z, (z,), (direction,))
+    assert tangent.tolist() == [2 + 4j]

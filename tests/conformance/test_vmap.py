@@ -345,3 +345,10 @@ def test_backward_costs_no_square_of_the_batch(backend, device):
             nodes += [below for below, _ in node.next_functions]
     assert_close(torch.autograd.grad(result.sum(), x)[0], x.detach().cos())
     assert allocated[0] < size**2 / 10, "elements of all gradients on the way"
+
+
+def test_in_dims_of_one_mapping_fit_another(backend):
+    """torch.func takes dicts, OrderedDicts and defaultdicts for each other in in_dims."""
+    argument = OrderedDict(b=torch.ones(3, 2), a=2 * torch.ones(2, 3))
+    mapped = vmap(lambda d: d["a"] * d["b"], in_dims=({"b": 0, "a": 1},))
+    assert mapped(argument).tolist() == [[2.0, 2.0]] * 3
