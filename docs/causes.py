@@ -206,9 +206,11 @@ CAUSES: dict[str, list[Cause]] = {
         ),
         Cause("to contain at least one Tensor", "primals or tangents hold no tensor", "give one at least"),
         Cause("to only contain Tensors", "a number or None among primals or tangents", "make it a tensor"),
+        Cause("a real tangent for a real primal", "a complex tangent for a real primal", "take `torch.real` of it"),
         Cause(
-            "both real or both complex", "a complex tangent for a real primal, or the reverse", "convert one of them"
+            "a cotangent is None", "None among the cotangents of `vjp_fn`", "zeros for an output that does not count"
         ),
+        Cause("cotangents must be Tensors", "a number among the cotangents of `vjp_fn`", "make it a tensor"),
         Cause("tangent to have the same shape", "a tangent of another shape than its primal", "expand or reshape it"),
         Cause("Expected the tangents", "`jvp_fn` of `linearize` got another structure", "pass one tangent per primal"),
         Cause(

@@ -179,6 +179,36 @@ def test_a_function_that_changed_its_input_finds_it_as_it_was():
     assert torch.equal(large, torch.ones_like(large))
 
 
+@pytest.mark.parametrize("transform", [tfc.vmap, tfc.jacfwd, lambda f: tfc.jacfwd(tfc.vmap(f))])
+def test_what_was_answered_once_can_still_fall_back(backend, transform):
+    """Also where an optimizer has changed an argument in place."""
+    reads = [False]
+    func = lambda x: refused.item(x) if reads[0] else x.sin()
+    x = BATCH.clone()
+    mapped = transform(func)
+    mapped(x)
+    with torch.no_grad():
+        x.add_(0.5)
+    reads[0] = True
+    with tfc.use_fallback("silent"):
+        assert_close(mapped(x), transform(lambda x: func(x))(x))
+
+
+def test_what_was_answered_once_falls_back_with_the_same_random_numbers(backend):
+    reads = [False]
+    func = lambda x: refused.item(x) * torch.rand((), dtype=x.dtype) if reads[0] else x.sin()
+    mapped = tfc.vmap(func, randomness="same")
+    mapped(BATCH)
+    reads[0] = True
+    state = torch.get_rng_state()
+    with tfc.use_fallback("silent"):
+        found, after = mapped(BATCH), torch.get_rng_state()
+    torch.set_rng_state(state)
+    number = torch.rand((), dtype=BATCH.dtype)
+    assert_close(found, number * torch.stack([refused.item(x) for x in BATCH]))
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 class Mine(RuntimeError):
     pass
 

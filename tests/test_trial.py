@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -667,3 +669,32 @@ def test_integer_arguments_are_told_apart(unproven):
         mapped(BATCH, k)
         counts.append(counted.since())
     assert counts == [3, 1, 3, 1]
+
+
+# --- what no mode sees -----------------------------------------------------------------------------------------------
+
+
+def test_parts_that_other_threads_evaluate(backend):
+    with ThreadPoolExecutor(2) as pool:
+
+        def side_by_side(x):
+            return sum(pool.map(lambda part: (part**3).sum(), x.unbind(0)))
+
+        with tfc.use_fallback("silent"):
+            assert_close(tfc.jvp(side_by_side, (X,), (X,))[1], (3 * X**3).sum())
+            assert_close(tfc.jacfwd(side_by_side)(X), 3 * X**2)
+            assert_close(tfc.jacfwd(tfc.grad(side_by_side))(X), torch.diag(6 * X))
+
+
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        lambda: tfc.jacfwd(lambda s: (X + s).softmax(0))(X[0]),
+        lambda: tfc.vmap(tfc.grad(lambda b, x: (x + b - (x + b).mean()).pow(3).sum()), (None, 0))(X[0], BATCH),
+    ],
+    ids=["jacfwd", "vmap(grad)"],
+)
+def test_rounding_errors_of_a_derivative_that_is_zero_are_no_mistake(backend, transformed):
+    with tfc.use_checks("always"), warnings.catch_warnings():
+        warnings.simplefilter("error", tfc.FallbackWarning)
+        assert_close(transformed(), torch.zeros_like(transformed()))

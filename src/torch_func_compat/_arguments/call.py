@@ -274,11 +274,14 @@ def check_tangents(call: Call, tangents: Any) -> list[Tensor]:
                 raise RuntimeError(f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}")
     require_floating("primal", call.primals)
     require_floating("tangent", flat_tangents)
+    flat_tangents = [
+        t.to(p.dtype) if p.is_complex() and not t.is_complex() else t for p, t in zip(call.primals, flat_tangents)
+    ]
     for primal, tangent in zip(call.primals, flat_tangents):
         if primal.is_complex() != tangent.is_complex():
             raise RuntimeError(
-                f"{api}: Expected primal and tangent to be both real or both complex, got a tangent of "
-                f"{tangent.dtype} for a primal of {primal.dtype}"
+                f"{api}: Expected a real tangent for a real primal, got a tangent of {tangent.dtype} for a primal of "
+                f"{primal.dtype}"
             )
         if primal.shape != tangent.shape:
             raise RuntimeError(

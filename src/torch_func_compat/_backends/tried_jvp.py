@@ -16,7 +16,7 @@ from .._arguments.call import name_of
 from .._arguments.protocol import Differentiable, LinearMap
 from .._guards.adjoint_test import agree, wave
 from .._guards.checks import testing
-from .._guards.trial import ERRORS, Trial, same, tells
+from .._guards.trial import ERRORS, Trial, noise, same, tells
 from .._guards.wrong_answers import MISTAKEN_TANGENTS
 from .._torch.closures import captured
 from .._torch.grad_mode import no_grad
@@ -54,7 +54,7 @@ def tried_jvp(
         # Finite differences ignore detach(), so they cannot decide where it is called.
         if right is None or (right is False and not trial.detaches):
             right = _agrees_with_differences(func, primals, tangents, pushed, before)
-        telling = right is False or not twice or (right and tells(pushed))
+        telling = right is False or not twice or (right and tells(pushed, noise(primals)))
     if telling:
         verdict = "" if right and twice else MISTAKEN_TANGENTS.format(trial.operations or name_of(func.func))
         trial.settle(verdict, is_recorded(pushed))
@@ -82,7 +82,7 @@ def _agrees_with_reverse_mode(
         real = [k for k, output in enumerate(outputs) if output.is_floating_point() or output.is_complex()]
         left, right = [pushed[k] for k in real], [cotangents[k] for k in real]
         finite = all(bool(t.isfinite().all()) for t in pushed) or not all(bool(g.isfinite().all()) for g in pulled)
-        if not finite or not agree(right, left, pulled, tangents):
+        if not finite or not agree(right, left, pulled, tangents, [outputs[k] for k in real]):
             return False, True
     except ANSWERS:
         raise

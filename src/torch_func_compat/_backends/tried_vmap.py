@@ -11,7 +11,7 @@ from torch import Tensor
 from .._arguments.mapped import BatchedCall
 from .._guards.adjoint_test import wave
 from .._guards.checks import testing
-from .._guards.trial import ERRORS, Trial, same, tells
+from .._guards.trial import ERRORS, Trial, noise, same, tells
 from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MISTAKEN_SIZES
 from .._torch.closures import captured
 from .._torch.surroundings import Surroundings
@@ -60,10 +60,11 @@ def tried_vmap(
         for k, sample in zip(places, samples):
             with testing(), before.again():
                 alone = copy.copy(call)(*sample)[0]
-            right = same([leaf.select(0, k) for leaf in stacked], alone)
+            rounding = noise(sample)
+            right = same([leaf.select(0, k) for leaf in stacked], alone, rounding)
             if right and recorded:
                 right = _has_same_gradients(stacked, alone, k, [*tensors, *_reached(call)])
-            telling = telling or tells(alone)
+            telling = telling or tells(alone, rounding)
             if not right:
                 break
         telling = not right or (telling and _differ(tensors, call.dims, last))

@@ -23,8 +23,9 @@ from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
 from .._torch.closures import captured_tensors
 from .._torch.compiling import eager
+from .._torch.random_state import RandomState
 from .._torch.surroundings import Surroundings
-from .._torch.tensors import tensors_in, versions
+from .._torch.tensors import tensors_in, version
 from .choice import active_native, chosen, use_backend
 from .cost import cost
 from .fallback_mode import get_fallback
@@ -48,7 +49,7 @@ def answer(
 
     ``on(backend)`` is the transformed function of a backend.
     """
-    if _in_inference_mode() and name != "vmap" and facts.has("derivatives_vanish_in_inference_mode"):
+    if _in_inference_mode() and name != "vmap":
         with torch.inference_mode(False), torch.no_grad():
             return answer(record, name, func, on, args, kwargs)
     active = active_native()
@@ -84,30 +85,30 @@ def _with_fallback(
     text, doubtful = "", None
     refused = record.refused or refused_in_this_loop(name, func)
     if refused is None:
-        # A transform that was answered without a refusal is trusted: what is around it is not kept, since that costs
-        # more than all else here. If it is refused all the same, arguments that were never modified cannot have been
-        # modified this time.
-        before = None
-        if not _is_trusted(name, func, backend):
-            before = Surroundings([*tensors_in((args, kwargs)), *captured_tensors(func)])
+        # A function that was answered without a refusal is trusted: the tensors around it are not kept, since that
+        # costs more than all else here.
+        tensors = tensors_in((args, kwargs))
+        trusted = _is_trusted(name, func, backend)
+        before = RandomState() if trusted else Surroundings([*tensors, *captured_tensors(func)])
+        counts = [version(tensor) for tensor in tensors]
         around = sys.exc_info()[1]
         try:
             result = call(*args, **kwargs)
             # a function that draws random numbers, or writes to a tensor, is not trusted
-            if before is not None and not before.moved() and not before.written():
+            if isinstance(before, Surroundings) and not before.moved() and not before.written():
                 _trust(name, func, backend)
             return result
         # Torch refuses by exceptions of any type, and the user's function may answer a refusal by its own. `_refusal`
         # raises again whatever is neither a refusal nor doubtful.
         except Exception as error:
-            if any(versions(args)) if before is None else not before.can_restore():
+            written = [version(tensor) for tensor in tensors] != counts
+            if not before.can_restore() if isinstance(before, Surroundings) else written:
                 raise  # the function would change them once more
             refused, error = _refusal(error, around)
             if refused is UNKNOWN:
                 doubtful = error
             text = str(error)
-        if before is not None:
-            before.restore()
+        before.restore()
     # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
     if doubtful is None and record.refused is None:
         _note(record, name, func, refused, text, args)

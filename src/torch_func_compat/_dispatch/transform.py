@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any, Callable
 
 import torch
@@ -102,6 +103,10 @@ def transform(
     wrapper.__qualname__ = getattr(func, "__qualname__", name)
     wrapper.__doc__ = getattr(func, "__doc__", None)
     wrapper.__module__ = getattr(func, "__module__", __name__)
+    wrapper.__annotations__ = getattr(func, "__annotations__", {})
+    if type(func) is types.FunctionType and func.__dict__:
+        kept = {name: value for name, value in func.__dict__.items() if not name.startswith("_torchdynamo")}
+        wrapper.__dict__ = {**kept, **wrapper.__dict__}
     wrapper.__transform__ = made  # type: ignore[attr-defined]
     return wrapper
 

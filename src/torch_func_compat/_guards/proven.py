@@ -20,8 +20,8 @@ from .recorder import bare
 # These read what a tensor is, make one without values, or switch a setting, and compute nothing.
 METADATA = frozenset(
     (
-        "__len__ _is_view _set_grad_enabled _version device dim dtype element_size empty empty_like empty_strided "
-        "is_complex is_conj is_cpu is_cuda is_floating_point is_inference is_meta is_mkldnn is_neg "
+        "__len__ __repr__ _is_view _set_grad_enabled _version device dim dtype element_size empty empty_like "
+        "empty_strided is_complex is_conj is_cpu is_cuda is_floating_point is_inference is_meta is_mkldnn is_neg "
         "is_nested is_quantized is_signed is_sparse is_sparse_csr is_tensor itemsize layout names ndim ndimension "
         "nelement grad_fn is_leaf requires_grad retains_grad new_empty new_empty_strided numel output_nr shape size"
     ).split()

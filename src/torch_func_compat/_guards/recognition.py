@@ -22,6 +22,8 @@ _OWN = f"{__name__.partition('._guards')[0]}."
 _LIBRARIES = ("torch.", "functorch.")
 # Tracers and operators that take functions fail on tensors of the transforms with exceptions of any type.
 _TRACERS = ("torch._higher_order_ops.", "torch._dynamo.", "torch._subclasses.", "torch.fx.", "torch._ops.")
+# A checkpoint ends its recomputation by an exception, and compares what was recomputed.
+_CHECKPOINT = "torch.utils.checkpoint"
 # Torch's own transforms.
 _TRANSFORMS = ("torch._functorch.", "functorch._src.")
 
@@ -100,9 +102,16 @@ def refusal(error: BaseException, around: BaseException | None = None) -> Capabi
     return None
 
 
+def ends_recomputation(error: BaseException) -> bool:
+    """Whether a checkpoint around a transform raised `error`, which has to reach the checkpoint."""
+    return type(error).__module__ == _CHECKPOINT
+
+
 def is_doubtful(error: BaseException) -> bool:
     """Whether an `error` that is no known refusal may be one, so that a loop has to decide."""
     module = _raised_in(error)
     if not isinstance(error, Exception) or isinstance(error, MemoryError) or module.startswith(_OWN):
+        return False
+    if ends_recomputation(error):
         return False
     return _is_torchs(module) and not _CERTAIN.search(str(error))

@@ -5,7 +5,8 @@ tensor, and of ``torch.ops``. A function of torch that calls others is seen as o
 and not its matrix products. This is not seen:
 
 * TorchScript, which `torch_func_compat._torch.closures.reaches_scripts` finds in another way;
-* operations of C++ extensions that are called as Python functions, and not by ``torch.ops``;
+* operations of C++ extensions that are called as Python functions, and not by ``torch.ops``, and those of other
+  threads: only that a tensor comes from nowhere is seen, which counts as `ELSEWHERE`;
 * the forward of a `torch.autograd.Function`, which counts as ``custom_function_call`` within a transform;
 * what runs in a backward pass, a hook, another thread or ``torch._C.DisableTorchFunction()``;
 * which arguments an operation has, but for ``inplace=True``, ``out`` and what kinds of numbers;
@@ -19,8 +20,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import weakref
 from types import FrameType
-from typing import Any, Callable, Iterator, Set, Tuple
+from typing import Any, Callable, Iterable, Iterator, Set, Tuple
 
 import torch
 
@@ -34,6 +36,8 @@ Pairs = Set[Tuple[str, str]]
 # Names that begin with this are in no table, since they name no operation. Autocast casts other operations under vmap.
 UNKNOWN = "?"
 AUTOCAST = UNKNOWN + "autocast"
+# An operand is neither a constant that the function can reach nor the result of an operation that was seen.
+ELSEWHERE = UNKNOWN + "an operation of another thread or of an extension"
 # Suffixes for operations on complex numbers, or on floating-point numbers of several precisions: these can be wrong
 # where others are right.
 COMPLEX, MIXED = ":complex", ":mixed"
@@ -174,7 +178,7 @@ _SWITCHES = {"_make_dual", "_unpack_dual", "_set_grad_enabled", "requires_grad_"
 
 
 @functools.lru_cache(None)
-def _mode() -> Callable[[Pairs], Any]:
+def _mode() -> Callable[[Pairs, Iterable[torch.Tensor]], Any]:
     from torch.overrides import TorchFunctionMode
 
     private = _functorch()
@@ -184,10 +188,13 @@ def _mode() -> Callable[[Pairs], Any]:
 
     depth: Callable[[], Any] = getattr(private, "maybe_current_level", current)
 
+    level_of = private.maybe_get_level
+
     class Recorder(TorchFunctionMode):
-        def __init__(self, pairs: Pairs) -> None:
+        def __init__(self, pairs: Pairs, constants: Iterable[torch.Tensor]) -> None:
             super().__init__()
             self._add = pairs.add
+            self._known = {id(x): weakref.ref(x) for x in constants}
             # Asking for the levels takes longer than all else here: it is done again where their number changed,
             # and where a transform began or ended.
             self._depth: Any = -1
@@ -214,14 +221,40 @@ def _mode() -> Callable[[Pairs], Any]:
             elif name in _QUESTIONS and not _is_a_library(sys._getframe(1)):
                 name = UNKNOWN + name
             self._add((name, self._levels))
-            return func(*args, **(kwargs or {}))
+            if self._levels:
+                self._look_for_strangers(args)
+            result = func(*args, **(kwargs or {}))
+            self._note(result)
+            return result
+
+        def _note(self, result: Any) -> None:
+            if isinstance(result, torch.Tensor):
+                self._known[id(result)] = weakref.ref(result)
+            elif type(result) in (tuple, list):
+                for value in result:
+                    self._note(value)
+
+        def _look_for_strangers(self, values: Any) -> None:
+            for value in values:
+                if type(value) in (tuple, list):
+                    self._look_for_strangers(value)
+                elif isinstance(value, torch.Tensor) and level_of(value) < 0:
+                    known = self._known.get(id(value))
+                    if known is None or known() is not value:
+                        self._known[id(value)] = weakref.ref(value)
+                        self._add((ELSEWHERE, self._levels))
 
     return Recorder
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[Pairs]:
+def recorded(constants: Iterable[torch.Tensor] = ()) -> Iterator[Pairs]:
     """Note each operation that runs within, on torch >= 2.0.
+
+    Parameters
+    ----------
+    constants : iterable of Tensor
+        Tensors that the function can reach from outside.
 
     Yields
     ------
@@ -232,5 +265,5 @@ def recorded() -> Iterator[Pairs]:
     if not facts.has("torch_function_modes"):
         yield pairs
         return
-    with _mode()(pairs):
+    with _mode()(pairs, constants):
         yield pairs

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._torch import facts
-from .._torch.closures import names_in, reaches_scripts
+from .._torch.closures import captured, names_in, reaches_scripts
 from .._torch.grad_mode import no_grad
 from .checks import get_checks
 from .proven import unproven
@@ -87,6 +87,12 @@ class Trial:
         if found:
             raise MistakenRule(MISTAKEN_BATCH.format(", ".join(sorted(found))))
 
+    def _constants(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if not facts.has("torch_function_modes"):
+            return []
+        reached = captured([self._func, inputs], parameters=True, called=True)
+        return [value for value in reached if isinstance(value, Tensor)]
+
     def run(
         self, compute: Callable[[], Result], is_recorded: Callable[[Result], bool], inputs: Sequence[Tensor]
     ) -> tuple[Result, bool]:
@@ -95,7 +101,7 @@ class Trial:
         ``is_recorded(result)`` tells whether plain autograd records it. The sweep ran on CPUs: on another device
         nothing is proven.
         """
-        with recorded() as pairs:
+        with recorded(self._constants(inputs)) as pairs:
             result = compute()
         if not facts.has("torch_function_modes"):  # nothing was recorded
             self._names = MISTAKEN_SIZES & names_in(self._func)
@@ -120,12 +126,18 @@ class Trial:
         return result, False
 
 
-def same(batched: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
-    """Whether a sample gives the same results within a batch and alone."""
-    return len(batched) == len(alone) and all(_same(one, other) for one, other in zip(batched, alone))
+def noise(inputs: Sequence[Tensor]) -> float:
+    """The rounding errors of numbers that cancel: results below them may be zero, and say nothing."""
+    real = [x.detach() for x in inputs if x.numel() and (x.is_floating_point() or x.is_complex())]
+    return max([64 * torch.finfo(x.dtype).eps * float(x.abs().max()) for x in real], default=0.0)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same(batched: Sequence[Tensor], alone: Sequence[Tensor], noise: float = 0.0) -> bool:
+    """Whether a sample gives the same results within a batch and alone, but for `noise`."""
+    return len(batched) == len(alone) and all(_same(one, other, noise) for one, other in zip(batched, alone))
+
+
+def _same(one: Tensor, other: Tensor, noise: float) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.layout != torch.strided or other.layout != torch.strided or one.is_quantized:
@@ -136,10 +148,10 @@ def _same(one: Tensor, other: Tensor) -> bool:
     with no_grad():
         if one.is_complex():
             one, other = torch.view_as_real(one.resolve_conj()), torch.view_as_real(other.resolve_conj())
-        return not bool(_differ(one, other).any())
+        return not bool(_differ(one, other, noise).any())
 
 
-def _differ(found: Tensor, expected: Tensor) -> Tensor:
+def _differ(found: Tensor, expected: Tensor, noise: float) -> Tensor:
     """Where numbers differ by more than rounding, relative to the largest; or one is not finite and the other is."""
     if found.numel() == 0:
         return torch.zeros((), dtype=torch.bool)
@@ -147,11 +159,11 @@ def _differ(found: Tensor, expected: Tensor) -> Tensor:
     zeros = torch.zeros_like(expected)
     scale = torch.where(finite, found.abs() + expected.abs(), zeros).max()
     tolerance = torch.finfo(found.dtype).eps ** 0.5 * scale
-    far = finite & ((found - expected).abs() > tolerance)
+    far = finite & ((found - expected).abs() > tolerance.clamp(min=noise))
     differ: Tensor = far | (found.isfinite() != expected.isfinite())
     return differ
 
 
-def tells(tensors: Sequence[Tensor]) -> bool:
+def tells(tensors: Sequence[Tensor], noise: float = 0.0) -> bool:
     """Whether a comparison of these numbers means something: zeros can agree although torch is wrong."""
-    return any(bool((tensor.detach() != 0).any()) for tensor in tensors)
+    return any(bool((tensor.detach().abs() > noise).any() or tensor.isnan().any()) for tensor in tensors)

@@ -155,14 +155,6 @@ def _within(torch_release: tuple[int, ...], since: tuple[int, int] | None, until
     return (since is None or torch_release >= since) and (until is None or torch_release < until)
 
 
-def _derivatives_vanish_in_inference_mode() -> bool:
-    grad = FUNC.get("grad")
-    if grad is None:  # to probe would be to import functorch
-        return _within(TORCH, (1, 11), (2, 0))
-    with torch.inference_mode():
-        return not bool(grad(torch.sin)(torch.zeros(())))
-
-
 def _between(since: tuple[int, int] | None, until: tuple[int, int] | None) -> Callable[[], bool]:
     return lambda: _within(TORCH, since, until)
 
@@ -271,13 +263,6 @@ FACTS: dict[str, Fact] = {
         None,
         (1, 11),
         "https://github.com/pytorch/pytorch/issues/54021",
-    ),
-    "derivatives_vanish_in_inference_mode": Fact(
-        "derivatives by torch.func or functorch are zero within torch.inference_mode(), without an error",
-        _derivatives_vanish_in_inference_mode,
-        (1, 11),
-        (2, 12),
-        "measured: up to 2.11 torch.func.grad(torch.sin) is 0 there; no upstream issue found",
     ),
     "writes_to_slices_are_lost": Fact(
         "functorch differentiates nothing that is written into a slice of a tensor from outside",

@@ -161,9 +161,10 @@ def broadcast_prefix(prefix: Any, spec: TreeSpec) -> list[Any] | None:
     if handlers is None:
         return [prefix] * spec.num_leaves
     children, context = handlers[0](prefix)
-    if spec.type is not type(prefix) or len(children) != len(spec.children):
+    mappings = isinstance(prefix, dict) and isinstance(spec.type, type) and issubclass(spec.type, dict)
+    if not (mappings or spec.type is type(prefix)) or len(children) != len(spec.children):
         return None
-    if isinstance(prefix, dict):  # by key, in any order
+    if mappings:  # by key, in any order
         if set(context[0]) != set(spec.context[0]):
             return None
         children = [prefix[key] for key in spec.context[0]]

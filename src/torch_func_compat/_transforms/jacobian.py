@@ -65,6 +65,8 @@ def jacrev(backend: Backend, func: Function, options: Options, order: int = 0) -
         require_differentiable(outputs)
         space = space_of_outputs(call, outputs)
         whole = functools.partial(jacobian_of_rows, call, outputs, space)
+        if order and len({x.dtype for x in (*outputs, *call.primals)}) > 1:
+            whole = functools.partial(_with_dtypes_of_rows, call, outputs, whole)
         if options.partition is None:
             rows = map_basis(backend, pullback, space, options)
             if backend.remembers:
@@ -89,6 +91,13 @@ def jacobian_of_rows(call: Call, outputs: Sequence[Tensor], space: Sequence[Like
             blocks = pieces(part, sizes)
         jacobians.append([block.reshape((*out.shape, *like.shape)) for block, out in zip(blocks, outputs)])
     return call.output([call.select(row) for row in zip(*jacobians)])
+
+
+def _with_dtypes_of_rows(call: Call, outputs: Sequence[Tensor], whole: Function, rows: Sequence[Tensor]) -> Any:
+    """The Jacobian of a gradient, whose blocks have the dtype of their row, as forward over reverse mode gives them."""
+    rows, spec = pytree.flatten(whole(rows))
+    count = len(rows) // len(outputs)
+    return pytree.unflatten([block.to(outputs[k // count].dtype) for k, block in enumerate(rows)], spec)
 
 
 def jacfwd(backend: Backend, func: Function, options: Options) -> Function:

@@ -128,6 +128,11 @@ class VjpFunction(_LinearFunction):
     def _flatten(self, cotangents: Any) -> list[Tensor]:
         flat, spec = pytree.flatten(cotangents)
         self._require(spec)
+        for cotangent in flat:
+            if cotangent is None:
+                raise RuntimeError("vjp_fn: a cotangent is None: give zeros for an output that does not count")
+            if not isinstance(cotangent, Tensor):
+                raise TypeError(f"vjp_fn: cotangents must be Tensors, got {type(cotangent)}")
         return flat
 
     def _require(self, spec: pytree.TreeSpec) -> None:

@@ -14,6 +14,7 @@ from .._arguments.call import Function, ScalarCall, positions
 from .._arguments.protocol import Backend
 from .._guards.checks import get_checks
 from .._guards.compositions import first_order
+from .._guards.recognition import ends_recomputation
 from .._torch import pytree
 from . import hessian, products
 from .options import Options
@@ -70,7 +71,9 @@ def derivative_of_batch(
             return otherwise(*args, **kwargs)
         try:
             return found(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - the usual way raises the error that counts, if there is one
+        except Exception as error:
+            if ends_recomputation(error):
+                raise
             made[count] = None
         return otherwise(*args, **kwargs)
 
