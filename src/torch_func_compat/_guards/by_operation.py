@@ -63,7 +63,8 @@ _FORMULAS = _find(_FORMULAS_BY_NAME) | _DETERMINANTS
 THIRD = _find(_NORMALISATIONS)
 FORWARD = _FORMULAS | _find(WATCHED)
 _SYMMETRIC = _find(SYMMETRIC)
-# The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
+# The jvp rule of a torch.autograd.Function is evaluated with forward mode off:
+# https://github.com/pytorch/pytorch/issues/197867
 _FORWARD_TWICE = FORWARD | {custom_function_call}
 
 
