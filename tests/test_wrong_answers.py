@@ -504,6 +504,29 @@ def test_forward_mode_of_a_collective(monkeypatch):
     assert_close(found, x.cos())
 
 
+# --- torch alone ----------------------------------------------------------------------------------------------------
+
+
+POSITIVE = torch.tensor([[1.2, 0.0], [0.3, 0.9]], dtype=X.dtype)
+ALONE = {  # what torch 2.0 and newer give, and what is right
+    "rows of cdist": lambda: (torch.func.jacrev(distances)(X), rows(distances, X)),
+    "jvp rules": lambda: (torch.func.jacfwd(torch.func.jacfwd(Cube.apply))(X[0]), 6 * X[0]),
+    "negative argnums": lambda: (torch.func.jacfwd(lambda x, y: x * y, argnums=-1)(X[0], X[1]), X[0]),
+    "no_grad": lambda: (torch.func.jacfwd(lambda x: x * torch.no_grad()(torch.sin)(x))(X[0]), X[0].sin()),
+    "cholesky_inverse": lambda: [
+        jac(torch.cholesky_inverse)(POSITIVE) for jac in (torch.func.jacfwd, torch.func.jacrev)
+    ],
+}
+
+
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="torch < 2.0 has no torch.func")
+@pytest.mark.parametrize("name", ALONE)
+def test_torch_alone_is_wrong_where_the_table_says_so(name):
+    """Where this fails, torch has mended it: the row ends there, and the guard is not needed any longer."""
+    found, right = ALONE[name]()
+    assert not torch.allclose(found, right)
+
+
 @pytest.mark.parametrize("row", WRONG_ANSWERS, ids=lambda row: row.what[:40])
 def test_each_known_mistake_has_a_test(row):
     if row.is_open:

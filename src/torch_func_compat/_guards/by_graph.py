@@ -12,7 +12,7 @@ from .compositions import order_of
 from .wrong_answers import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
 
 # The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
-# nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15 (fact "cdist_rows_are_wrong").
+# nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15.
 _MISTAKEN = ("CdistBackward",)
 # And these where the function is mapped, too: numbers from other samples where there are as many samples as elements of
 # one, else errors of shape (measured: vmap(jacrev(prelu)), torch 2.0 to 2.15).

@@ -23,23 +23,19 @@ from .compositions.table import compositions, functions
 from .recorder import interpreters, levels
 from .wrong_answers import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
 
+_FORMULAS_BY_NAME = tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor."))
+# Zero at a singular matrix in forward mode, and not a number in a batched second derivative where singular values
+# coincide. Smaller matrices than of four rows are composed.
+_DETERMINANTS_BY_NAME = ("det", "Tensor.det", "linalg.det")
+# The other normalisations are composed where another derivative is taken:
 # https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
-_NORMALISATIONS = (
-    "nn.functional.layer_norm",
-    "nn.functional.batch_norm",
-    "nn.functional.instance_norm",
-    "layer_norm",
-    "native_layer_norm",
-    "batch_norm",
-    "native_batch_norm",
-    "instance_norm",
-)
+_NORMALISATIONS = ("native_batch_norm",)
 _IN_FORWARD_MODE = (
     *_NORMALISATIONS,
     "linalg.householder_product",  # measured: no upstream issue found
     "orgqr",
     *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod"),  # not a number: of eigenvectors, and of zeros
-    *("det", "Tensor.det", "linalg.det"),  # rounding errors as large as the inverse, next to a singular matrix
+    *_DETERMINANTS_BY_NAME,  # rounding errors as large as the inverse, next to a singular matrix
     "masked_select",
     "Tensor.masked_select",
 )
@@ -48,6 +44,9 @@ _UNTIL_2_15 = (
     *("logdet", "Tensor.logdet", "slogdet", "Tensor.slogdet"),
     *("linalg.slogdet", "linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"),
 )
+WATCHED = (*_FORMULAS_BY_NAME, *_IN_FORWARD_MODE, *(_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
+# Reverse mode takes the average of a symmetric matrix's two halves; forward mode is to have the same derivative.
+SYMMETRIC = tuple("linalg.cholesky linalg.cholesky_ex linalg.eigh linalg.eigvalsh cholesky Tensor.cholesky".split())
 
 
 def _find(names: tuple[str, ...]) -> set[Any]:
@@ -59,18 +58,13 @@ def _find(names: tuple[str, ...]) -> set[Any]:
     return found
 
 
-_FORMULAS = _find(tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor.")))
-# Zero at a singular matrix in forward mode, and not a number in a batched second derivative where singular values
-# coincide. Smaller matrices than of four rows are composed.
-_DETERMINANTS = _find(("det", "Tensor.det", "linalg.det")) if facts.TORCH < (2, 15) else set()
-_FORMULAS |= _DETERMINANTS
+_DETERMINANTS = _find(_DETERMINANTS_BY_NAME) if facts.TORCH < (2, 15) else set()
+_FORMULAS = _find(_FORMULAS_BY_NAME) | _DETERMINANTS
 THIRD = _find(_NORMALISATIONS)
-FORWARD = _FORMULAS | _find(_IN_FORWARD_MODE + (_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
-# Reverse mode takes the average of a symmetric matrix's two halves; forward mode is to have the same derivative.
-_SYMMETRIC = _find(
-    tuple("linalg.cholesky linalg.cholesky_ex linalg.eigh linalg.eigvalsh cholesky Tensor.cholesky".split())
-)
-# The jvp rule of a torch.autograd.Function is evaluated with forward mode off (fact "jvp_rules_lose_terms")
+FORWARD = _FORMULAS | _find(WATCHED)
+_SYMMETRIC = _find(SYMMETRIC)
+# The jvp rule of a torch.autograd.Function is evaluated with forward mode off:
+# https://github.com/pytorch/pytorch/issues/197867
 _FORWARD_TWICE = FORWARD | {custom_function_call}
 
 

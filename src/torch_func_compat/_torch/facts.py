@@ -84,40 +84,6 @@ def _retain_grad_is_a_hook() -> bool:
     return RemovableHandle.next_id != before
 
 
-def _cdist_rows_are_wrong() -> bool:
-    """Do batched rows of torch.cdist differ from single ones?"""
-    jacrev = FUNC.get("jacrev")
-    if jacrev is None:
-        return False
-    x, y = torch.arange(6.0).view(3, 2), torch.arange(6.0).view(3, 2).cos()
-    return not torch.allclose(jacrev(torch.cdist)(x, y), jacrev(torch.cdist, chunk_size=1)(x, y))
-
-
-def _jvp_rules_lose_terms() -> bool:
-    """Is the second derivative of x**2, by forward mode twice through a jvp rule, zero?"""
-    try:
-        from torch.func import jvp
-    except ImportError:
-        return False
-
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(x: Any) -> Any:
-            return x * x
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            ctx.save_for_forward(*inputs)
-
-        @staticmethod
-        def jvp(ctx: Any, tangent: Any) -> Any:
-            return 2 * ctx.saved_tensors[0] * tangent
-
-    one = torch.ones(())
-    second = jvp(lambda x: jvp(Square.apply, (x,), (one,))[1], (one,), (one,))[1]
-    return bool(second != 2)
-
-
 def _weight_norm_twice() -> bool:
     """Is the second derivative of v g / |v| by v, which is zero in one dimension, something else?"""
     v = torch.full((1, 1), 2.0).requires_grad_()
@@ -196,20 +162,6 @@ FACTS: dict[str, Fact] = {
         (1, 10),
         "https://github.com/pytorch/pytorch/blob/v1.9.1/torch/_tensor.py",
     ),
-    "cdist_rows_are_wrong": Fact(
-        "torch.func.jacrev(torch.cdist) is wrong, without an error",
-        _cdist_rows_are_wrong,
-        (2, 0),
-        None,
-        "measured: jacrev(torch.cdist) differs from its rows; no upstream issue found",
-    ),
-    "jvp_rules_lose_terms": Fact(
-        "torch.func evaluates the jvp rule of an autograd.Function with forward mode off: jvp(jvp(f)) lacks terms",
-        _jvp_rules_lose_terms,
-        (2, 0),
-        None,
-        "https://github.com/pytorch/pytorch/issues/197867",
-    ),
     "saved_intermediates_are_constant": Fact(
         "the double backward of an autograd.Function takes what it saved beside inputs and outputs for constant",
         _saved_intermediates_are_constant,
@@ -225,14 +177,6 @@ FACTS: dict[str, Fact] = {
         (2, 1),
         None,
         "https://github.com/pytorch/pytorch/issues/193279; measured on 2.6, 2.13 and 2.15",
-    ),
-    "compiled_writes_are_lost": Fact(
-        "torch.compile forgets the derivative of an input that an autograd.Function modified, if its result is dropped",
-        # not probed: to compile takes seconds
-        _between((2, 6), (2, 13)),
-        (2, 6),
-        (2, 13),
-        "https://github.com/pytorch/pytorch/issues/184113; measured on 2.6, not on 2.13 and 2.15",
     ),
     "mapped_indices_are_wrong": Fact(
         "functorch's vmap of a[i, j] is wrong, without an error, for mapped i and j of different dimensions",

@@ -55,6 +55,11 @@ def _ctc_loss(
     return loss.sum() if reduction in ("sum", 2) else (loss / counts.clamp(min=1)).mean()
 
 
+def _ctc_loss_unreduced(*args: Any, **kwargs: Any) -> Tensor:
+    """``torch.ctc_loss``, which has another default than the other names."""
+    return _ctc_loss(*args, **(kwargs if len(args) > 5 else {"reduction": 0, **kwargs}))
+
+
 def _padded(targets: Tensor, counts: Tensor) -> Tensor:
     """One row of labels for each sample, whether they are padded or concatenated."""
     if targets.dim() == 2:
@@ -80,13 +85,13 @@ def _log_sum(logarithms: Sequence[Tensor]) -> Tensor:
     return total.masked_fill(is_zero, 1.0).log().masked_fill(is_zero, -math.inf) + largest
 
 
+_NODES = ("CtcLoss", "CudnnCtcLoss")
+_NO_DERIVATIVE = (
+    "its backward has no derivative (measured on torch 1.8 to 2.15), and assumes log_probs that log_softmax gave: "
+    "the derivatives of the composition agree with it through log_softmax only"
+)
+
 ROWS: tuple[Composition, ...] = (
-    Composition(
-        ("nn.functional.ctc_loss", "ctc_loss", "ops.aten.ctc_loss"),
-        ("CtcLoss", "CudnnCtcLoss"),
-        2,
-        _ctc_loss,
-        "its backward has no derivative (measured on torch 1.8 to 2.15), and assumes log_probs that log_softmax gave: "
-        "the derivatives of the composition agree with it through log_softmax only",
-    ),
+    Composition(("nn.functional.ctc_loss", "ops.aten.ctc_loss"), _NODES, 2, _ctc_loss, _NO_DERIVATIVE),
+    Composition(("ctc_loss",), _NODES, 2, _ctc_loss_unreduced, _NO_DERIVATIVE),
 )

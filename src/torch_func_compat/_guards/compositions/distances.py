@@ -61,7 +61,7 @@ ROWS: tuple[Composition, ...] = (
         ("Cdist",),
         2,
         _cdist,
-        "no second derivative (to torch 2.13); torch.func batches its backward wrongly (fact 'cdist_rows_are_wrong')",
+        "no second derivative (to torch 2.13); torch.func batches its backward wrongly",
     ),
     Composition(
         ("pdist", "nn.functional.pdist", "ops.aten.pdist"),

@@ -81,7 +81,8 @@ def _multilabel_margin_loss(
     return _multilabel_margin(input, target, _name(reduction, size_average, reduce))
 
 
-def _kl_divergence(input: Tensor, target: Tensor, reduction: str | int = 1, *, log_target: bool = False) -> Tensor:
+# The functions of torch.nn.functional and torch.ops default to the mean, and the functions of torch to no reduction.
+def _kl_divergence(input: Tensor, target: Tensor, reduction: str | int = 0, *, log_target: bool = False) -> Tensor:
     if log_target:
         return _reduced(target.exp() * (target - input), reduction)
     # With zeros where there is no probability; so are the derivatives in torch's kernel.
@@ -106,13 +107,7 @@ _KL_DIV = "mixed derivatives by its input and target are wrong (fact 'kl_div_twi
 
 ROWS: tuple[Composition, ...] = (
     Composition(("nn.functional.multi_margin_loss",), ("MultiMarginLoss",), 2, _multi_margin_loss, _NO_DERIVATIVE),
-    Composition(
-        ("_C._nn.multi_margin_loss", "ops.aten.multi_margin_loss"),
-        ("MultiMarginLoss",),
-        2,
-        _multi_margin,
-        _NO_DERIVATIVE,
-    ),
+    Composition(("ops.aten.multi_margin_loss",), ("MultiMarginLoss",), 2, _multi_margin, _NO_DERIVATIVE),
     Composition(
         ("nn.functional.multilabel_margin_loss",),
         ("MultilabelMarginLoss",),
@@ -120,13 +115,7 @@ ROWS: tuple[Composition, ...] = (
         _multilabel_margin_loss,
         _NO_DERIVATIVE,
     ),
-    Composition(
-        ("_C._nn.multilabel_margin_loss", "ops.aten.multilabel_margin_loss"),
-        ("MultilabelMarginLoss",),
-        2,
-        _multilabel_margin,
-        _NO_DERIVATIVE,
-    ),
+    Composition(("ops.aten.multilabel_margin_loss",), ("MultilabelMarginLoss",), 2, _multilabel_margin, _NO_DERIVATIVE),
     Composition(("nn.functional.kl_div",), ("KlDiv",), 2, _kl_div, _KL_DIV, (1, 13)),
     Composition(("kl_div",), ("KlDiv",), 2, _kl_divergence, _KL_DIV, (1, 13)),
 )

@@ -1,0 +1,232 @@
+"""Operations of which torch lacks a derivative, or has it wrong, under each name that a table knows them by.
+
+The reference is a polynomial through values of torch's operation: no derivative of torch's is trusted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from support.tolerances import assert_close
+
+import torch_func_compat as tfc
+from torch_func_compat._guards.compositions import COMPOSITIONS
+from torch_func_compat._guards.compositions.table import functions
+from torch_func_compat._torch import facts
+
+if facts.has("torch_func"):
+    from torch_func_compat._guards import by_operation
+
+    WATCHED = {*by_operation.WATCHED, *by_operation.SYMMETRIC}
+else:
+    WATCHED = set()
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+DOUBLE = torch.float64
+
+
+def numbers(*shape, seed=0, low=-1.0, high=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator, dtype=DOUBLE) * (high - low) + low
+
+
+def symmetric(a):
+    return (a + a.transpose(-2, -1)) / 2
+
+
+class Call:
+    """How to call an operation at a point; `by_hand` gives the function that is differentiated, where it is another."""
+
+    def __init__(self, call, point, by_hand=None, direction=None):
+        self.call, self.point, self.by_hand = call, point, by_hand or call
+        self.direction = point.cos() if direction is None else direction
+
+    def along(self, function, call=None):
+        """The operation on a line through the point, as a function of a number."""
+        call = call or self.call
+        return lambda t: call(function, self.point + t * self.direction).reshape(-1)
+
+
+VECTOR, POINTS = numbers(4, seed=1), numbers(4, 2, seed=2)
+OTHERS = numbers(3, 2, seed=3)
+ROWS_AND_COLUMNS = numbers(4, 3, seed=4)
+IMAGE = numbers(1, 2, 3, 4, seed=7)
+GRID = torch.tensor([-0.6, 0.3, 0.2, -0.3, 0.31, 0.27, -0.62, -0.29], dtype=DOUBLE).reshape(1, 2, 2, 2)
+VOLUME, GRID_3D = numbers(1, 1, 3, 3, 3, seed=9), (GRID.reshape(-1)[:6] * 0.5).reshape(1, 1, 1, 2, 3)
+LOGITS = numbers(5, 2, 3, seed=6)
+PADDED = torch.tensor([[1, 1], [2, 0]])
+INDICES, OFFSETS = torch.tensor([0, 2, 1, 2, 2]), torch.tensor([0, 2, 2])
+CLASSES = torch.tensor([0, 2, 1, 1])
+LABELS = torch.tensor([[2, 0, -1], [1, -1, 2], [-1, 0, 1], [0, 1, 2]])
+VALUES = numbers(2, 2, 3, seed=11)
+ZERO_INSIDE = torch.tensor([0.7, 0.0, -0.4, 1.2], dtype=DOUBLE)
+SINGULAR = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 0.0, 1.0]], dtype=DOUBLE)
+REGULAR = numbers(3, 3, seed=12) + 2 * torch.eye(3, dtype=DOUBLE)
+POSITIVE = symmetric(numbers(3, 3, seed=13)) + torch.diag(torch.tensor([2.0, 3.0, 5.0], dtype=DOUBLE))
+QUERY = numbers(3, 1, 2, seed=14)
+WEIGHTS = numbers(6, 2, seed=15), numbers(6, seed=16), numbers(2, 2, seed=17), numbers(2, seed=18)
+MASK = torch.tensor([True, False, True, True])
+TARGETS = torch.tensor([0, 0, 1, 3])
+
+
+def attention_of_heads(f, x):
+    return f(*(x, x, x, 2, 1, *WEIGHTS[:2], None, None, False, 0.0, *WEIGHTS[2:]), need_weights=False)[0]
+
+
+layer_norm = Call(lambda f, x: f(x, [3]), VALUES)
+batch_norm = Call(lambda f, x: f(x, None, None, None, None, True, 0.1, 1e-3, False), VALUES)
+determinant = Call(lambda f, x: f(x), SINGULAR)
+of_regular = Call(lambda f, x: f(x), REGULAR)
+solution = Call(
+    lambda f, x: f(x, REGULAR[0] if f is getattr(torch.linalg, "tensorsolve", 0) else REGULAR[:, :1]), REGULAR
+)
+cumulative = Call(lambda f, x: f(x, 0), ZERO_INSIDE)
+selection = Call(lambda f, x: f(x**2, MASK), VECTOR)
+elementwise = Call(lambda f, x: f(x), VECTOR)
+grid_2d = Call(lambda f, x: f(IMAGE, x, 0, 0, False), GRID)
+grid_3d = Call(lambda f, x: f(VOLUME, x, 0, 0, False), GRID_3D)
+cholesky = Call(lambda f, x: f(x), POSITIVE, lambda f, x: f(symmetric(x)), numbers(3, 3, seed=19))
+products = Call(lambda f, x: f(x[:4] * 1, 0, TARGETS, x[:4].sin(), "prod"), VECTOR)
+
+# By the name without its place in torch.
+CALLS = {
+    "layer_norm": layer_norm,
+    "native_layer_norm": Call(lambda f, x: f(x, [3], None, None, 1e-3)[0], VALUES),
+    "nn.functional.batch_norm": Call(lambda f, x: f(x, None, None, training=True), VALUES),
+    "batch_norm": batch_norm,
+    "native_batch_norm": Call(lambda f, x: f(x, None, None, None, None, True, 0.1, 1e-3)[0], VALUES),
+    "nn.functional.instance_norm": Call(lambda f, x: f(x), VALUES),
+    "instance_norm": batch_norm,
+    "_weight_norm": Call(lambda f, x: f(x, x[:, :1].exp(), 0), POINTS),
+    "scaled_dot_product_attention": Call(lambda f, x: f(x, x, x), QUERY),
+    "multi_head_attention_forward": Call(attention_of_heads, QUERY),
+    "cdist": Call(lambda f, x: f(x, OTHERS), POINTS),
+    "pdist": Call(lambda f, x: f(x), POINTS),
+    "hardsigmoid": elementwise,
+    "hardswish": elementwise,
+    "multi_margin_loss": Call(lambda f, x: f(x, CLASSES, 2), ROWS_AND_COLUMNS),
+    "multilabel_margin_loss": Call(lambda f, x: f(x, LABELS).sin(), ROWS_AND_COLUMNS),
+    "nn.functional.kl_div": Call(lambda f, x: f(x, x.exp(), reduction="none"), VECTOR),
+    "kl_div": Call(lambda f, x: f(x, x.exp(), 0), VECTOR),
+    "ctc_loss": Call(lambda f, x: f(x.log_softmax(-1), PADDED, [5, 3], [2, 1]), LOGITS),
+    "nn.functional.embedding": Call(
+        lambda f, x: f(INDICES, x**2, padding_idx=-2),
+        POINTS,
+        direction=POINTS.cos() * torch.tensor([[1.0], [1.0], [0.0], [1.0]]),
+    ),
+    "nn.functional.embedding_bag": Call(lambda f, x: f(INDICES, x**2, OFFSETS, mode="sum"), POINTS),
+    "embedding_bag": Call(lambda f, x: f(x**2, INDICES, OFFSETS, False, 0)[0], POINTS),
+    "grid_sample": Call(lambda f, x: f(IMAGE, x, align_corners=False), GRID),
+    "grid_sampler": grid_2d,
+    "grid_sampler_2d": grid_2d,
+    "grid_sampler_3d": grid_3d,
+    "aminmax": Call(lambda f, x: torch.stack(list(f(x.sin()))), VECTOR),
+    "segment_reduce": Call(lambda f, x: f(x**2, "sum", lengths=torch.tensor([1, 3])), VECTOR),
+    "det": determinant,
+    "linalg_det": determinant,
+    "eigvalsh": Call(lambda f, x: torch.linalg.eigvalsh(symmetric(x)), POSITIVE),  # on torch 1.8 found by this name
+    "i0": elementwise,
+    "householder_product": Call(lambda f, x: f(x.tril(), VECTOR[:3]), REGULAR),
+    "orgqr": Call(lambda f, x: f(x.tril(), VECTOR[:3]), REGULAR),
+    "eigh": Call(lambda f, x: f(symmetric(x))[1] ** 2, POSITIVE),
+    "eig": Call(lambda f, x: f(x)[1].abs() ** 2, POSITIVE),
+    "cumprod": cumulative,
+    "masked_select": selection,
+    "logdet": of_regular,
+    "slogdet": Call(lambda f, x: f(x)[1], REGULAR),
+    "solve": solution,
+    "solve_ex": Call(lambda f, x: f(x, REGULAR[:, :1])[0], REGULAR),
+    "tensorsolve": solution,
+    "cholesky_inverse": Call(lambda f, x: f(x.tril()), REGULAR),
+    "scatter_reduce": products,
+    "scatter_reduce_": products,
+    "cholesky": cholesky,
+    "cholesky_ex": Call(lambda f, x: f(x)[0], POSITIVE, lambda f, x: f(symmetric(x))[0], numbers(3, 3, seed=19)),
+    **{
+        name: Call(lambda f, x: f(x, 3), VECTOR)
+        for row in COMPOSITIONS
+        for name in row.functions
+        if "polynomial" in name
+    },
+}
+
+
+def call_of(name):
+    short = name.rpartition(".")[2].replace("linalg_", "")
+    return CALLS.get(name) or CALLS.get(short) or (elementwise if "bessel" in name or "airy" in name else None)
+
+
+NAMES = sorted({name for row in COMPOSITIONS for name in row.functions} | WATCHED)
+HERE = [name for name in NAMES if any(True for _ in functions(name))]
+REFUSED = [
+    name for name in HERE if any(kind in name for kind in ("airy", "special.bessel", "special_bessel", "bessel_k"))
+]
+
+
+def order_of(name):
+    return max([row.order for row in COMPOSITIONS if name in row.functions] + [2])
+
+
+def expected(func, t, highest):
+    """The derivatives of a function of a number, by a polynomial through its values around."""
+    count, width = 9, 0.02
+    nodes = [width * math.cos(math.pi * (k + 0.5) / count) for k in range(count)]
+    powers = torch.tensor([[(node / width) ** k for k in range(count)] for node in nodes], dtype=DOUBLE)
+    values = torch.stack([func(t + node).detach() for node in nodes])
+    coefficients = torch.inverse(powers) @ values
+    return [math.factorial(k) * coefficients[k] / width**k for k in range(highest + 1)]
+
+
+def test_each_name_has_a_call():
+    assert [name for name in NAMES if call_of(name) is None] == []
+
+
+@pytest.fixture
+def without_checks():
+    """The rows alone: the test of a first call would find many a wrong answer, too."""
+    with tfc.use_checks("off"):
+        yield
+
+
+def overloads(name):
+    """The operation, and where it has overloads, the one that takes the same arguments."""
+    of_these_arguments = "n_scalar" if "polynomial" in name else "default"
+    return [f for f in functions(name) if getattr(f, "_overloadname", of_these_arguments) == of_these_arguments]
+
+
+@pytest.mark.parametrize("name", [name for name in HERE if name not in REFUSED])
+def test_derivatives_under_each_name(backend, name, without_checks):
+    call, order = call_of(name), order_of(name)
+    origin = torch.zeros((), dtype=DOUBLE)
+    if name in ("cholesky", "Tensor.cholesky") and facts.TORCH >= (2, 15):
+        pytest.skip("torch has removed it")
+    for function in overloads(name):
+        func = call.along(function)
+        wanted = expected(call.along(function, call.by_hand), origin, order)
+        for modes in itertools.product((tfc.jacfwd, tfc.jacrev), repeat=order):
+            derivative = func
+            for transform in modes:
+                derivative = transform(derivative)
+            for found in (derivative(origin), tfc.vmap(derivative)(torch.stack([origin, origin + 0.01]))[0]):
+                assert_close(found, wanted[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_derivative_is_refused_under_each_name(backend, name):
+    """Newer torches have some of them. An operation that is added to another one leaves no constant output."""
+    origin = torch.zeros((), dtype=DOUBLE)
+    for function in overloads(name):
+        func = lambda t, f=function: f(VECTOR + 2 + t * VECTOR.cos()) + t
+        for transform in (tfc.jacrev, tfc.jacfwd):
+            try:
+                found = transform(func)(origin)
+            except RuntimeError as error:
+                assert f"torch has no derivative of {name.rpartition('.')[2].replace('special_', '')}" in str(error)
+            else:
+                assert_close(found, expected(func, origin, 1)[1], rtol=1e-5, atol=1e-6)
