@@ -79,6 +79,15 @@ def test_badges_are_true():
     assert 'license = "Apache-2.0"' in pyproject and "strict = true" in pyproject
 
 
+@pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="the sdist has no workflows")
+def test_actions_are_pinned():
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    uses = [line for path in workflows for line in re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))]
+    assert len(uses) > 20
+    for line in uses:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", line), line
+
+
 def test_readme_example_takes_any_chain():
     """Bonds that are all broken, no bond, and atoms on top of one another."""
     (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)

@@ -72,6 +72,10 @@ def failed(found):
     return {name for name, outcome in found["outcomes"].items() if outcome == "failed"}
 
 
+def last_line(reason):
+    return (reason.strip().splitlines() or [""])[-1][:150]
+
+
 def checkout(folder, package):
     """The subfolder with a package's sources: named as the package or the start of that, perhaps with a version."""
     wanted = normalized(package)
@@ -106,11 +110,16 @@ def compared(title, swap, arguments, own):
     print(f"  largest difference of {len(set(plain['values']) & set(swapped['values']))} values: {worst:.1e}")
     for what, names in (("only swapped fails", lost), ("only plain fails", won)):
         for name in names:
-            reason = (swapped if names is lost else plain)["reasons"].get(name, "").strip().splitlines()
-            print(f"  {what}: {name}: {reason[-1][:150] if reason else ''}")
+            reason = (swapped if names is lost else plain)["reasons"].get(name, "")
+            print(f"  {what}: {name}: {last_line(reason)}")
     wrong = bool(lost) or worst > LIMIT or not passed(swapped)
     if not own:
         wrong = wrong or count == 0 or bool(failed(swapped))
+    # Tests that need files which the folder lacks say nothing about this library.
+    idle = bool(own) and not passed(plain) and not passed(swapped)
+    if idle:
+        reasons = sorted({last_line(reason) for reason in plain["reasons"].values()})
+        print(f"  no test passes plain: {'; '.join(reasons[:3])}")
     return {
         "suite": title,
         "torch": swapped["torch"].partition("+")[0],
@@ -119,7 +128,7 @@ def compared(title, swap, arguments, own):
         "failed plain, swapped": f"{len(failed(plain))}, {len(failed(swapped))}",
         "calls": count,
         "difference": f"{worst:.0e}",
-        "verdict": "WRONG" if wrong else "ok" if count else "never called",
+        "verdict": "cannot run" if idle else "WRONG" if wrong else "ok" if count else "never called",
     }
 
 
@@ -161,7 +170,7 @@ def main():
         rows = [compared(options.name, options.swap, options.arguments, options.own_tests)]
     if rows:
         tabulated(rows, options.table)
-    return int(any(row["verdict"] == "WRONG" for row in rows))
+    return int(any(row["verdict"] in ("WRONG", "cannot run") for row in rows))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Report:
     HEADS = ("operator", "backend", "error", "batched", "differentiated", "evaluations", "passes", "")
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = tuple(rows)
+        self.rows: tuple[Row, ...] = tuple(rows)
 
     @property
     def ok(self) -> bool:
@@ -122,7 +122,7 @@ class DerivativeError(AssertionError):
 
     def __init__(self, report: Report) -> None:
         super().__init__(report)
-        self.report = report
+        self.report: Report = report
 
     def __str__(self) -> str:
         count = len(self.report.failed)
