@@ -5,13 +5,15 @@ They save two passes of torch.autograd each; every other elementwise operation h
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 
-# The second derivative is None where it is zero everywhere.
-Derivatives = Tuple[Tensor, Tensor, Optional[Tensor]]
+# None where it is zero everywhere; two factors where their product may leave the range of a dtype that its product with
+# two Jacobians is in, as 1 / x^2 does for large and small x.
+Second = Union[Tensor, Tuple[Tensor, Tensor]]
+Derivatives = Tuple[Tensor, Tensor, Optional[Second]]
 
 
 def _tanh(x: Tensor) -> Derivatives:
@@ -39,7 +41,7 @@ def _exp(x: Tensor) -> Derivatives:
 
 def _log(x: Tensor) -> Derivatives:
     first = 1 / x
-    return torch.log(x), first, -first * first
+    return torch.log(x), first, (-first, first)
 
 
 def _sin(x: Tensor) -> Derivatives:
@@ -59,13 +61,7 @@ def _square(x: Tensor) -> Derivatives:
 def _sqrt(x: Tensor) -> Derivatives:
     y = torch.sqrt(x)
     first = 0.5 / y
-    return y, first, -0.5 * first / x
-
-
-def _reciprocal(x: Tensor) -> Derivatives:
-    y = 1 / x
-    first = -y * y
-    return y, first, -2 * y * first
+    return y, first, (first, -0.5 / x)
 
 
 def _relu(x: Tensor) -> Derivatives:
@@ -82,6 +78,5 @@ CLOSED: dict[str, Callable[[Tensor], Derivatives]] = {
     "cos": _cos,
     "square": _square,
     "sqrt": _sqrt,
-    "reciprocal": _reciprocal,
     "relu": _relu,
 }
