@@ -128,13 +128,14 @@ class Carried(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        if any(found.run.ended for found in carried_in((args, kwargs))):
+        runs = {found.run for found in carried_in((args, kwargs))}
+        if any(run.ended for run in runs):
             return func(*values_of_ended(args), **values_of_ended(kwargs or {}))
         strange = [kind for kind in types if not issubclass(kind, (cls, Parameter)) and kind is not Tensor]
         if strange:
             raise Refused(f"the function has tensors of type {strange[0].__name__}")
         kwargs = dict(kwargs or {})
-        run = run_of((args, kwargs))
+        run = next(iter(runs)) if len(runs) == 1 else run_of((args, kwargs))
         try:
             return _by_rule(run, func, args, kwargs)
         except Refused as error:

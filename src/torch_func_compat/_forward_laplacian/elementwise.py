@@ -76,6 +76,8 @@ def _name(func: Any, args: Sequence[Any]) -> str:
     """The closed form of an operation with these arguments, or None."""
     if len(args) == 2 and func.__name__ in ("pow", "__pow__") and type(args[1]) in (int, float) and args[1] == 2:
         return "square"
+    if len(args) == 2 and func.__name__ in ("pow", "__pow__") and type(args[1]) is float and args[1] == 0.5:
+        return "sqrt"
     return func.__name__ if len(args) == 1 else ""
 
 
@@ -85,7 +87,8 @@ def applied(run: Run, operation: Callable[..., Tensor], carried: Sequence[Any]) 
     for (i, j), second in seconds.items():
         jacs = [lifted(carried[k].jac, value.dim()) for k in (i, j)]
         require_range(second, [firsts[i], firsts[j]], jacs)
-    return spread(run, carried, value, firsts, seconds)
+    wide = {pair: Second(second, wide=True) for pair, second in seconds.items()}
+    return spread(run, carried, value, firsts, wide)
 
 
 def spread(
@@ -95,12 +98,22 @@ def spread(
     dim = value.dim()
     jacs: list[Tensor] = [lifted(x.jac, dim) for x in carried]
     terms: list[Any] = [None if x.lap is None else first * lift(x.lap, dim) for x, first in zip(carried, firsts)]
+    # products of the first derivatives with the Jacobians, and of the second ones where their order keeps the range
+    found = [first * jac for first, jac in zip(firsts, jacs)]
     for (i, j), second in seconds.items():
-        left, right = second if isinstance(second, tuple) else (second, None)
-        pairs = run.pairs(jacs[i], jacs[j], left, right)
-        terms.append(pairs if i == j else 2 * pairs)
+        compact = second.of_first and jacs[i].numel() < run.size * value.numel()
+        if not second.of_first:
+            left, rest = (second.factor, None) if second.wide else (None, second.factor)
+            pairs = run.pairs(jacs[i], jacs[j], left)
+        elif compact:
+            pairs, rest = run.pairs(jacs[i], jacs[j], firsts[i], second.factor), None
+        else:
+            left, rest = (second.factor, None) if second.wide else (None, second.factor)
+            pairs = run.pairs(found[i], jacs[j], left)
+        term = pairs if rest is None else rest * pairs
+        terms.append(term if i == j else 2 * term)
     lap = total(terms)
-    jac = total([first * jac for first, jac in zip(firsts, jacs)])  # after the pairs, whose memory is free again
+    jac = total(found)
     return make(run, value, jac, None if lap is None else lap.expand_as(value))
 
 
