@@ -106,7 +106,10 @@ def spread(
             left, rest = (second.factor, None) if second.wide else (None, second.factor)
             pairs = run.pairs(jacs[i], jacs[j], left)
         elif compact:
-            pairs, rest = run.pairs(jacs[i], jacs[j], firsts[i], second.factor), None
+            if second.wide:
+                pairs, rest = run.pairs(jacs[i], jacs[j], firsts[i], second.factor), None
+            else:
+                pairs, rest = run.pairs(jacs[i], jacs[j]), firsts[i] * second.factor
         else:
             left, rest = (second.factor, None) if second.wide else (None, second.factor)
             pairs = run.pairs(found[i], jacs[j], left)
