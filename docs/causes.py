@@ -866,6 +866,11 @@ CAUSES: dict[str, list[Cause]] = {
             "an operator of whole batches got inputs of different sizes",
             "give all of them the same size in dimension 0",
         ),
+        Cause(
+            "keeps a tensor that depends on its argument",
+            "the function takes a tensor of one evaluation in another one, where it has no derivative",
+            "compute the tensor in each evaluation, or keep its detach()",
+        ),
     ],
     "Inside": [
         Cause(

@@ -235,3 +235,107 @@ def test_compiled_training():
     (expected,) = torch.autograd.grad(loss(X), w)
     (found,) = torch.autograd.grad(compiled(loss, fullgraph=True)(X), w)
     assert_close(found, expected)
+
+
+class Keeping:
+    """A function that makes something in its first evaluation and keeps it."""
+
+    def __init__(self, make, take):
+        self.make, self.take, self.kept = make, take, []
+
+    def __call__(self, x):
+        if not self.kept:
+            self.kept.append(self.make(x))
+        return self.take(self.kept[0], x)
+
+
+KEPT = {
+    "mask": (lambda x: x > 0, lambda kept, x: torch.where(kept, x**3, x**2)),
+    "order": (lambda x: x.argsort(), lambda kept, x: x[..., kept.reshape(-1)[:3]] ** 3),
+    "detached": (lambda x: x.detach(), lambda kept, x: (kept * x) ** 2),
+    "sign": (torch.sign, lambda kept, x: kept * x**3),
+    "largest": (lambda x: x.max(-1, keepdim=True)[1], lambda kept, x: (x * (kept + 1)) ** 2),
+    "pair": (lambda x: (x.detach(), [x < 1]), lambda kept, x: torch.where(kept[1][0], x**3, kept[0] * x**2)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", KEPT)
+def test_constants_that_a_function_keeps(backend, name, mode):
+    func, other = Keeping(*KEPT[name]), Keeping(*KEPT[name])
+    expected = tfc.laplacian(other, mode="rows")(X[0])
+    assert_close(tfc.laplacian(func, mode=mode)(X[0]), expected)
+    assert_close(func(X[0]), other(X[0]))
+    assert_close(tfc.laplacian(func, mode=mode)(X[0]), expected)
+    assert_close(tfc.laplacian(Keeping(*KEPT[name]), mode=mode, chunk_size=1)(X[0]), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_constants_that_a_function_of_a_batch_keeps(backend, mode):
+    make, take = (lambda x: x[0] > 0, lambda kept, x: torch.where(kept, x**3, x**2).sum(-1))
+    expected = torch.where(X[0] > 0, 6 * X, torch.full_like(X, 2.0)).sum(-1)
+    func = Keeping(make, take)
+    for _ in range(2):
+        assert_close(tfc.batch_laplacian(func, mode=mode)(X), expected)
+        assert_close(func(X), take(X[0] > 0, X))
+
+
+def test_a_feature_that_is_kept_acts_as_its_value_afterwards(backend):
+    func = Keeping(lambda x: x**2, lambda kept, x: (kept * x).sum())
+    assert_close(tfc.laplacian(func)(X[0]), 6 * X[0].sum())
+    assert_close(func(X[1]), (X[0] ** 2 * X[1]).sum())
+
+
+def test_a_feature_of_another_evaluation_is_no_constant(backend):
+    """The evaluation by rows, and that of other columns, would take what depends on the argument for a constant."""
+    func = Keeping(lambda x: x**2, lambda kept, x: torch.cumprod(kept * x, 0).sum())
+    with pytest.raises(RuntimeError, match="keeps a tensor that depends on its argument"):
+        tfc.laplacian(func)(X[0])
+    assert_close(func(X[0]), torch.cumprod(X[0] ** 3, 0).sum())
+    func = Keeping(lambda x: x**2, lambda kept, x: (kept * x).sum())
+    with pytest.raises(RuntimeError, match="keeps a tensor that depends on its argument"):
+        tfc.laplacian(func, chunk_size=1)(X[0])
+    assert_close(func(X[0]), (X[0] ** 3).sum())
+
+
+POSITIVE = torch.tensor([2.0, 3.0, 0.5])
+SCALED = {
+    "sqrt": lambda x, b: (b * x).sqrt().sum() / b**0.5,
+    "square root by a power": lambda x, b: ((b * x) ** 0.5).sum() / b**0.5,
+    "log": lambda x, b: (b * x).log().sum(),
+    "reciprocal": lambda x, b: (b * torch.reciprocal(b * x)).sum(),
+    "weights": lambda x, b: (b * x / (b * x).sum()).prod(),
+    "norm": lambda x, b: (b * x * x).norm() / b,
+    "logsumexp": lambda x, b: torch.logsumexp((b * x).log() * 1.0, 0),
+    "softmax": lambda x, b: torch.softmax((b * x).log(), 0)[0],
+    "hypot": lambda x, b: torch.hypot(b * x[0], b * x[1]) / b,
+    "variance": lambda x, b: (b * x * x).std() / b,
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("scale", (1e10, 1e15, 1e-10, 1e-15))
+def test_squares_that_leave_the_range_of_float32(name, scale):
+    func = SCALED[name]
+    expected = tfc.laplacian(lambda x: func(x, 1.0), mode="rows")(POSITIVE.double())
+    for size in (scale, scale * (1e5 if scale > 1 and name != "variance" else 1)):
+        found = tfc.laplacian(lambda x, size=size: func(x, size))(POSITIVE)
+        assert_close(found.double(), expected, rtol=2e-3, atol=1e-5)
+        samples = torch.stack([POSITIVE, POSITIVE + 1])
+        batch = lambda x, size=size: torch.stack([func(row, size) for row in x])
+        assert_close(tfc.batch_laplacian(batch)(samples)[0].double(), expected, rtol=2e-3, atol=1e-5)
+
+
+def test_squares_that_leave_the_range_behind_a_mask():
+    """The derivative by a factor outside, of a distance that is padded."""
+    mask, far = torch.tensor([True, False]), torch.tensor(1e30, dtype=DTYPE)
+    scale = torch.tensor(1.0, dtype=DTYPE, requires_grad=True)
+    x = torch.tensor([0.5, 2.0], dtype=DTYPE)
+
+    def func(x):
+        d = torch.where(mask, x * scale, far)
+        return torch.where(mask, 1 / (1 + d**6 * x), torch.zeros_like(x)).sum()
+
+    found, expected = (torch.autograd.grad(tfc.laplacian(func, mode=mode)(x), scale)[0] for mode in ("forward", "rows"))
+    assert bool(torch.isfinite(expected))
+    assert_close(found, expected)

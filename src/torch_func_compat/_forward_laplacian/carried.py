@@ -19,7 +19,15 @@ _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "i
 
 
 class Refused(Exception):
-    """An operation has no rule: the Laplacian has to be computed in another way."""
+    """An operation has no rule: the Laplacian has to be computed in another way.
+
+    Attributes
+    ----------
+    runs : sequence of Run
+        The evaluations that are given up.
+    """
+
+    runs: Sequence[Run] = ()
 
 
 class RefusedNow(Refused):
@@ -46,6 +54,8 @@ class Run:
         self.recording = recording
         self.within_a_rule = False
         self.refused: Refused | None = None  # also where the function caught it
+        self.ended = False  # what the function keeps of it acts as its value
+        self.replaced = False  # another evaluation is to give the result of this one
 
     def weighted(self, columns: Tensor) -> Tensor:
         """The weight times the columns."""
@@ -57,18 +67,39 @@ class Run:
             return columns * weight.reshape(-1, *[1] * (columns.dim() - 1))
         return torch.einsum("kl,l...->k...", weight, columns)
 
-    def pairs(self, one: Tensor, two: Tensor) -> Tensor:
-        """The sum over the columns of the products of two Jacobians, element by element."""
+    def pairs(self, one: Tensor, two: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
+        """The sum over the columns of ``(left * one) * (right * two)``, element by element, for two Jacobians.
+
+        The factors come before the products: where the square of a Jacobian leaves the range of its dtype, the term
+        may still be within.
+        """
+        if left is not None and left.numel() > max(math.prod(one.shape[1:]), math.prod(two.shape[1:])):
+            # Jacobians that are the same along dimensions are scaled instead, and stay small
+            scales = [_scale(one), _scale(two)]
+            factor = (left * scales[0]) * (scales[1] if right is None else right * scales[1])
+            return factor * self.pairs(one / scales[0], two / scales[1])
         if self.weight is not None or one.requires_grad or two.requires_grad:
-            return (self.weighted(one) * two).sum(0)
+            return _products(self.weighted(one), two, left, right)
         # in blocks, which need less memory and fit into the processor's cache
         step = max(_BLOCK // max(math.prod(one.shape[1:]), math.prod(two.shape[1:]), 1), 1)
         if step >= len(one):
-            return (one * two).sum(0)
-        total = (one[:step] * two[:step]).sum(0)
+            return _products(one, two, left, right)
+        total = _products(one[:step], two[:step], left, right)
         for start in range(step, len(one), step):
-            total += (one[start : start + step] * two[start : start + step]).sum(0)
+            total += _products(one[start : start + step], two[start : start + step], left, right)
         return total
+
+
+def _products(one: Tensor, two: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    one = one if left is None else one * left
+    two = two if right is None else two * right
+    return (one * two).sum(0)
+
+
+def _scale(jac: Tensor) -> Tensor:
+    """The largest absolute value among the columns; a constant."""
+    largest = jac.detach().abs().max(0)[0]
+    return largest.masked_fill((largest == 0) | (largest - largest != 0), 1.0)  # infinities
 
 
 # Elements of a block
@@ -97,11 +128,14 @@ class Carried(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        runs = {found.run for found in carried_in((args, kwargs))}
+        if any(run.ended for run in runs):
+            return func(*values_of_ended(args), **values_of_ended(kwargs or {}))
         strange = [kind for kind in types if not issubclass(kind, (cls, Parameter)) and kind is not Tensor]
         if strange:
             raise Refused(f"the function has tensors of type {strange[0].__name__}")
         kwargs = dict(kwargs or {})
-        run = run_of((args, kwargs))
+        run = next(iter(runs)) if len(runs) == 1 else run_of((args, kwargs))
         try:
             return _by_rule(run, func, args, kwargs)
         except Refused as error:
@@ -183,6 +217,34 @@ def carried_in(tree: Any) -> list[Carried]:
     elif not isinstance(tree, (list, tuple)):
         return []
     return [found for part in tree for found in carried_in(part)]
+
+
+def values_of_ended(tree: Any) -> Any:
+    """Values in place of the carried tensors of runs that have ended, which the function has kept.
+
+    Raises
+    ------
+    RuntimeError
+        A value with derivatives is of an evaluation that this one replaces: it would be a constant here.
+    """
+    if isinstance(tree, Carried) and tree.run.ended:
+        if tree.run.replaced and tree.jac is not None:
+            raise RuntimeError(_KEPT)
+        return tree.value
+    if isinstance(tree, dict):
+        return {key: values_of_ended(part) for key, part in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[values_of_ended(part) for part in tree])
+    if isinstance(tree, (list, tuple)):
+        return (list if isinstance(tree, list) else tuple)([values_of_ended(part) for part in tree])
+    return tree
+
+
+_KEPT = (
+    "laplacian: the function keeps a tensor that depends on its argument, and takes it again in another evaluation, "
+    "where it would have no derivative. Compute the tensor in each evaluation, keep its detach(), or take a new "
+    "function and mode='rows'"
+)
 
 
 def run_of(tree: Any) -> Run:

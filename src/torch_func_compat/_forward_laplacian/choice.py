@@ -24,7 +24,7 @@ from .._transforms.batch_first_call import with_tests
 from .._transforms.batch_independence import verify
 from .._transforms.jacobian import jacrev
 from .._transforms.options import Options
-from .carried import Refused, RefusedNow
+from .carried import Refused, RefusedNow, Run
 from .laplacian import batch_laplacian, laplacian
 from .parts import plain
 
@@ -93,6 +93,7 @@ class Laplacian:
         if is_compiling():
             return self._by_rows(args, kwargs)
         why = self._why_not()
+        given_up: Sequence[Run] = ()
         if why is None:
             shapes = tuple([x.shape if isinstance(x, Tensor) else None for x in pytree.flatten(args)[0]])
             why = self._refused.get(shapes)
@@ -105,11 +106,15 @@ class Laplacian:
                     self.record.chunk_size = None
                     return result
                 except Refused as error:
-                    why = str(error)
+                    why, given_up = str(error), error.runs
                     if not isinstance(error, RefusedNow):
                         self._refused[shapes] = why
                 state.restore()
-        result = self._by_rows(args, kwargs)
+        try:
+            result = self._by_rows(args, kwargs)
+        finally:
+            for run in given_up:
+                run.replaced = False
         self.record.mode = f"rows of the Hessian, since {why}"
         return result
 

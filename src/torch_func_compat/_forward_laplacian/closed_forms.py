@@ -5,67 +5,80 @@ They save two passes of torch.autograd each; every other elementwise operation h
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
+
+class Second(NamedTuple):
+    """A second derivative.
+
+    Attributes
+    ----------
+    factor : Tensor
+        The derivative, or what the first derivative is to be multiplied by.
+    of_first : bool
+        Whether it is the latter, which needs no square of a Jacobian, that may leave the range of its dtype.
+    wide : bool
+        Whether the factor may be so large or small that it comes before the sum over the columns.
+    """
+
+    factor: Tensor
+    of_first: bool = False
+    wide: bool = False
+
+
 # The second derivative is None where it is zero everywhere.
-Derivatives = Tuple[Tensor, Tensor, Optional[Tensor]]
+Derivatives = Tuple[Tensor, Tensor, Optional[Second]]
 
 
 def _tanh(x: Tensor) -> Derivatives:
     y = torch.tanh(x)
     first = 1 - y * y
-    return y, first, -2 * y * first
+    return y, first, Second(-2 * y, True)
 
 
 def _sigmoid(x: Tensor) -> Derivatives:
     y = torch.sigmoid(x)
     first = y * (1 - y)
-    return y, first, first * (1 - 2 * y)
+    return y, first, Second(1 - 2 * y, True)
 
 
 def _silu(x: Tensor) -> Derivatives:
     s = torch.sigmoid(x)
     slope = s * (1 - s)
-    return x * s, s + x * slope, slope * (2 + x * (1 - 2 * s))
+    return x * s, s + x * slope, Second(slope * (2 + x * (1 - 2 * s)))
 
 
 def _exp(x: Tensor) -> Derivatives:
     y = torch.exp(x)
-    return y, y, y
+    return y, y, Second(torch.ones_like(y), True)
 
 
 def _log(x: Tensor) -> Derivatives:
     first = 1 / x
-    return torch.log(x), first, -first * first
+    return torch.log(x), first, Second(-first, True, True)
 
 
 def _sin(x: Tensor) -> Derivatives:
     y = torch.sin(x)
-    return y, torch.cos(x), -y
+    return y, torch.cos(x), Second(-y)
 
 
 def _cos(x: Tensor) -> Derivatives:
     y = torch.cos(x)
-    return y, -torch.sin(x), -y
+    return y, -torch.sin(x), Second(-y)
 
 
 def _square(x: Tensor) -> Derivatives:
-    return x * x, 2 * x, torch.full_like(x, 2)
+    return x * x, 2 * x, Second(torch.full_like(x, 2))
 
 
 def _sqrt(x: Tensor) -> Derivatives:
     y = torch.sqrt(x)
     first = 0.5 / y
-    return y, first, -0.5 * first / x
-
-
-def _reciprocal(x: Tensor) -> Derivatives:
-    y = 1 / x
-    first = -y * y
-    return y, first, -2 * y * first
+    return y, first, Second(-0.5 / x, True, True)
 
 
 def _relu(x: Tensor) -> Derivatives:
@@ -82,6 +95,5 @@ CLOSED: dict[str, Callable[[Tensor], Derivatives]] = {
     "cos": _cos,
     "square": _square,
     "sqrt": _sqrt,
-    "reciprocal": _reciprocal,
     "relu": _relu,
 }

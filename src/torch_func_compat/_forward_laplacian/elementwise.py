@@ -6,14 +6,15 @@ arguments there are partial derivatives and pairs of them.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .carried import Carried, Refused, Run, make
-from .closed_forms import CLOSED
+from .closed_forms import CLOSED, Second
 from .parts import constant, is_carried, lift, lifted, plain, total
+from .ranges import require_range
 from .registry import rule
 
 # Operations that have a complex derivative for complex numbers
@@ -27,7 +28,7 @@ _HOLOMORPHIC = frozenset(
     "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan asin acos atan arcsin arccos arctan "
     "sinh cosh tanh asinh acosh atanh sigmoid erf erfc abs absolute lgamma digamma sinc "
     "pow Tensor.__pow__ Tensor.__rpow__ atan2 arctan2 maximum minimum hypot xlogy logaddexp logaddexp2 "
-    "clamp clamp_min clamp_max clip Tensor.__rtruediv__ Tensor.__rdiv__ "
+    "clamp clamp_min clamp_max clip "
     "relu relu6 leaky_relu elu selu celu silu mish F.gelu softplus softsign logsigmoid tanhshrink hardtanh hardswish "
     "hardsigmoid softshrink hardshrink threshold special.expit special.erf special.erfc special.log1p special.expm1 "
     "special.xlogy special.xlog1py"
@@ -48,6 +49,8 @@ def elementwise(run: Run, func: Any, *args: Any, **kwargs: Any) -> Any:
             raise Refused(f"{func.__name__} of complex numbers")
 
     name = _name(func, rest)
+    if name == "reciprocal":
+        return quotient(run, 1, carried[0])
     if name in CLOSED and not any(options.values()) and not carried[0].value.is_complex():
         value, first, second = CLOSED[name](carried[0].value)
         return spread(run, carried, value, [first], {} if second is None else {(0, 0): second})
@@ -73,26 +76,47 @@ def _name(func: Any, args: Sequence[Any]) -> str:
     """The closed form of an operation with these arguments, or None."""
     if len(args) == 2 and func.__name__ in ("pow", "__pow__") and type(args[1]) in (int, float) and args[1] == 2:
         return "square"
+    if len(args) == 2 and func.__name__ in ("pow", "__pow__") and type(args[1]) is float and args[1] == 0.5:
+        return "sqrt"
     return func.__name__ if len(args) == 1 else ""
 
 
 def applied(run: Run, operation: Callable[..., Tensor], carried: Sequence[Any]) -> Any:
     """An operation that is elementwise in what is carried, after broadcasting."""
-    return spread(run, carried, *_derivatives(operation, [x.value for x in carried]))
+    value, firsts, seconds = _derivatives(operation, [x.value for x in carried])
+    for (i, j), second in seconds.items():
+        jacs = [lifted(carried[k].jac, value.dim()) for k in (i, j)]
+        require_range(second, [firsts[i], firsts[j]], jacs)
+    wide = {pair: Second(second, wide=True) for pair, second in seconds.items()}
+    return spread(run, carried, value, firsts, wide)
 
 
 def spread(
-    run: Run, carried: Sequence[Any], value: Tensor, firsts: Sequence[Tensor], seconds: dict[tuple[int, int], Tensor]
+    run: Run, carried: Sequence[Any], value: Tensor, firsts: Sequence[Tensor], seconds: Mapping[tuple[int, int], Second]
 ) -> Any:
     """The carried result of an operation with these derivatives."""
     dim = value.dim()
     jacs: list[Tensor] = [lifted(x.jac, dim) for x in carried]
     terms: list[Any] = [None if x.lap is None else first * lift(x.lap, dim) for x, first in zip(carried, firsts)]
+    # products of the first derivatives with the Jacobians, and of the second ones where their order keeps the range
+    found = [first * jac for first, jac in zip(firsts, jacs)]
     for (i, j), second in seconds.items():
-        pairs = run.pairs(jacs[i], jacs[j])
-        terms.append(second * (pairs if i == j else 2 * pairs))
+        compact = second.of_first and jacs[i].numel() < run.size * value.numel()
+        if not second.of_first:
+            left, rest = (second.factor, None) if second.wide else (None, second.factor)
+            pairs = run.pairs(jacs[i], jacs[j], left)
+        elif compact:
+            if second.wide:
+                pairs, rest = run.pairs(jacs[i], jacs[j], firsts[i], second.factor), None
+            else:
+                pairs, rest = run.pairs(jacs[i], jacs[j]), firsts[i] * second.factor
+        else:
+            left, rest = (second.factor, None) if second.wide else (None, second.factor)
+            pairs = run.pairs(found[i], jacs[j], left)
+        term = pairs if rest is None else rest * pairs
+        terms.append(term if i == j else 2 * term)
     lap = total(terms)
-    jac = total([first * jac for first, jac in zip(firsts, jacs)])  # after the pairs, whose memory is free again
+    jac = total(found)
     return make(run, value, jac, None if lap is None else lap.expand_as(value))
 
 
@@ -228,7 +252,7 @@ def div(run: Run, func: Any, input: Any, other: Any, *, rounding_mode: Any = Non
     if rounding_mode is not None:
         raise Refused(f"division with rounding_mode={rounding_mode!r}")
     if is_carried(other):
-        return elementwise(run, torch.div, input, other)
+        return quotient(run, input, other)
     number = plain(other)
     if not isinstance(input, Carried):
         return constant(run, input / number)
@@ -237,3 +261,26 @@ def div(run: Run, func: Any, input: Any, other: Any, *, rounding_mode: Any = Non
         return constant(run, value)
     lap = None if input.lap is None else (input.lap / number).expand_as(value)
     return make(run, value, lifted(input.jac, value.dim()) / number, lap)
+
+
+@rule("Tensor.__rtruediv__ Tensor.__rdiv__")
+def reversed_div(run: Run, func: Any, input: Any, other: Any) -> Any:
+    return div(run, torch.div, other, input)
+
+
+def quotient(run: Run, input: Any, other: Any) -> Any:
+    """``v = input / other``, without powers of ``1 / other``, which may leave the range of their dtype.
+
+    ``J(v) = (J(input) - v J(other)) / other`` and ``L(v) = (L(input) - v L(other) - 2 (J(v), J(other))) / other``.
+    """
+    value, inverse = plain(input) / other.value, 1 / other.value
+    dim = value.dim()
+    ratio = lifted(other.jac, dim) * inverse
+    laps = [None if other.lap is None else -value * (other.lap * inverse)]
+    jac = -value * ratio
+    if is_carried(input):
+        jac = jac + lifted(input.jac, dim) * inverse
+        laps.append(None if input.lap is None else input.lap * inverse)
+    lap = total([-2 * run.pairs(jac, ratio), *laps])
+    assert lap is not None
+    return make(run, value, jac, lap.expand_as(value))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._torch import pytree
-from .carried import Carried, Refused, Run, make
+from .carried import Carried, Refused, Run, make, values_of_ended
+from .ranges import require_finite
 
 Function = Callable[..., Any]
 
@@ -65,6 +66,7 @@ def _forward(
     func: Function, primals: Sequence[Tensor], dims: Sequence[int | None], weight: Tensor | None, chunk_size: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     counts = []
+    primals = values_of_ended(list(primals))
     for primal, dim in zip(primals, dims):
         if isinstance(primal, Carried):
             raise Refused("forward Laplacians are nested")
@@ -79,11 +81,22 @@ def _forward(
         step = size  # a matrix takes all columns at once
     values: list[Tensor] = []
     laps: list[Tensor] = []
-    for start in range(0, size, step):
-        stop = min(start + step, size)
-        part = None if weight is None else weight if weight.dim() > 1 else weight[start:stop]
-        values, found = _chunk(func, primals, dims, counts, (start, stop), part)
-        laps = found if not laps else [one + two for one, two in zip(laps, found)]
+    runs: list[Run] = []
+    try:
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            part = None if weight is None else weight if weight.dim() > 1 else weight[start:stop]
+            runs.append(Run(stop - start, part, torch.is_grad_enabled()))
+            try:
+                values, found = _chunk(func, primals, dims, counts, start, runs[-1])
+            finally:
+                runs[-1].ended = runs[-1].replaced = True
+            laps = found if not laps else [one + two for one, two in zip(laps, found)]
+    except Refused as error:
+        error.runs = runs
+        raise
+    for run in runs:
+        run.replaced = False
     return values, laps
 
 
@@ -92,16 +105,15 @@ def _chunk(
     primals: Sequence[Tensor],
     dims: Sequence[int | None],
     counts: Sequence[int],
-    which: tuple[int, int],
-    weight: Tensor | None,
+    start: int,
+    run: Run,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The part of the Laplacians that belongs to some of the columns."""
-    run = Run(which[1] - which[0], weight, torch.is_grad_enabled())
     offset, arguments = 0, []
     for primal, dim, count in zip(primals, dims, counts):
         block = torch.zeros(run.size, count, dtype=primal.dtype, device=primal.device)
-        if -run.size < which[0] - offset < count:
-            block.diagonal(which[0] - offset, 0, 1).fill_(1)
+        if -run.size < start - offset < count:
+            block.diagonal(start - offset, 0, 1).fill_(1)
         shape = list(primal.shape) if dim is None else [n for d, n in enumerate(primal.shape) if d != dim]
         jac = block.reshape(run.size, *shape)
         arguments.append(make(run, primal, jac if dim is None else jac.unsqueeze(dim + 1), None))
@@ -119,8 +131,9 @@ def _chunk(
         raise run.refused
     outputs = pytree.flatten(result)[0]
     for output in outputs:
-        if not isinstance(output, Carried) or output.jac is None:
+        if not isinstance(output, Carried) or output.run is not run or output.jac is None:
             raise Refused("an output does not depend on the coordinates, or not by torch's Python functions")
+        require_finite(output.lap)
     values = [output.value for output in outputs]
     # no two elements in one place, so that they can be written to
     return values, [torch.zeros_like(o.value) if o.lap is None else o.lap.contiguous() for o in outputs]

@@ -120,17 +120,21 @@ def euclidean(run: Run, x: Any, dim: Any, keepdim: bool) -> Any:
         raise Refused("norm of complex numbers")
     if not where:
         return x.abs()
-    value = (x.value * x.value).sum(where, keepdim=True)
-    zero = value == 0
-    value = value.masked_fill(zero, 1.0).sqrt()
+    # of the value by its largest element, whose square may leave the range of its dtype
+    scale = x.value.detach().abs().amax(where, keepdim=True)
+    zero = scale == 0
+    scale = scale.masked_fill(zero | (scale - scale != 0), 1.0)  # infinities
+    scaled = x.value / scale
+    value = scale * (scaled * scaled).sum(where, keepdim=True).masked_fill(zero, 1.0).sqrt()
     direction = (x.value / value).masked_fill(zero, 0.0)
     norm = value.masked_fill(zero, 0.0)
     if is_carried(x):
         jac = (direction * columns(x)).sum(where, keepdim=True)
-        lap = run.pairs(columns(x), columns(x)).sum(where, keepdim=True) - run.pairs(jac, jac)
+        each = (1 / value).expand_as(x.value)
+        lap = run.pairs(columns(x), columns(x), each).sum(where, keepdim=True) - run.pairs(jac, jac, 1 / value)
         if x.lap is not None:
-            lap = lap + (x.value * x.lap).sum(where, keepdim=True)
-        found = make(run, norm, jac, (lap / value).masked_fill(zero, 0.0))
+            lap = lap + (direction * x.lap).sum(where, keepdim=True)
+        found = make(run, norm, jac, lap.masked_fill(zero, 0.0))
     else:
         found = constant(run, norm)
     if keepdim:
