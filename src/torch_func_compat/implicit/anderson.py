@@ -56,8 +56,11 @@ class anderson(Iteration):
         check_settings("anderson", tol, max_iterations)
         if history < 0:
             raise ValueError(f"expected history of anderson not to be negative, got {history}")
-        self.history, self.mixing = history, mixing
-        self.tol, self.max_iterations, self.progress = tol, max_iterations, progress
+        self.history: int = history
+        self.mixing: float = mixing
+        self.tol: float | None = tol
+        self.max_iterations: int = max_iterations
+        self.progress: bool = progress
 
     def run(self, problem: Nonlinear) -> tuple[Tensor, Status]:
         v, course = problem.start, Course(problem, self.tolerance(problem))

@@ -26,8 +26,9 @@ class Equations:
     """``residual(z, *params) = 0`` for the unknown z, as a function from leaves to leaves."""
 
     def __init__(self, residual: Callable[..., Any], layout: Layout, params: tuple[Any, ...], name: str) -> None:
-        self._residual, self.layout, self._name = residual, layout, name
-        self.arguments = trees.Arguments(params)
+        self._residual, self._name = residual, name
+        self.layout: Layout = layout
+        self.arguments: trees.Arguments = trees.Arguments(params)
 
     def __call__(self, z: Leaves, tensors: Tensors) -> Leaves:
         return self.layout.flatten(
@@ -60,11 +61,12 @@ class Solution:
         has_aux: bool,
         tol: float | None,
     ) -> None:
-        self.equations, self._solve, self._given = equations, solve, given
+        self.equations: Equations = equations
+        self._solve, self._given = solve, given
         self._has_aux, self._tol = has_aux, tol
-        self.options = options = _of_leaves(options, equations)
+        self.options: Options = _of_leaves(options, equations)
         self._aux_spec: Any = None
-        self.system = JacobianSystem(equations, equations.layout, options)
+        self.system: JacobianSystem = JacobianSystem(equations, equations.layout, self.options)
 
     def __call__(self, z0: Leaves, tensors: Tensors) -> Any:
         outputs = _Solve.apply(self, *z0, *tensors)

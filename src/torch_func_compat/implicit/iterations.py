@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple, Sequence
+from typing import Any, ClassVar, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..autograd.internals import vjp
 from .errors import NOT_FINITE, SOLVED, UNFINISHED, Status, coded
 from .linear_solve import solve_numbers
 from .systems import System, Tensors
-from .vectors import anywhere, is_differentiable, norm, signs, values
+from .vectors import Layout, anywhere, is_differentiable, norm, signs, values
 
 __all__ = ["Info", "Iteration", "Nonlinear"]
 
@@ -31,9 +31,9 @@ class Nonlinear:
     """Equations at fixed parameters, in real vectors, without a graph."""
 
     def __init__(self, system: System, equations: Any, start: Sequence[Tensor], tensors: Tensors) -> None:
-        self.layout = system.layout
+        self.layout: Layout = system.layout
         self._system, self._equations, self._tensors = system, equations, tensors
-        self.start = self.layout.ravel(start)
+        self.start: Tensor = self.layout.ravel(start)
 
     def value(self, v: Tensor) -> Tensor:
         """The residual."""
@@ -82,7 +82,7 @@ class Iteration:
         raise NotImplementedError
 
     # The default tolerance, as a power of the machine precision
-    power = 0.75
+    power: ClassVar[float] = 0.75
 
     def tolerance(self, problem: Nonlinear) -> float:
         return float(problem.layout.eps**self.power) if self.tol is None else self.tol
@@ -107,6 +107,11 @@ class Course:
     size that a residual may have costs a derivative of the residual for all samples. That size is also computed after
     1, 2, 4, 8, ... steps, since the first guess may tell little about it.
     """
+
+    residual: Tensor
+    size: Tensor
+    code: Tensor
+    iterations: Tensor
 
     def __init__(self, problem: Nonlinear, tol: float) -> None:
         self._problem, self._tol = problem, tol

@@ -44,7 +44,8 @@ class cg(LinearSolver):
     """
 
     def __init__(self, *, tol: float | None = None, max_iterations: int | None = None) -> None:
-        self.tol, self.max_iterations = tol, max_iterations
+        self.tol: float | None = tol
+        self.max_iterations: int | None = max_iterations
 
     def run(self, problem: LinearProblem) -> tuple[Tensor, Status]:
         b = problem.b
@@ -109,7 +110,9 @@ class gmres(LinearSolver):
     def __init__(self, *, restart: int = 30, tol: float | None = None, max_iterations: int | None = None) -> None:
         if restart < 1:
             raise ValueError(f"expected restart to be positive, got {restart}")
-        self.restart, self.tol, self.max_iterations = restart, tol, max_iterations
+        self.restart: int = restart
+        self.tol: float | None = tol
+        self.max_iterations: int | None = max_iterations
 
     def run(self, problem: LinearProblem) -> tuple[Tensor, Status]:
         b = problem.b

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -45,11 +47,13 @@ class newton(Iteration):
     tensor(1.4142)
     """
 
-    power = 0.9  # Newton converges quadratically, so the last step may as well be accurate
+    power: ClassVar[float] = 0.9  # Newton converges quadratically, so the last step may as well be accurate
 
     def __init__(self, *, tol: float | None = None, max_iterations: int = 50, progress: bool = False) -> None:
         check_settings("newton", tol, max_iterations)
-        self.tol, self.max_iterations, self.progress = tol, max_iterations, progress
+        self.tol: float | None = tol
+        self.max_iterations: int = max_iterations
+        self.progress: bool = progress
 
     def run(self, problem: Nonlinear) -> tuple[Tensor, Status]:
         v, course = problem.start, Course(problem, self.tolerance(problem))

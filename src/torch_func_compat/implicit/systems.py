@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, ClassVar, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class System:
         self.layout = layout
         self.options = options
 
-    is_transposed = False
+    is_transposed: ClassVar[bool] = False
 
     def product(self, tensors: Tensors, vector: Leaves) -> Leaves:
         """The matrix times a vector, differentiable by both."""
@@ -76,7 +76,7 @@ class System:
 class Transposed(System):
     """The transpose of a system."""
 
-    is_transposed = True
+    is_transposed: ClassVar[bool] = True
 
     def __init__(self, of: System) -> None:
         super().__init__(of.layout, of.options)

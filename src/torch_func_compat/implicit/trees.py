@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, Iterator, Sequence, Tuple
+from typing import Any, Callable, ClassVar, Iterator, Sequence, Tuple
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class Spec:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Spec) and self.kind == other.kind
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return _describe(self.kind)

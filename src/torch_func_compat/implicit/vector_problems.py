@@ -19,15 +19,16 @@ class LinearProblem:
     """A matrix at fixed tensors, and a right-hand side."""
 
     def __init__(self, system: System, tensors: Sequence[Tensor], b: Tensor) -> None:
-        self.system, self._tensors = system, tensors
+        self.system: System = system
+        self._tensors = tensors
         self._operator: Any = None
         self._preconditioner: Any = None
         self.b = b
-        self.size = system.layout.size
-        self.eps = system.layout.eps
-        self.symmetric = system.options.symmetric
-        self.definite = system.options.definite
-        self.has_preconditioner = system.options.preconditioner is not None
+        self.size: int = system.layout.size
+        self.eps: float = system.layout.eps
+        self.symmetric: bool = system.options.symmetric
+        self.definite: bool = system.options.definite
+        self.has_preconditioner: bool = system.options.preconditioner is not None
 
     @property
     def layout(self) -> Layout:

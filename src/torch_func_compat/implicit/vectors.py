@@ -31,7 +31,7 @@ class Layout:
     """
 
     def __init__(self, tree: Any, what: str) -> None:
-        leaves, self.spec = trees.flatten(tree)
+        leaves, spec = trees.flatten(tree)
         for leaf in leaves:
             if not is_differentiable(leaf):
                 kind = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else f"{leaf!r}"
@@ -40,13 +40,14 @@ class Layout:
             raise TypeError(f"expected {what} to be a pytree with tensors in it, got {tree!r}")
         if len({leaf.device for leaf in leaves}) > 1:
             raise ValueError(f"expected {what} on one device, got {sorted({str(leaf.device) for leaf in leaves})}")
-        self.what = what
-        self.shapes = [tuple(leaf.shape) for leaf in leaves]
-        self.dtypes = [leaf.dtype for leaf in leaves]
-        self.device = leaves[0].device
-        self.sizes = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in leaves]
-        self.size = sum(self.sizes)
-        self.dtype = torch.float32  # no factorisation takes half precision
+        self.spec: trees.Spec = spec
+        self.what: str = what
+        self.shapes: list[tuple[int, ...]] = [tuple(leaf.shape) for leaf in leaves]
+        self.dtypes: list[torch.dtype] = [leaf.dtype for leaf in leaves]
+        self.device: torch.device = leaves[0].device
+        self.sizes: list[int] = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in leaves]
+        self.size: int = sum(self.sizes)
+        self.dtype: torch.dtype = torch.float32  # no factorisation takes half precision
         for dtype in self.dtypes:
             self.dtype = torch.promote_types(self.dtype, _real(dtype))
 

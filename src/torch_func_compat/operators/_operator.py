@@ -60,8 +60,9 @@ class LinearOperator:
     ) -> None:
         self._name, self._map, self._transposed_map = name, forward, backward
         self._domain, self._image, self._of_output = domain, image, of_output
-        self.shape = torch.Size((image.size, domain.size))
-        self.dtype, self.device = domain.dtype, domain.device
+        self.shape: torch.Size = torch.Size((image.size, domain.size))
+        self.dtype: torch.dtype = domain.dtype
+        self.device: torch.device = domain.device
 
     def __repr__(self) -> str:
         return f"{self._name}({self.shape[0]} x {self.shape[1]}, {self.dtype}, {self.device})"

@@ -22,6 +22,9 @@ def flatten(tree: Any, what: str) -> tuple[list[Tensor], pytree.TreeSpec]:
 class Space:
     """Tuples of pytrees of one structure, with tensors of the same shapes, as vectors of one length."""
 
+    dtype: torch.dtype
+    device: torch.device
+
     def __init__(self, tree: tuple[Any, ...], what: str) -> None:
         leaves, self._node = flatten(tree, what)
         self._what = what
@@ -36,7 +39,7 @@ class Space:
             raise ValueError(f"{what}: expected real tensors of floating-point numbers, got {self.dtype}")
         self._shapes = [leaf.shape for leaf in leaves]
         self._sizes = [leaf.numel() for leaf in leaves]
-        self.size = sum(self._sizes)
+        self.size: int = sum(self._sizes)
 
     def vector(self, tree: Any) -> Tensor:
         """The elements of all tensors, one tensor after the other."""

@@ -43,8 +43,11 @@ class Coloring:
     """
 
     def __init__(self, pattern: Pattern, mode: str, colors: Tensor, lower_bound: int) -> None:
-        self.pattern, self.mode, self.colors, self.lower_bound = pattern, mode, colors, lower_bound
-        self.count = int(self.colors.max()) + 1 if self.colors.numel() else 0
+        self.pattern: Pattern = pattern
+        self.mode: str = mode
+        self.colors: Tensor = colors
+        self.lower_bound: int = lower_bound
+        self.count: int = int(self.colors.max()) + 1 if self.colors.numel() else 0
 
     def __repr__(self) -> str:
         lines = "columns" if self.mode == "forward" else "rows"

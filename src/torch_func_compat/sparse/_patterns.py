@@ -52,11 +52,13 @@ class Pattern:
 
     @aside
     def __init__(self, rows: Tensor, columns: Tensor, shape: tuple[int, int], *, block_size: int = 1) -> None:
-        self.rows, self.columns = _indices(rows, columns)
-        self.shape = (int(shape[0]), int(shape[1]))
-        self.block_size = block_size
+        rows, columns = _indices(rows, columns)
+        self.rows: Tensor = rows
+        self.columns: Tensor = columns
+        self.shape: tuple[int, int] = (int(shape[0]), int(shape[1]))
+        self.block_size: int = block_size
         # Whether the matrix may have more rows and columns than the indices say.
-        self.open_ended = False
+        self.open_ended: bool = False
         for name, index, size in (("row", self.rows, self.shape[0]), ("column", self.columns, self.shape[1])):
             if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
                 wrong = int(index.min()) if int(index.min()) < 0 else int(index.max())
