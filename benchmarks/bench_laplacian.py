@@ -14,7 +14,7 @@ import torch
 from torch.nn import Linear, Module, Sequential, Tanh
 
 import torch_func_compat as tfc
-from torch_func_compat import _memory
+from torch_func_compat._arguments import memory as _memory
 
 BATCH = 64
 WIDTH = 64
