@@ -698,3 +698,32 @@ def test_rounding_errors_of_a_derivative_that_is_zero_are_no_mistake(backend, tr
     with tfc.use_checks("always"), warnings.catch_warnings():
         warnings.simplefilter("error", tfc.FallbackWarning)
         assert_close(transformed(), torch.zeros_like(transformed()))
+
+
+def _first(x):
+    return x.cumsum(0)
+
+
+def _second(x):
+    return x.roll(1, 0)
+
+
+_called = _first
+
+
+def test_functions_that_inner_functions_name_tell_functions_apart(backend, monkeypatch):
+    """A lambda within the mapped function calls a global, in whose place another function was put."""
+    made = lambda: lambda x: (lambda part: _called(part) + _called(part.cos()))(x)
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(made())(BATCH), torch.stack([_first(x) + _first(x.cos()) for x in BATCH]))
+        monkeypatch.setitem(globals(), "_called", _second)
+        assert_close(tfc.vmap(made())(BATCH), torch.stack([_second(x) + _second(x.cos()) for x in BATCH]))
+
+
+def test_a_builtin_function_in_a_global_tells_functions_apart(backend, monkeypatch):
+    made = lambda: lambda x: _called(x, 0)
+    with tfc.use_fallback("silent"):
+        for function in (torch.cumsum, torch.flip):
+            monkeypatch.setitem(globals(), "_called", function if function is torch.cumsum else lambda x, _: x.roll(1))
+            expected = torch.stack([_called(x, 0) for x in BATCH])
+            assert_close(tfc.vmap(made())(BATCH), expected)

@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterator, Tuple
 import torch
 
 from .._torch import facts
+from .._torch.closures import names_of
 
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 _SCALARS = frozenset((bool, int, float, complex, str, type(None)))
@@ -113,7 +114,7 @@ def _of_function(function: Any) -> Iterator[Getter]:
     yield from map(_closed_over, range(len(function.__closure__ or ())))
     if not (function.__module__ or "").startswith(_PACKAGE):
         around = function.__globals__
-        yield from (_nested("__globals__", name) for name in function.__code__.co_names if name in around)
+        yield from (_nested("__globals__", name) for name in names_of(function.__code__) if name in around)
 
 
 def _attribute(name: str) -> Getter:

@@ -169,8 +169,16 @@ _QUESTIONS = {"requires_grad", "grad_fn", "is_leaf", "retains_grad"}
 _LIBRARIES = (__name__.partition("._guards")[0] + ".", "torch._functorch.", "torch.autograd.", "functorch.")
 
 
-def _is_a_library(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith(_LIBRARIES)
+_MODES = __name__.rpartition(".")[0] + "."
+
+
+def _is_a_library(frame: FrameType | None) -> bool:
+    """Whether this library or torch's transforms call an operation; the modes of the guards pass it on."""
+    name = _MODES
+    while frame is not None and name.startswith(_MODES):
+        name = str(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back
+    return name.startswith(_LIBRARIES)
 
 
 # Each transform but vmap calls one of these when it has entered its level, or before it leaves it.
@@ -221,7 +229,7 @@ def _mode() -> Callable[[Pairs, Iterable[torch.Tensor]], Any]:
             elif name in _QUESTIONS and not _is_a_library(sys._getframe(1)):
                 name = UNKNOWN + name
             self._add((name, self._levels))
-            if self._levels:
+            if self._levels and not _is_a_library(sys._getframe(1)):
                 self._look_for_strangers(args)
             result = func(*args, **(kwargs or {}))
             self._note(result)
@@ -230,7 +238,7 @@ def _mode() -> Callable[[Pairs, Iterable[torch.Tensor]], Any]:
         def _note(self, result: Any) -> None:
             if isinstance(result, torch.Tensor):
                 self._known[id(result)] = weakref.ref(result)
-            elif type(result) in (tuple, list):
+            elif isinstance(result, (tuple, list)):
                 for value in result:
                     self._note(value)
 

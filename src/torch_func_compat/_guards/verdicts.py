@@ -17,8 +17,11 @@ from typing import AbstractSet, Any, Callable, Hashable, Iterable, Optional, Tup
 import torch
 from torch import Tensor
 
+from .._torch.closures import names_of
 from .flags import Flags
 
+# Another function in a global is another function to test.
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, functools.partial)
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 # Functions in closures deeper than this are told apart by identity.
 _DEPTH = 6
@@ -203,8 +206,9 @@ def _around(function: Any) -> Iterable[Any]:
             yield cell.cell_contents
         except ValueError:  # not filled yet
             yield None
-    names = function.__globals__
-    for name in function.__code__.co_names:
-        value = names.get(name)
-        if isinstance(value, types.FunctionType):
+    around = function.__globals__
+    for name in names_of(function.__code__):
+        value = around.get(name)
+        if isinstance(value, _FUNCTIONS):
+            yield name
             yield _token(value)

@@ -14,6 +14,15 @@ from torch import Tensor
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 
 
+def names_of(code: types.CodeType) -> list[str]:
+    """The globals and attributes that a function's code names, and the functions that are written within it."""
+    found = dict.fromkeys(code.co_names)
+    for value in code.co_consts:
+        if type(value) is types.CodeType:
+            found.update(dict.fromkeys(names_of(value)))
+    return list(found)
+
+
 def captured(root: Any, limit: int = 200, parameters: bool = False, called: bool = False) -> list[Any]:
     """Tensors and random generators that a function can reach, as far as one can see from outside.
 
@@ -60,7 +69,7 @@ def _reached(func: Callable[..., Any], limit: int) -> Iterator[Any]:
             queue.extend(look(value))
         # A function of this library calls the user's, which it closes over.
         if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith(_PACKAGE):
-            names = value.__code__.co_names
+            names = names_of(value.__code__)
             around = [value.__globals__.get(name) for name in names]
             queue.extend(filter(callable, around))
             for module in around:
@@ -115,7 +124,7 @@ def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
         owners = value.modules() if isinstance(value, torch.nn.Module) else [value]
         for function in (value, *(method for owner in owners for method in _methods(type(owner)))):
             code = getattr(function, "__code__", None)
-            found.update([getattr(function, "__name__", "")] if code is None else code.co_names)
+            found.update([getattr(function, "__name__", "")] if code is None else names_of(code))
     return found
 
 
@@ -178,7 +187,7 @@ def _in_function(function: Any) -> Iterator[Any]:
     yield from function.__defaults__ or ()
     yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
     around = function.__globals__
-    for name in function.__code__.co_names:
+    for name in names_of(function.__code__):
         value = around.get(name)
         if value is not None and not callable(value):
             yield value
@@ -187,7 +196,7 @@ def _in_function(function: Any) -> Iterator[Any]:
 def _called(function: Any) -> Iterator[Any]:
     """The users' functions and modules among the globals that a function names."""
     around = function.__globals__
-    for name in function.__code__.co_names:
+    for name in names_of(function.__code__):
         value = around.get(name)
         if isinstance(value, torch.nn.Module) or (_is_function(value) and not _is_foreign(value.__module__ or "")):
             yield value

@@ -8,6 +8,8 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 
+from .closures import names_of
+
 # The most objects that are looked at; of a function that reaches more, only the first ones count.
 _MOST = 64
 
@@ -102,7 +104,7 @@ def _around(function: types.FunctionType) -> list[Any]:
         except ValueError:  # not filled yet
             continue
     around = function.__globals__
-    for name in function.__code__.co_names:
+    for name in names_of(function.__code__):
         value = around.get(name)
         if isinstance(value, _NAMED):
             held.append(value)

@@ -8,7 +8,7 @@ from typing import Any, Callable, List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ..._guards.trial import Trial, tells
+from ..._guards.trial import ERRORS, Trial, tells
 from ..._guards.verdicts import RIGHT, shapes
 from ..._torch import facts
 from ..._torch.grad_mode import no_grad
@@ -66,7 +66,7 @@ class Rows:
                 self.vectorised = self._trusted or self._is_right(apply, vectors, results)
                 if self.vectorised:
                     return results
-            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            except ERRORS as error:
                 # No batching rule, a backward in numpy, control flow on values: in each case the loop below
                 # decides. It raises an error of the function's own again.
                 if "out of memory" in str(error):
