@@ -15,6 +15,7 @@ from torch import Tensor
 from .._torch import facts
 from .._torch.closures import captured, names_in, reaches_scripts
 from .._torch.grad_mode import no_grad
+from .._torch.modules import modules
 from .checks import get_checks
 from .proven import unproven
 from .recorder import recorded
@@ -91,6 +92,9 @@ class Trial:
         if not facts.has("torch_function_modes"):
             return []
         reached = captured([self._func, inputs], parameters=True, called=True)
+        for module in modules(self._func):
+            for inner in module.modules():
+                reached += vars(inner).values()  # also a tensor that is no buffer
         return [value for value in reached if isinstance(value, Tensor)]
 
     def run(
