@@ -689,7 +689,7 @@ def test_parts_that_other_threads_evaluate(backend):
 @pytest.mark.parametrize(
     "transformed",
     [
-        lambda: tfc.jacfwd(lambda s: (X + s).softmax(0))(X[0]),
+        lambda: tfc.jacfwd(lambda s: (X + s).exp() / (X + s).exp().sum())(X[0]),
         lambda: tfc.vmap(tfc.grad(lambda b, x: (x + b - (x + b).mean()).pow(3).sum()), (None, 0))(X[0], BATCH),
     ],
     ids=["jacfwd", "vmap(grad)"],
