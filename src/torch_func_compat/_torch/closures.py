@@ -104,11 +104,26 @@ def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
     return False
 
 
+_DERIVATIVES = _PACKAGE + "_transforms."
+
+
+def _is_derivative(func: Callable[..., Any]) -> bool:
+    """Whether a function is of this library and made for a call; the user's are among those that it closes over."""
+    return (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES)
+
+
+def _closed_functions(func: Callable[..., Any]) -> list[Callable[..., Any]]:
+    closed = [cell.cell_contents for cell in getattr(func, "__closure__", None) or () if _is_filled(cell)]
+    return [value for value in closed if callable(value)]
+
+
 _names: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 def names_in(func: Callable[..., Any]) -> set[str]:
     """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
+    if _is_derivative(func):
+        return set().union(*map(names_in, _closed_functions(func)))
     try:
         known = _names.get(func)
         if known is None:
@@ -121,14 +136,17 @@ def names_in(func: Callable[..., Any]) -> set[str]:
 def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
     found: set[str] = set()
     for value in _reached(func, limit):
-        owners = value.modules() if isinstance(value, torch.nn.Module) else [value]
-        for function in (value, *(method for owner in owners for method in _methods(type(owner)))):
-            code = getattr(function, "__code__", None)
-            found.update([getattr(function, "__name__", "")] if code is None else names_of(code))
+        if isinstance(value, types.FunctionType):
+            if not (value.__module__ or "").startswith(_PACKAGE):
+                found.update(names_of(value.__code__))
+            continue
+        found.add(getattr(value, "__name__", ""))
+        for owner in value.modules() if isinstance(value, torch.nn.Module) else [value]:
+            for method in _methods(type(owner)):
+                found.update(names_of(method.__code__))
     return found
 
 
-_DERIVATIVES = _PACKAGE + "_transforms."
 _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
 
 
@@ -137,9 +155,8 @@ def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
 
     A derivative of this library is made for each call: the functions that it closes over are asked.
     """
-    if (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
-        closed = [cell.cell_contents for cell in getattr(func, "__closure__", None) or () if _is_filled(cell)]
-        return [tensor for value in closed if callable(value) for tensor in captured_tensors(value)]
+    if _is_derivative(func):
+        return [tensor for closed in _closed_functions(func) for tensor in captured_tensors(closed)]
     try:
         known = _seen.get(func)
         if known is None:
