@@ -328,6 +328,11 @@ CAUSES: dict[str, list[Cause]] = {
             "work on a `clone()`, or give the tensor a batch dimension",
         ),
         Cause(
+            "computes something else when it is evaluated again",
+            "in a later call, a function that draws or writes took a branch with attention or a normalisation",
+            "call it once more",
+        ),
+        Cause(
             "writes in place to a large tensor from outside",
             "the function has to be evaluated again, with attention or a normalisation written out, and a tensor of "
             "more than 65536 elements is not kept for that",

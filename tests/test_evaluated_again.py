@@ -143,3 +143,25 @@ def test_surroundings_are_put_back_uncounted():
     assert torch.equal(leaf.grad, torch.full((3,), 2.0))
     large.add_(1)
     assert not around.can_restore()
+
+
+@needs_modes
+def test_a_fused_operation_in_a_later_branch():
+    """The first such call cannot put back what the function has written, and says so; the next one can."""
+    state, fused = torch.ones(3, dtype=torch.float64), [False]
+    scale = torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def writes(x):
+        state.mul_(2.0)
+        x = x * state
+        return ((FUSED["layer_norm"](x) if fused[0] else x) * scale).sin().sum()
+
+    third = lambda: tfc.jacrev(tfc.jacrev(writes))(X)
+    third()
+    state.fill_(1.0)
+    fused[0] = True
+    with pytest.raises(RuntimeError, match="Call it once more"):
+        third()
+    state.fill_(1.0)
+    expected = tfc.jacrev(tfc.jacrev(lambda x: (FUSED["layer_norm"](2.0 * x) * scale).sin().sum()))(X)
+    assert_close(third(), expected)

@@ -163,6 +163,22 @@ def test_a_number_that_counts_calls_does_not_lead_to_tests_forever(backend):
     assert len(calls) - before <= len(BATCH)
 
 
+def test_a_flag_counts_after_many_changes_of_a_number(backend):
+    settings = Settings()
+    settings.step = 0
+
+    def func(x):
+        settings.step += 1
+        return _either(x, settings.rolls)
+
+    mapped = tfc.vmap(func)
+    with tfc.use_fallback("silent"):
+        for _ in range(40):
+            mapped(BATCH)
+        settings.rolls = True
+        assert_close(mapped(BATCH), torch.stack([_either(x, True) for x in BATCH]))
+
+
 def test_flags_keep_nothing_alive():
     def made():
         settings = Settings()

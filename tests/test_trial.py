@@ -727,3 +727,10 @@ def test_a_builtin_function_in_a_global_tells_functions_apart(backend, monkeypat
             monkeypatch.setitem(globals(), "_called", function if function is torch.cumsum else lambda x, _: x.roll(1))
             expected = torch.stack([_called(x, 0) for x in BATCH])
             assert_close(tfc.vmap(made())(BATCH), expected)
+
+
+def test_small_numbers_are_no_rounding_errors(backend):
+    """A wrong batch of numbers that are far below the inputs, beside others that are right."""
+    with tfc.use_fallback("silent"):
+        found = tfc.vmap(lambda x: (x.sin(), (1e-20 * x).roll(1, 0)))(BATCH)
+        assert_close(found[1] * 1e20, BATCH.roll(1, 1))

@@ -9,9 +9,17 @@ from torch import Tensor
 
 from .._guards.exits import UndifferentiatedError
 from .._guards.wrong_answers import MistakenRule
+from .._torch.tensors import wave
 
 # Errors that settle a test: torch is wrong within the function, or has no derivative.
 ANSWERS = (MistakenRule, UndifferentiatedError)
+
+
+def nudged(tensor: Tensor) -> Tensor:
+    """The same values but for their last digits: rounding errors become others, and all else stays what it is."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * wave(tensor))
 
 
 def copied(tensor: Tensor) -> Tensor:

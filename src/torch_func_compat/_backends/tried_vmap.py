@@ -15,7 +15,7 @@ from .._guards.trial import ERRORS, Trial, noise, same, tells
 from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MISTAKEN_SIZES
 from .._torch.closures import captured
 from .._torch.surroundings import Surroundings
-from .tried import ANSWERS, copied, gradients, is_recorded
+from .tried import ANSWERS, copied, gradients, is_recorded, nudged
 
 Result = TypeVar("Result")
 
@@ -60,8 +60,15 @@ def tried_vmap(
         for k, sample in zip(places, samples):
             with testing(), before.again():
                 alone = copy.copy(call)(*sample)[0]
-            rounding = noise(sample)
-            right = same([leaf.select(0, k) for leaf in stacked], alone, rounding)
+            rounding, batched = noise(sample), [leaf.select(0, k) for leaf in stacked]
+            right = same(batched, alone)
+            if not right and same(batched, alone, rounding):
+                with testing(), before.again():
+                    again = copy.copy(call)(*[nudged(copied(x.detach())) for x in sample])[0]
+                right = all(
+                    same([one], [other]) or not same([other], [moved])
+                    for one, other, moved in zip(batched, alone, again)
+                )
             if right and recorded:
                 right = _has_same_gradients(stacked, alone, k, [*tensors, *_reached(call)])
             telling = telling or tells(alone, rounding)

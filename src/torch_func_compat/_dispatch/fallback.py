@@ -18,7 +18,7 @@ from .. import _backends
 from .._arguments.protocol import Backend
 from .._backends.autograd.level import recordings
 from .._guards.checks import is_testing
-from .._guards.recognition import LoopError, is_doubtful, refusal
+from .._guards.recognition import LoopError, ends_recomputation, is_doubtful, refusal
 from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
 from .._torch.closures import captured_tensors
@@ -121,8 +121,8 @@ def _with_fallback(
                 raise
             again: Exception = doubtful or LoopError(f"{error} (torch had refused with: {text})")
         # Any error of the function shows that torch was not to blame. The user should see the first one.
-        except Exception:
-            if doubtful is None:
+        except Exception as error:
+            if doubtful is None or ends_recomputation(error):
                 raise
             again = doubtful
         else:

@@ -8,6 +8,7 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._guards.recognition import ends_recomputation
 from .._torch import pytree
 from .carried import Carried, Refused, Run, make, values_of_ended
 from .ranges import require_finite
@@ -126,6 +127,8 @@ def _chunk(
         # The function may fail in any way on carried tensors. If it fails on plain ones, too, the caller's next
         # attempt, which takes rows of the Hessian, raises its error.
         except Exception as error:
+            if ends_recomputation(error):
+                raise
             raise Refused(f"the function fails on carried tensors ({type(error).__name__}: {error})") from error
     if run.refused is not None:
         raise run.refused

@@ -31,7 +31,7 @@ def agree(
 ) -> bool:
     """<u, J t> = <J^T u, t>: what a backward computes out of autograd's sight is lost in its transpose.
 
-    Where the derivative nearly vanishes, what is left of it is the rounding of `outputs` that cancel.
+    Rounding errors of the size of those of `outputs` are allowed for.
     """
     with no_grad():
         left = [_dot(u, t) for u, t in zip(fixed, pushed)]

@@ -35,25 +35,41 @@ RIGHT = ""
 
 # Recorded operations: `torch_func_compat._guards.recorder.Pairs`; None where there are no modes to record them.
 Operations = Optional[AbstractSet[Tuple[str, str]]]
-# Changes of flags that brought no other operation, until changes are not looked at any more: a number may count steps.
+# Changes that brought no other operation, until numbers are not looked at any more: they may count steps.
 _PATIENCE = 16
 
 
 class Entry:
-    """A verdict, the flags around the function when it was given, and the operations that it holds for."""
+    """A verdict, the values of the flags around the function that it holds for, and the operations."""
 
-    __slots__ = ("changes", "flags", "operations", "values", "verdict")
+    __slots__ = ("changes", "flags", "known", "operations", "verdict")
 
     def __init__(self, verdict: Verdict, func: Callable[..., Any], operations: Operations) -> None:
         self.verdict = verdict
         self.flags = Flags(func)
-        self.values = self.flags.values(func)
+        self.known = {self.flags.values(func)}
         self.operations = operations
         self.changes = 0
 
     def holds_now(self, func: Callable[..., Any]) -> bool:
         """Whether the flags are what they were; also of another function of the same identity."""
-        return self.changes >= _PATIENCE or self.flags.values(func) == self.values
+        values = self.flags.values(func)
+        return values in self.known or (
+            self.changes >= _PATIENCE and _without_numbers(values) in map(_without_numbers, self.known)
+        )
+
+    def extend(self, before: Entry) -> None:
+        """Let the verdict hold for the flags and operations, too, that an earlier one like it held for."""
+        if self.operations is not None and before.operations is not None:
+            self.operations = self.operations | before.operations
+        if self.operations == before.operations:
+            self.changes = before.changes + (not self.known <= before.known)
+        if len(before.known) < 2 * _PATIENCE:
+            self.known |= before.known
+
+
+def _without_numbers(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple([type(value) if type(value) in (int, float, complex) else value for value in values])
 
 
 class Verdicts:
@@ -89,10 +105,7 @@ class Verdicts:
         """Remember a verdict."""
         entry, before = Entry(verdict, func, operations), self._entry(func, call)
         if before is not None and before.verdict == verdict:
-            if operations is not None and before.operations is not None:
-                entry.operations = operations | before.operations
-            if entry.operations == before.operations:
-                entry.changes = before.changes + (entry.values != before.values)
+            entry.extend(before)
         try:
             self._of_functions.setdefault(func, {})[call] = entry
         except TypeError:

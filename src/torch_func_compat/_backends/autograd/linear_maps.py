@@ -11,6 +11,7 @@ from torch import Tensor
 from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import WRONG_IN_FIRST_ORDER, first_order, is_derivative
 from ..._guards.recognition import LoopError
+from ..._guards.trial import same
 from ..._torch.surroundings import Surroundings
 from .constant_outputs import look_at_constants
 from .graph import Graph
@@ -32,10 +33,10 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
     pullback = Pullback(level, inputs, outputs)
     if looks:
         graph = pullback.graph
-        if before is not None:
+        if before is not None or graph.fused:
             _remember(func, graph)
         if graph.fused == 1 or (graph.fused and graph.outside and graph.fused <= _highest_order(graph)):
-            level, inputs, outputs, aux = _composed(before, func, primals, _highest_order(graph))
+            level, inputs, outputs, aux = _composed(before, outputs, func, primals, _highest_order(graph))
             pullback = Pullback(level, inputs, outputs)
     pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside
     if pullback.is_shared:
@@ -72,7 +73,13 @@ def _remember(func: Differentiable, graph: Graph) -> None:
 
 
 def _composed(
-    before: Surroundings | None, func: Differentiable, primals: Sequence[Tensor], order: int, *, copy: bool = False
+    before: Surroundings | None,
+    first: Sequence[Tensor],
+    func: Differentiable,
+    primals: Sequence[Tensor],
+    order: int,
+    *,
+    copy: bool = False,
 ) -> Run:
     """Run again, with the fused operations evaluated in elementary ones."""
     if before is not None:
@@ -83,7 +90,14 @@ def _composed(
                 "cannot be evaluated again without that operation. Work on a clone(), or return what is to be changed"
             )
         before.restore()
-    return run(func, primals, copy=copy, order=order)
+    found = run(func, primals, copy=copy, order=order)
+    # In its first call with a fused operation, a function that had none before was not prepared to run again.
+    if before is None and not is_derivative(func.func) and not same(first, found[2]):
+        raise LoopError(
+            "the function computes something else when it is evaluated again, since it draws random numbers or writes "
+            "to a tensor from outside: it now has a fused operation, which an earlier call had not. Call it once more"
+        )
+    return found
 
 
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
@@ -91,12 +105,12 @@ def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Ten
     before = _before(func, primals)
     level, inputs, outputs, aux = _recorded(func, primals, copy=True)
     graph = Graph(outputs)
-    if before is not None:
+    if before is not None or graph.fused:
         _remember(func, graph)
     # The transpose of the pullback is one derivative more.
     order = 1 + _highest_order(graph)
     if graph.fused and graph.fused <= order:
-        level, inputs, outputs, aux = _composed(before, func, primals, order, copy=True)
+        level, inputs, outputs, aux = _composed(before, outputs, func, primals, order, copy=True)
         graph = Graph(outputs)
     return level.release(outputs), Pushforward(level, inputs, outputs, graph), level.release(aux)
 
