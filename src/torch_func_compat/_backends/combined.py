@@ -77,6 +77,7 @@ class CombinedBackend:
 
             return tried_vmap(trial, compute, BatchedCall(func, in_dims, 0, args, kwargs), None, options.randomness)
 
+        mapped.__wrapped__ = func  # type: ignore[attr-defined]  # what is captured is that of the user's function
         return mapped
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:

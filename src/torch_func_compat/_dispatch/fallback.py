@@ -21,7 +21,7 @@ from .._guards.checks import is_testing
 from .._guards.recognition import LoopError, ends_recomputation, is_doubtful, refusal
 from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
-from .._torch.closures import captured_tensors
+from .._torch.closures import captured_tensors, transformed
 from .._torch.compiling import eager
 from .._torch.random_state import RandomState
 from .._torch.surroundings import Surroundings
@@ -137,7 +137,21 @@ def _with_fallback(
 _trusted: weakref.WeakKeyDictionary[Any, dict[str, Backend | None]] = weakref.WeakKeyDictionary()
 
 
+def _of_user(name: str, func: Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
+    """The user's function, and the names of the transforms around it: these are often made for each call."""
+    inner = transformed(func)
+    while inner is not None:
+        name, func = f"{name}({_name(func)}", inner
+        inner = transformed(func)
+    return name, func
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return str(getattr(getattr(func, "__transform__", None), "name", ""))
+
+
 def _is_trusted(name: str, func: Callable[..., Any], backend: Backend) -> bool:
+    name, func = _of_user(name, func)
     try:
         found = _trusted.get(func)
     except TypeError:  # neither hashed nor referred to weakly
@@ -146,6 +160,7 @@ def _is_trusted(name: str, func: Callable[..., Any], backend: Backend) -> bool:
 
 
 def _trust(name: str, func: Callable[..., Any], backend: Backend | None) -> None:
+    name, func = _of_user(name, func)
     try:
         _trusted.setdefault(func, {})[name] = backend
     except TypeError:

@@ -67,8 +67,7 @@ def _reached(func: Callable[..., Any], limit: int) -> Iterator[Any]:
         look = _look(type(value))  # type: ignore[arg-type]
         if look is not None:
             queue.extend(look(value))
-        # A function of this library calls the user's, which it closes over.
-        if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith(_PACKAGE):
+        if isinstance(value, types.FunctionType) and not _is_ours(value):
             names = names_of(value.__code__)
             around = [value.__globals__.get(name) for name in names]
             queue.extend(filter(callable, around))
@@ -107,12 +106,31 @@ def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
 _DERIVATIVES = _PACKAGE + "_transforms."
 
 
-def _is_derivative(func: Callable[..., Any]) -> bool:
-    """Whether a function is of this library and made for a call; the user's are among those that it closes over."""
-    return (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES)
+def transformed(func: Any) -> Any:
+    """The function that a transform was made of; None for a function that is no transform."""
+    inner = getattr(func, "__wrapped__", None)
+    if inner is None:
+        return None
+    # `functools.wraps` copies the attributes of a transform to a function of the user.
+    made = getattr(func, "__transform__", None)
+    return inner if getattr(made, "func", None) is inner or (func.__module__ or "").startswith(_PACKAGE) else None
 
 
-def _closed_functions(func: Callable[..., Any]) -> list[Callable[..., Any]]:
+def _is_ours(func: types.FunctionType) -> bool:
+    """Whether a function is of this library, which calls the functions of the user that it closes over."""
+    return (func.__module__ or "").startswith(_PACKAGE) or transformed(func) is not None
+
+
+def _asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
+    """The functions that a function of this library calls for the user; None for a function of the user.
+
+    Transforms and derivatives are made for a call. What they call is known from call to call.
+    """
+    inner = transformed(func)
+    if inner is not None:
+        return [inner]
+    if not (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
+        return None
     closed = [cell.cell_contents for cell in getattr(func, "__closure__", None) or () if _is_filled(cell)]
     return [value for value in closed if callable(value)]
 
@@ -122,8 +140,9 @@ _names: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 def names_in(func: Callable[..., Any]) -> set[str]:
     """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
-    if _is_derivative(func):
-        return set().union(*map(names_in, _closed_functions(func)))
+    instead = _asked_instead(func)
+    if instead is not None:
+        return set().union(*map(names_in, instead))
     try:
         known = _names.get(func)
         if known is None:
@@ -137,7 +156,7 @@ def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
     found: set[str] = set()
     for value in _reached(func, limit):
         if isinstance(value, types.FunctionType):
-            if not (value.__module__ or "").startswith(_PACKAGE):
+            if not _is_ours(value):
                 found.update(names_of(value.__code__))
             continue
         found.add(getattr(value, "__name__", ""))
@@ -151,12 +170,10 @@ _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakK
 
 
 def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
-    """The tensors that `func` could reach at its first call. Looking at each call would cost too much.
-
-    A derivative of this library is made for each call: the functions that it closes over are asked.
-    """
-    if _is_derivative(func):
-        return [tensor for closed in _closed_functions(func) for tensor in captured_tensors(closed)]
+    """The tensors that `func` could reach at its first call. Looking at each call would cost too much."""
+    instead = _asked_instead(func)
+    if instead is not None:
+        return [tensor for inner in instead for tensor in captured_tensors(inner)]
     try:
         known = _seen.get(func)
         if known is None:
@@ -201,8 +218,14 @@ def _look(cls: type) -> _Look | None:
 
 
 def _in_function(function: Any) -> Iterator[Any]:
+    inner = transformed(function)
+    if inner is not None:
+        yield inner
+        return
     yield from function.__defaults__ or ()
     yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
+    if _is_ours(function):
+        return
     around = function.__globals__
     for name in names_of(function.__code__):
         value = around.get(name)
@@ -212,6 +235,8 @@ def _in_function(function: Any) -> Iterator[Any]:
 
 def _called(function: Any) -> Iterator[Any]:
     """The users' functions and modules among the globals that a function names."""
+    if _is_ours(function):
+        return
     around = function.__globals__
     for name in names_of(function.__code__):
         value = around.get(name)

@@ -49,6 +49,8 @@ def derivative_of_batch(
         outputs, aux = call(*call.primals)
         return call.with_aux(call.output(outputs), aux)
 
+    # The names and the tensors that these reach are those of the user's function.
+    sample.__wrapped__ = func  # type: ignore[attr-defined]
     mapped = backend.native("vmap", sample, vmap)
 
     def batch(*args: Any, **kwargs: Any) -> Any:
@@ -57,6 +59,7 @@ def derivative_of_batch(
             raise _Undifferentiated
         return result
 
+    batch.__wrapped__ = func  # type: ignore[attr-defined]
     # By the number of arguments; None where it has failed: torch refuses the batch, or `func` raises.
     made: dict[int, Function | None] = {}
 
