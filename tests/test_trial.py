@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 import torch_func_compat as tfc
 from torch_func_compat._guards import trial
 from torch_func_compat._guards.verdicts import identity
-from torch_func_compat._torch import facts
+from torch_func_compat._torch import closures, facts
 from torch_func_compat.autograd import checks
 
 X = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
@@ -734,3 +735,48 @@ def test_small_numbers_are_no_rounding_errors(backend):
     with tfc.use_fallback("silent"):
         found = tfc.vmap(lambda x: (x.sin(), (1e-20 * x).roll(1, 0)))(BATCH)
         assert_close(found[1] * 1e20, BATCH.roll(1, 1))
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_tested_function_is_not_watched_by_a_profile_function(backend):
+    profiles = set()  # a list would count as a flag, whose change calls for another test
+
+    def func(x):
+        profiles.add(sys.getprofile())
+        return x.sin()
+
+    outside = sys.getprofile()
+    made = tfc.jacfwd(func), tfc.vmap(func), tfc.vmap(tfc.jacfwd(func))
+    for transformed in made:
+        transformed(BATCH)
+        profiles.clear()
+        transformed(BATCH)
+        assert profiles == {outside}
+
+
+def test_a_later_branch_that_switches_grad_mode_is_still_watched(backend):
+    def func(x):
+        if x.sum() > 3:
+            with torch.no_grad():
+                shift = x.max()
+            return (x - shift).exp()
+        return x.sin()
+
+    forward = tfc.jacfwd(func)
+    assert_close(forward(X), torch.diag(X.cos()))
+    assert_close(forward(X), torch.diag(X.cos()))
+    with tfc.use_fallback("silent"):
+        assert_close(forward(X + 2), torch.diag((X - X.max()).exp()))
+
+
+def test_transforms_that_are_made_for_a_call_reach_what_the_function_reaches(backend):
+    many = [torch.ones(1) * k for k in range(150)]
+
+    def func(x):
+        return (x * many[-1]).sum()
+
+    nested = tfc.vmap(tfc.jacrev(tfc.grad(tfc.vmap(func))))
+    assert {id(x) for x in closures.captured_tensors(nested)} == {id(x) for x in many}
+    assert closures.names_in(nested) == closures.names_in(func)

@@ -160,9 +160,11 @@ def _run_settled(
     not.
     """
     if not torch.is_grad_enabled():
-        return compute(), True
+        with trial.unwatched():
+            return compute(), True
     before, state = versions(inputs), RandomState() if may_draw else None
-    result = compute()
+    with trial.unwatched():
+        result = compute()
     outputs = [x for x in outputs_of(result) if isinstance(x, Tensor)]
     if not is_recorded(outputs) or trial.verdict(recorded=True) is not None or versions(inputs) != before:
         return result, True

@@ -176,12 +176,14 @@ class TriedPush:
         draws_differ: bool,
     ) -> list[Tensor]:
         if not self._tested and self._trial.is_settled():
-            found = compute()
+            with self._trial.unwatched():
+                found = compute()
             # plain autograd may record this result although it did not record the tested one
             self._tested = not is_recorded(found) or self._trial.is_settled(recorded=True)
             if self._tested:
                 return found
         if self._tested:
-            return compute()
+            with self._trial.unwatched():
+                return compute()
         self._tested = True
         return tried_jvp(self._trial, compute, one, self._func, self._primals, vectors, self._plain, draws_differ)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from types import CodeType, FrameType
 from typing import Any, Callable, ContextManager, Iterator
 
 import torch
 
 from .._torch import facts
+from .._torch.closures import names_in
+from .checks import get_checks
 from .wrong_answers import (
     MISTAKEN_COMPLEX,
     MISTAKEN_EAGER,
@@ -96,11 +99,47 @@ _formulas: tuple[dict[CodeType, str], dict[str, str]] = (
 )
 
 
+class _State(threading.local):
+    is_trusted = False
+
+
+_state = _State()
+_NOTHING = contextlib.nullcontext()
+# By these names a function reaches what is watched.
+_NAMES = frozenset(
+    (
+        *("checkpoint", "checkpoint_sequential", "save_on_cpu", "saved_tensors_hooks"),
+        *("enable_grad", "inference_mode", "no_grad", "set_grad_enabled"),
+        *("Embedding", "embedding", *WRONG_FORMULAS, *_COMPLEX),
+        *(name[len("fft_") :] for name in _COMPLEX if name.startswith("fft_")),
+    )
+)
+
+
+@contextlib.contextmanager
+def _trusting() -> Iterator[None]:
+    before, _state.is_trusted = _state.is_trusted, True
+    try:
+        yield
+    finally:
+        _state.is_trusted = before
+
+
+def unwatched(func: Callable[..., Any]) -> ContextManager[None]:
+    """Around a function that was watched at its first call: it is not watched again, unless it names what is watched.
+
+    A profile function doubles the time of a call.
+    """
+    if facts.has("modes_see_grad_mode") or get_checks() != "first-call" or not _NAMES.isdisjoint(names_in(func)):
+        return _NOTHING
+    return _trusting()
+
+
 @contextlib.contextmanager
 def _without(python: dict[CodeType, str], native: dict[str, str]) -> Iterator[None]:
     other = sys.getprofile()
     known = isinstance(other, _Watch) and native.keys() <= other.native.keys() and python.keys() <= other.python.keys()
-    if known:
+    if known or _state.is_trusted:
         yield
         return
     if other is not None and not callable(other):

@@ -7,7 +7,7 @@ backend.
 
 from __future__ import annotations
 
-from typing import AbstractSet, Any, Callable, Hashable, Sequence, TypeVar
+from typing import AbstractSet, Any, Callable, ContextManager, Hashable, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .._torch import facts
 from .._torch.closures import captured, names_in, reaches_scripts
 from .._torch.grad_mode import no_grad
 from .._torch.modules import modules
+from .by_profile import unwatched
 from .checks import get_checks
 from .proven import unproven
 from .recorder import recorded
@@ -75,6 +76,10 @@ class Trial:
         if verdict:
             raise MistakenRule(verdict)
         return verdict == RIGHT
+
+    def unwatched(self) -> ContextManager[None]:
+        """Around a call that needs no test."""
+        return unwatched(self._func)
 
     def settle(self, verdict: Verdict, recorded: bool) -> None:
         """Remember the verdict of a test; raises where the library is wrong."""
