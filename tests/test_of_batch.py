@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat._torch import facts
+from torch_func_compat._torch import engine, facts
 from torch_func_compat.autograd.checks import is_gradtracking
 
 BATCH = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
@@ -167,3 +169,100 @@ def test_a_vmap_of_a_function_that_is_not_differentiable(backend, checks):
     with tfc.use_checks(checks), tfc.use_fallback("silent"):
         found = tfc.vmap(tfc.grad(lambda x: (NumpySine.apply(x) + x).sum()))(BATCH)
     assert_close(found, BATCH.cos() + 1)
+
+
+# --- a loop ----------------------------------------------------------------------------------------------------------
+
+
+def backward_passes(call):
+    """How many samples' outputs the engine was asked to differentiate at a time."""
+    asked = []
+    original = engine.grad
+
+    def counted(outputs, *rest):
+        asked.append([len(output) if output.dim() else 1 for output in outputs])
+        return original(outputs, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "grad", counted)
+        call()
+    return asked
+
+
+def branch(x):
+    return x.sin().sum() if x.sum() > 0 else x.pow(3).sum()
+
+
+def test_a_loop_over_gradients_takes_one_backward_pass():
+    with tfc.use_backend("autograd"):
+        assert backward_passes(lambda: tfc.vmap(tfc.grad(branch))(BATCH)) == [[4]]
+
+
+@pytest.mark.parametrize("size", [1, 64, 65, 130])
+@pytest.mark.parametrize("transform", [tfc.grad, tfc.hessian])
+def test_blocks_of_a_loop(transform, size):
+    batch = torch.linspace(-1, 1, 2 * size, dtype=torch.float64).reshape(size, 2)
+    with tfc.use_backend("autograd"):
+        assert_close(tfc.vmap(transform(branch))(batch), torch.stack([transform(branch)(x) for x in batch]))
+
+
+def test_parts_of_a_result_in_blocks():
+    batch = torch.linspace(-1, 1, 2 * 65, dtype=torch.float64).reshape(65, 2)
+    shared = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    func = lambda tree, a, k: ((branch(tree["x"] * a) * k), {"double": 2 * a})
+    mapped = tfc.vmap(tfc.grad_and_value(func, has_aux=True), in_dims=(0, None, 0))
+    with tfc.use_backend("autograd"):
+        gradient, (value, aux) = mapped({"x": batch}, shared, torch.arange(65))
+    for k, x in enumerate(batch):
+        one = tfc.grad(lambda y, k=k: branch(y * shared) * k)(x)
+        assert_close(gradient["x"][k], one)
+        assert_close(value[k], branch(x * shared) * k)
+    assert_close(aux["double"], (2 * shared).expand(65, 2))
+
+
+def test_a_cache_between_samples_is_constant():
+    """What an earlier sample has left is a number for the next one, as in a loop that is written by hand."""
+    kept = []
+
+    def func(x):
+        kept.append(x.sin().sum())
+        return x.pow(2).sum() * (kept[-2].detach() + kept[-2] if len(kept) % 4 != 1 else 1.0)
+
+    def by_hand():
+        rows = []
+        for x in BATCH:
+            x = x.clone().requires_grad_()
+            rows.append(torch.autograd.grad(func(x), x)[0])
+        return torch.stack(rows)
+
+    expected = by_hand()
+    with tfc.use_backend("autograd"):
+        for _ in range(2):
+            del kept[:]
+            assert_close(tfc.vmap(tfc.grad(func))(BATCH), expected)
+
+
+def test_a_sample_whose_output_left_torch_is_noticed():
+    numpy = pytest.importorskip("numpy")
+
+    def func(x):
+        return x.sin().sum() if x.sum() > 0 else torch.as_tensor(numpy.sin(x.detach().numpy())).sum()
+
+    with tfc.use_backend("autograd"), pytest.raises((RuntimeError, UserWarning)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tfc.vmap(tfc.grad(func))(BATCH)
+
+
+def test_what_samples_write_is_written_once():
+    count = torch.zeros(1, dtype=torch.float64)
+
+    def func(x):
+        count.add_(1)
+        return x.pow(2).sum() if x.sum() > 0 else x.new_tensor(3.0)
+
+    with tfc.use_backend("autograd"):
+        assert_close(tfc.vmap(tfc.grad(func))(BATCH), 2 * BATCH * (BATCH.sum(1, keepdim=True) > 0))
+        assert count == 1  # as in a vmap that evaluates the function once
+        tfc.vmap(tfc.grad(func))(BATCH)
+    assert count == 2

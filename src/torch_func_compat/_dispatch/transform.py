@@ -59,17 +59,20 @@ def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Opti
             native: Callable[..., Any] | None = backend.native(name, func, options)
             if native is not None:
                 return _by_batch(backend, func, options, native) if name == "vmap" else native
-    return TRANSFORMS[name](backend, func, options)  # type: ignore[no-any-return]
+    made: Callable[..., Any] = TRANSFORMS[name](backend, func, options)
+    return (
+        _by_batch(backend, func, options, made) if name == "vmap" and backend.loops and options.chunks.trivial else made
+    )
 
 
 def _by_batch(
-    backend: Backend, func: Callable[..., Any], options: Options, native: Callable[..., Any]
+    backend: Backend, func: Callable[..., Any], options: Options, by_samples: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """A library's vmap of `func`; where that is a derivative of this library, the derivative of the batch."""
+    """The vmap of `func` by samples; where that is a derivative of this library, the derivative of the batch."""
     made = getattr(func, "__transform__", None)
     if not (backend.remembers and isinstance(made, Transform) and func.__wrapped__ is made.func):  # type: ignore[attr-defined]
-        return native
-    return derivative_of_batch(backend, made.func, made.options, options, native)
+        return by_samples
+    return derivative_of_batch(backend, made.func, made.options, options, by_samples)
 
 
 def transform(

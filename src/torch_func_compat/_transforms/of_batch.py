@@ -6,18 +6,25 @@ kind of level in place of two, which is faster (benchmarks/bench_of_batch.py). O
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from .._arguments.call import Function, ScalarCall, positions
+from .._arguments.call import Function, ScalarCall, name_of, positions
 from .._arguments.protocol import Backend
 from .._guards.checks import get_checks
 from .._guards.compositions import first_order
-from .._guards.recognition import ends_recomputation
+from .._guards.recognition import LoopError, ends_recomputation
 from .._torch import pytree
+from .._torch.closures import captured_tensors
+from .._torch.surroundings import Surroundings
+from .._torch.tensors import tensors_in
 from . import hessian, products
+from .of_loop import DependentError, in_blocks, require_independent
 from .options import Options
+from .vmap import vmap as map_samples
 
 _DERIVATIVES: dict[str, Callable[..., Function]] = {
     "grad": products.grad,
@@ -51,12 +58,16 @@ def derivative_of_batch(
 
     # The names and the tensors that these reach are those of the user's function.
     sample.__wrapped__ = func  # type: ignore[attr-defined]
-    mapped = backend.native("vmap", sample, vmap)
+    native = backend.native("vmap", sample, vmap)
+    mapped = map_samples(backend, sample, vmap) if native is None else native
 
     def batch(*args: Any, **kwargs: Any) -> Any:
         result = mapped(*args, **kwargs)
-        if not (result[0] if derivative.has_aux else result).requires_grad:
+        output = result[0] if derivative.has_aux else result
+        if not output.requires_grad:
             raise _Undifferentiated
+        if backend.loops:
+            require_independent(output, args)
         return result
 
     batch.__wrapped__ = func  # type: ignore[attr-defined]
@@ -68,19 +79,35 @@ def derivative_of_batch(
         if count not in made:
             made[count] = _make(backend, batch, count, derivative, vmap)
         found = made[count]
-        # Untested, a batch may lack a derivative: a Function's own vmap need not be differentiable.
-        is_tested = get_checks() != "off" and backend.innermost() is None
-        if found is None or not is_tested or not _is_small(args, derivative):
+        if found is None or not _is_safe(backend) or not _is_small(args, derivative):
             return otherwise(*args, **kwargs)
+        before = Surroundings([*tensors_in((args, kwargs)), *captured_tensors(func)]) if backend.loops else None
         try:
             return found(*args, **kwargs)
         except Exception as error:
             if ends_recomputation(error):
                 raise
             made[count] = None
+            if before is not None and not before.can_restore():
+                if not isinstance(error, (DependentError, _Undifferentiated)):
+                    raise
+                raise LoopError(
+                    f"vmap({derivative.name}({name_of(func)})): the samples cannot be evaluated together, and the "
+                    f"function writes in place to a large tensor from outside, so that they cannot be evaluated again. "
+                    f"Work on a clone(), or return what is to be changed"
+                ) from error
+        if before is not None:
+            before.restore()
         return otherwise(*args, **kwargs)
 
     return derivative_of_mapped
+
+
+def _is_safe(backend: Backend) -> bool:
+    if backend.loops:
+        return not torch._C._get_tracing_state()  # a trace of a derivative ends the process on torch < 1.11
+    # Untested, a batch may lack a derivative: a Function's own vmap need not be differentiable.
+    return get_checks() != "off" and backend.innermost() is None
 
 
 def _is_simple(derivative: Options, vmap: Options) -> bool:
@@ -113,7 +140,8 @@ def _make(backend: Backend, batch: Function, count: int, derivative: Options, vm
         in_dims=in_dims,
         mode="reverse-reverse" if derivative.name == "hessian" else "auto",
     )
-    return _DERIVATIVES[derivative.name](backend, batch, options)
+    made = _DERIVATIVES[derivative.name](backend, batch, options)
+    return functools.partial(in_blocks, made, in_dims) if backend.loops else made
 
 
 def _is_small(args: Sequence[Any], derivative: Options) -> bool:
