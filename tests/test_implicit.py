@@ -161,6 +161,7 @@ def test_third_derivatives_mapped_and_not(backend, kind, mode):
         assert_close(tfc.vmap(MODES[mode](case.scalar))(BATCH[:2]), case.ds(3, BATCH[:2]), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear_solve", "linear_solve, numpy", "root", "fixed_point", "argmin"])
 def test_by_differences(kind):
     x = X.clone().requires_grad_()

@@ -8,6 +8,7 @@ from support.scripts import run_example
 pytestmark = pytest.mark.any_torch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["charges", "implicit_euler", "ridge"])
 def test_as_a_script(backend, name):
     status, printed = run_example(name)
