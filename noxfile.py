@@ -89,9 +89,17 @@ def install_project(session, *requirements):
     install(session, ".", "--reinstall-package", "torch-func-compat", *requirements)
 
 
+def environment_of_pytest():
+    return {
+        # The tensors of the tests are tiny: one thread per worker is faster than many.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        # Some containers set this. Each of the processes that the tests start would compile all of torch again.
+        "PYTHONDONTWRITEBYTECODE": None,
+    }
+
+
 def run_pytest(session, *args):
-    # The tensors of the tests are tiny: one thread per worker is faster than many.
-    env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    env = environment_of_pytest()
     if asked("COVERAGE"):
         # Each Python starts coverage itself, so that those which the tests start are measured too. A worker
         # of xdist may be killed before it has saved its data, so there are none.
@@ -154,8 +162,8 @@ def tests_of(session, name, python, requirements, optional=False):
         # Not editable: what is tested is the wheel.
         session.run(*install, "--reinstall-package", "torch-func-compat", ".", *requirements, external=True)
         session.run(str(bin / "python"), "-VV", external=True)
-        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        session.run(str(bin / "python"), "-m", "pytest", *PARALLEL, *session.posargs, env=env, external=True)
+        command = [str(bin / "python"), "-m", "pytest", *PARALLEL, *session.posargs]
+        session.run(*command, env=environment_of_pytest(), external=True)
     finally:
         if asked("PRUNE"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -327,7 +335,7 @@ def bench(session):
     results = str(Path(session.create_tmp(), "derivatives.json").resolve())
     derivatives = ["benchmarks/bench_derivatives.py", "--benchmark-quiet", f"--benchmark-json={results}"]
     session.run("pytest", *derivatives, *session.posargs, env=env)
-    session.run("python", "benchmarks/report.py", results, "docs/benchmarks", env=env)
+    session.run("python", "benchmarks/report.py", results, "docs/benchmarks/derivatives.json", env=env)
 
 
 @nox.session

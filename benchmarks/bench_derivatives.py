@@ -35,6 +35,6 @@ def test_derivatives(benchmark, made, name, seconds):
             call()
         # JAX's memory is not torch's, compiled code is not seen, and loops would take minutes to watch
         if not any(word in candidate for word in ("JAX", "compile", "loop")):
-            memory[candidate] = _memory.measured(lambda call=call: [call()])[1]
+            memory[candidate] = _memory.measured(lambda call=call: [call()])[1].peak
     benchmark.extra_info.update(times=take_turns(candidates, OURS, seconds), memory=memory)
     benchmark.pedantic(candidates[OURS], rounds=5)

@@ -136,7 +136,7 @@ def peak(call):
     if torch.__version__.startswith("1.") and not torch.__version__.startswith("1.8"):
         return None  # within its watch, subclasses of tensors are not made
     try:
-        return _memory.measured(lambda: [call()])[1]
+        return _memory.measured(lambda: [call()])[1].peak
     except RuntimeError:
         return None
 
@@ -189,7 +189,8 @@ def plot(table, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    names = [name for name in dict.fromkeys(row[3] for row in table) if not name.startswith("rows")]
+    # 'auto' is 'forward' here; five series can be told apart
+    names = [name for name in dict.fromkeys(row[3] for row in table) if not name.startswith(("rows", "auto"))]
     for axis, determinants, title in zip(axes, (False, True), ("network of 4 layers", "determinant of orbitals")):
         for k, name in enumerate(names):
             points = [(size, ratio) for _, size, kind, other, ratio in table if kind == determinants and other == name]

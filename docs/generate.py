@@ -15,6 +15,7 @@ import cookbook
 import figures
 import plots
 import support_matrix
+import times
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = DOCS / "_generated"
@@ -116,6 +117,10 @@ FILES: dict[str, Callable[[], str]] = {
     "compositions.md": compositions,
     "support.md": support_matrix.page,
     "falling-back.svg": cost_of_falling_back,
+    "times.md": times.table,
+    "times.svg": times.figure,
+    "times-over-sizes.svg": times.over_sizes,
+    "memory-over-chunks.svg": times.over_chunks,
     "rooms.svg": figures.rooms,
     "vibrations.svg": figures.spectrum,
     **{f"cookbook-{recipe}.svg": picture for recipe, picture in cookbook.PICTURES.items()},

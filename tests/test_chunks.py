@@ -45,6 +45,7 @@ def test_what_a_graph_keeps_is_measured():
     assert results[0].requires_grad
 
 
+@pytest.mark.slow
 def test_nothing_of_the_compiler_is_imported():
     script = (
         "import sys, torch, torch_func_compat as tfc\n"

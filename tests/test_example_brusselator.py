@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import sys
 
 import pytest
-from support.processes import run_python
+import torch
+from support.scripts import load_example, run_example
 
 pytestmark = pytest.mark.any_torch
-
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "brusselator.py"
-NO_SCIPY = "import sys; sys.modules['scipy'] = None; sys.path.insert(0, {folder!r}); import brusselator\n"
 
 
 def by_small_steps(points=500, steps=8000):
@@ -39,25 +37,20 @@ def by_small_steps(points=500, steps=8000):
 
 @pytest.mark.slow
 def test_brusselator():
-    process = run_python("-W", "ignore", str(SCRIPT))
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("\nok ") == 4
-    found = [float(re.search(rf"^{name} (\S+)", process.stdout, re.MULTILINE).group(1)) for name in "uv"]
+    status, printed = run_example("brusselator")
+    assert status == 0, printed
+    assert printed.count("\nok ") == 4
+    found = [float(re.search(rf"^{name} (\S+)", printed, re.MULTILINE).group(1)) for name in "uv"]
     for value, expected in zip(found, by_small_steps()):
         assert abs(value - expected) < 1e-3
 
 
-@pytest.mark.slow
-def test_without_scipy():
+def test_without_scipy(monkeypatch):
     """A smaller one, by torch's dense solver."""
-    program = NO_SCIPY.format(folder=str(SCRIPT.parent)) + (
-        "import torch\n"
-        "start = torch.cat([1 + 0 * brusselator.GRID, 0 * brusselator.GRID + 3])\n"
-        "pattern = brusselator.detect_pattern(lambda x: brusselator.residual(x, start, 0.1), start)\n"
-        "colored = brusselator.coloring(pattern)\n"
-        "state = brusselator.integrate(colored, start, 0.1, 1)\n"
-        "print(float(brusselator.residual(state, start, 0.1).abs().max()))\n"
-    )
-    process = run_python("-W", "ignore", "-c", program)
-    assert process.returncode == 0, process.stderr
-    assert float(process.stdout) < 1e-9
+    for name in ["scipy", *(name for name in sys.modules if name.startswith("scipy."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    example = load_example("brusselator")
+    start = torch.cat([1 + 0 * example.GRID, 0 * example.GRID + 3])
+    pattern = example.detect_pattern(lambda x: example.residual(x, start, 0.1), start)
+    state = example.integrate(example.coloring(pattern), start, 0.1, 1)
+    assert float(example.residual(state, start, 0.1).abs().max()) < 1e-9

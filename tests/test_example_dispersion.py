@@ -1,16 +1,13 @@
-"""The example of a custom function, as a user runs it: the same numbers on every torch."""
+"""The example of a custom function, as a script: the same numbers on every torch."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from support.processes import run_python
+from support.scripts import run_example
 
 pytestmark = pytest.mark.any_torch
-
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "dispersion.py"
 
 # Hartree, by hand from the formula in the docstring: see `expected`
 ATOMS = {"C": (1.30, 46.6), "O": (1.20, 15.6), "H": (0.60, 6.5)}
@@ -35,14 +32,13 @@ def expected():
     return -sum(sqrt(c6[i] * c6[j]) / (dist(MOLECULE[i][1], MOLECULE[j][1]) ** 6 + 4.8**6) for i, j in pairs)
 
 
-@pytest.mark.slow
-def test_dispersion(tmp_path):
-    process = run_python("-W", "ignore", str(SCRIPT))
-    assert process.returncode == 0, process.stdout + process.stderr
-    energy = float(re.search(r"energy (\S+)", process.stdout).group(1))
+def test_dispersion():
+    status, printed = run_example("dispersion")
+    assert status == 0, printed
+    energy = float(re.search(r"energy (\S+)", printed).group(1))
     assert abs(energy - expected()) < 1e-11
-    assert process.stdout.count("\nok ") == 5
+    assert printed.count("\nok ") == 5
     for name in ("forces", "Hessian", "batched Hessians", "by the damping"):
-        assert f"ok      {name}" in process.stdout
-    forces = [[float(x) for x in re.findall(r"-?\d+\.\d{12}", line)] for line in process.stdout.splitlines()[3:7]]
+        assert f"ok      {name}" in printed
+    forces = [[float(x) for x in re.findall(r"-?\d+\.\d{12}", line)] for line in printed.splitlines()[3:7]]
     assert all(abs(sum(column)) < 1e-11 for column in zip(*forces))  # no net force

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 from math import factorial
-from pathlib import Path
 
 import pytest
 import torch
 from support.function_transforms import TRANSFORMS, Case
 from support.functions import Kind
-from support.processes import run_python
+from support.scripts import load_example, run_example
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 pytestmark = [pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning"), pytest.mark.any_torch]
 
 
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear_solve", "bessel"])
 def test_as_a_script(name):
     if name == "bessel":
         pytest.importorskip("scipy")
-    process = run_python("-W", "ignore", str(EXAMPLES / f"{name}.py"))
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert "ok " in process.stdout and "FAILED" not in process.stdout
+    status, printed = run_example(name)
+    assert status == 0, printed
+    assert "ok " in printed and "FAILED" not in printed
 
 
 def _system(x):
@@ -70,7 +59,7 @@ SOME = (
 def test_under_every_transform(backend, name, transform):
     if name == "bessel":
         pytest.importorskip("scipy")
-    case = Case(f"example {name}", KINDS[name](_load(name)))
+    case = Case(f"example {name}", KINDS[name](load_example(name)))
     with tfc.use_fallback("silent"):
         result, expected = (side(case) for side in TRANSFORMS[transform])
     assert_close(result, expected, rtol=1e-8, atol=1e-10)

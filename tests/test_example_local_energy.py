@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from support.processes import run_python
+from support.scripts import load_example, run_example
 
 pytestmark = pytest.mark.any_torch
-
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "local_energy.py"
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("local_energy", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_example("local_energy")
 
 
-@pytest.mark.slow
 def test_as_a_script():
-    process = run_python(str(SCRIPT), "--system", "helium", "--walkers", "300", "--steps", "60")
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert "ok  within four standard errors" in process.stdout and "FAILED" not in process.stdout
+    status, printed = run_example("local_energy", "--system", "helium", "--walkers", "300", "--steps", "60")
+    assert status == 0, printed
+    assert "ok  within four standard errors" in printed and "FAILED" not in printed
 
 
 @pytest.mark.parametrize("name", ["helium", "hydrogen"])

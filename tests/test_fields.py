@@ -600,6 +600,7 @@ def test_errors(backend, make, message):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not facts.has("compiled_transforms"), reason="torch.compile traces transforms from 2.6 on")
 def test_compiled():
     from support.compiling import compiled

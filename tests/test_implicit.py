@@ -42,6 +42,8 @@ def by_numpy(residual, z0, x):
     z = z0.numpy().copy()
     for _ in range(60):
         value = residual(torch.from_numpy(z), x).numpy()
+        if np.abs(value).max() < 1e-14:
+            break
         columns = [(residual(torch.from_numpy(z + e), x).numpy() - value) / 1e-6 for e in 1e-6 * np.eye(4)]
         z = z - np.linalg.solve(np.stack(columns, 1), value)
     return z
@@ -105,18 +107,25 @@ KINDS = {
     "argmin, cg": solution(implicit.argmin, objective, linear=implicit.cg),
     "argmin, numpy": solution(implicit.argmin, objective, least_by_numpy),
 }
-# The others are kept to some of the transforms, for time
-EVERYWHERE = ("linear_solve", "root", "root, numpy")
+# The others are kept to some of the transforms, for time: their rules are the same, and their solvers are not.
+EVERYWHERE = ("linear_solve", "root")
 SOME = (
-    *("value", "double backward", "vjp", "jacrev(jacfwd)", "jacfwd(jacrev)", "jacfwd(jacfwd)", "jacrev(jacrev)"),
-    *("grad(hessian)", "nested vmap", "vmap(vjp_fn)", "vmap(hessian)", "jacfwd(vmap(grad))", "backward of grad"),
+    *("value", "double backward", "vjp", "jacrev(jacfwd)", "jacfwd(jacrev)", "nested vmap", "vmap(vjp_fn)"),
+    *("vmap(hessian)", "backward of grad"),
 )
+ALL = list(TRANSFORMS)
+if not hasattr(torch, "func"):
+    ALL.remove("jacfwd(jacfwd(jacfwd))")  # loops within loops, which take ten seconds: see "jvp(jvp(jvp))"
+# functorch knows no custom Functions: it falls back, and what follows is computed by the autograd backend.
+BY_FUNCTORCH = ("value", "vjp", "jvp", "jacfwd", "hessian", "jacfwd(jacrev)", "vmap", "vmap(vjp_fn)", "vmap(hessian)")
 
 
 @pytest.mark.parametrize(
-    "kind, transform", [(kind, name) for kind in KINDS for name in (TRANSFORMS if kind in EVERYWHERE else SOME)]
+    "kind, transform", [(kind, name) for kind in KINDS for name in (ALL if kind in EVERYWHERE else SOME)]
 )
 def test_kind(backend, kind, transform):
+    if backend == "functorch" and transform not in BY_FUNCTORCH:
+        pytest.skip("the same calls of the autograd backend, after functorch has refused")
     case = Case(f"implicit {kind}", KINDS[kind])
     # natively, where torch.func knows custom Functions
     with tfc.use_fallback("silent" if backend == "functorch" else "error"):
@@ -144,12 +153,15 @@ if not hasattr(torch, "func"):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["linear_solve", "root", "argmin"])
 def test_third_derivatives_mapped_and_not(backend, kind, mode):
+    if backend == "functorch":
+        pytest.skip("the same calls of the autograd backend, after functorch has refused")
     case = Case(f"implicit {kind}", KINDS[kind])
-    with tfc.use_fallback("silent" if backend == "functorch" else "error"):
+    with tfc.use_fallback("error"):
         assert_close(MODES[mode](case.scalar)(X), case.ds(3), rtol=1e-8, atol=1e-9)
-        assert_close(tfc.vmap(MODES[mode](case.scalar))(BATCH), case.ds(3, BATCH), rtol=1e-8, atol=1e-9)
+        assert_close(tfc.vmap(MODES[mode](case.scalar))(BATCH[:2]), case.ds(3, BATCH[:2]), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear_solve", "linear_solve, numpy", "root", "fixed_point", "argmin"])
 def test_by_differences(kind):
     x = X.clone().requires_grad_()

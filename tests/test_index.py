@@ -29,6 +29,7 @@ def test_rows():
     ]
 
 
+@pytest.mark.slow
 def test_output(capsys):
     index.main(["_dispatch.choice"])
     printed = capsys.readouterr().out.splitlines()

@@ -23,16 +23,21 @@ if not messages.SOURCES.is_dir():
     pytest.skip("the sources are not here", allow_module_level=True)
 
 WORDS = [cause.words for rows in causes.CAUSES.values() for cause in rows]
-MESSAGES = {f"{m.kind}: {m.text}": f"{m.file}:{m.line}" for m in messages.all_messages()}
 
 
-def test_every_message_has_a_cause():
-    unknown = [f"{where}: {text}" for text, where in MESSAGES.items() if not any(words in text for words in WORDS)]
+@pytest.fixture(scope="module")
+def places():
+    """Where each message is. It reads all sources, which is not for the collection of tests."""
+    return {f"{m.kind}: {m.text}": f"{m.file}:{m.line}" for m in messages.all_messages()}
+
+
+def test_every_message_has_a_cause(places):
+    unknown = [f"{where}: {text}" for text, where in places.items() if not any(words in text for words in WORDS)]
     assert not unknown, "say in docs/causes.py what leads to it and what to do:\n" + "\n".join(unknown)
 
 
-def test_every_cause_has_a_message():
-    taken = {next((words for words in WORDS if words in text), None) for text in MESSAGES}
+def test_every_cause_has_a_message(places):
+    taken = {next((words for words in WORDS if words in text), None) for text in places}
     assert [words for words in WORDS if words not in taken] == []
 
 

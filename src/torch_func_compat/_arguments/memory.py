@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._torch import facts, pytree
 from .._torch.random_state import RandomState
+from .._torch.tensors import is_zerotensor
 
 # A computation that cannot be watched is assumed to need this multiple of the memory of its results.
 UNSEEN = 10
@@ -83,7 +84,8 @@ def _by_dispatch(run: Run) -> tuple[list[Tensor], Usage]:
 
     def see(tree: Any, new: bool) -> None:
         for tensor in pytree.flatten(tree)[0]:
-            if not isinstance(tensor, Tensor):
+            # Zeros of forward mode have no storage, and torch 1.13 takes milliseconds to say so.
+            if not isinstance(tensor, Tensor) or is_zerotensor(tensor):
                 continue
             try:
                 storage: Any = tensor.untyped_storage() if hasattr(tensor, "untyped_storage") else tensor.storage()

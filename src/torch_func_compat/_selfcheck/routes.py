@@ -14,7 +14,7 @@ _DERIVED = {derive.__module__ for derive in (*_transforms.TRANSFORMS.values(), *
 
 # The meaning of a route for a user
 MEANINGS = {
-    "native": "batched by torch's own vmap",
+    "native": "batched by the backend's own vmap",
     "derived": "a fixed number of passes, no loop",
     "vectorised rows": "all rows in one batched backward pass",
     "looped": "one sample or row after another: slow",

@@ -76,12 +76,12 @@ def slices(tensor: Tensor, dim: int) -> Iterator[Tensor]:
     return (view for block in blocks for view in slices(block, dim))
 
 
-_is_zerotensor: Any = getattr(Tensor, "_is_zerotensor", lambda tensor: False)
+is_zerotensor: Any = getattr(Tensor, "_is_zerotensor", lambda tensor: False)
 
 
 def allocated(tensor: Tensor) -> Tensor:
     """`tensor` with memory: autograd's tensors for a zero derivative have none."""
-    return tensor + tensor.new_zeros(()) if _is_zerotensor(tensor) else tensor
+    return tensor + tensor.new_zeros(()) if is_zerotensor(tensor) else tensor
 
 
 def tensors_in(values: Any) -> list[Tensor]:
