@@ -56,8 +56,7 @@ def fragile(kind: str) -> tuple[str, ...]:
         return _BATCH
     around = by_operation.derivatives_around()
     if kind == "reverse":
-        names = _names(composed(len(around) + 1)) if around else set()
-        return (*_BATCH, *_ROWS, *sorted(names | (_names(by_operation.THIRD) if len(around) > 1 else set())))
+        return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 1)) if around else ()))
     names = _names(composed(3 if around else 2))
     if around:
         names |= _names(by_operation.FORWARD)
