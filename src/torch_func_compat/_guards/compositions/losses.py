@@ -11,7 +11,7 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 
 def _reduced(loss: Tensor, reduction: str | int) -> Tensor:
-    """By the name of the reduction, or by its number in torch."""
+    """The reduced loss. Torch's operators know reductions by numbers, and its functions by names."""
     if reduction == "batchmean":
         return loss.sum() / loss.size(0)
     if isinstance(reduction, int):
@@ -20,7 +20,7 @@ def _reduced(loss: Tensor, reduction: str | int) -> Tensor:
 
 
 def _name(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    """The reduction, also by the parameters of old."""
+    """The reduction, also from the deprecated `size_average` and `reduce`."""
     if size_average is None and reduce is None:
         return reduction
     if reduce is False:
