@@ -64,7 +64,7 @@ ROWS: tuple[Composition, ...] = (
         "no second derivative (to torch 2.13); torch.func batches its backward wrongly",
     ),
     Composition(
-        ("pdist", "nn.functional.pdist", "ops.aten.pdist"),
+        ("pdist", "ops.aten.pdist"),
         ("Pdist",),
         2,
         _pdist,
@@ -72,7 +72,7 @@ ROWS: tuple[Composition, ...] = (
         (2, 15),
     ),
     Composition(
-        ("pdist", "nn.functional.pdist", "ops.aten.pdist"),
+        ("pdist", "ops.aten.pdist"),
         ("Pdist",),
         3,
         _pdist,

@@ -122,7 +122,7 @@ def is_derivative(func: Callable[..., Any]) -> bool:
 
 
 def first_order(func: Callable[..., Any]) -> int:
-    """The order up to which a function is composed before its graph is known: 1 if it names an operation of `_SILENT`."""
+    """The order up to which a function is composed before its graph is known: 1 if it names one of `_SILENT`."""
     if is_derivative(func):
         return 0  # the user's function is asked when it is called
     return int(not _SILENT.isdisjoint(names_in(func.func if isinstance(func, functools.partial) else func)))
