@@ -138,11 +138,13 @@ CALLS = {
     "segment_reduce": Call(lambda f, x: f(x**2, "sum", lengths=torch.tensor([1, 3])), VECTOR),
     "det": determinant,
     "linalg_det": determinant,
-    "eigvalsh": Call(lambda f, x: torch.linalg.eigvalsh(symmetric(x)), POSITIVE),  # on torch 1.8 found by this name
+    "eigvalsh": Call(  # on torch 1.8 found by this name
+        lambda f, x: torch.linalg.eigvalsh(x), POSITIVE, lambda f, x: f(symmetric(x)), numbers(3, 3, seed=19)
+    ),
     "i0": elementwise,
     "householder_product": Call(lambda f, x: f(x.tril(), VECTOR[:3]), REGULAR),
     "orgqr": Call(lambda f, x: f(x.tril(), VECTOR[:3]), REGULAR),
-    "eigh": Call(lambda f, x: f(symmetric(x))[1] ** 2, POSITIVE),
+    "eigh": Call(lambda f, x: f(x)[1] ** 2, POSITIVE, lambda f, x: f(symmetric(x))[1] ** 2, numbers(3, 3, seed=19)),
     "eig": Call(lambda f, x: f(x)[1].abs() ** 2, POSITIVE),
     "cumprod": cumulative,
     "masked_select": selection,

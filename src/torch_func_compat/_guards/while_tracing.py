@@ -24,7 +24,7 @@ _BATCH = ("roll", "resize_", "resize_as_")
 _ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel")
 # Forward mode alone: at singular matrices, by factors, and of triangular matrices.
 _FORWARD = (
-    *("det", "logdet", "slogdet", "linalg_det", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
+    *("logdet", "slogdet", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
     *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "_linalg_solve_ex"),
     *("cholesky_solve", "triangular_solve", "cholesky_inverse", "scatter_reduce", "scatter_reduce_"),
 )
