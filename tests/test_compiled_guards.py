@@ -11,6 +11,7 @@ from support.tolerances import assert_close
 from torch.nn import functional as F
 
 import torch_func_compat as tfc
+from torch_func_compat._guards.wrong_answers import MistakenRule
 from torch_func_compat._torch import facts
 from torch_func_compat._torch.compiling import functions_traced
 
@@ -19,6 +20,9 @@ pytestmark = [
     pytest.mark.skipif(not facts.has("compiled_transforms"), reason="transforms are not traced"),
     pytest.mark.filterwarnings("ignore"),
 ]
+
+if facts.has("torch_func"):
+    from torch_func_compat._guards import while_tracing
 
 X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
 BATCH = torch.stack([X, 2 * X, X - 0.05])
@@ -169,6 +173,77 @@ def test_the_backward_of_a_function_is_taken():
         assert_close(compiled(tfc.hessian(lambda x, cls=cls: cls.apply(x).sum()))(X), 7 * torch.eye(4, dtype=X.dtype))
     for cls in (Reversed, LegacyReversed):
         assert_close(compiled(tfc.jacfwd(cls.apply))(X), -torch.eye(4, dtype=X.dtype))
+
+
+ATEN = torch.ops.aten
+REGULAR = MATRIX + 2 * torch.eye(len(MATRIX), dtype=MATRIX.dtype)
+# What the guards know by name in a transform of each kind, within as many derivatives.
+NAMED = {
+    "vmap": {
+        "roll": lambda: X.roll(1),
+        "resize_": lambda: X.clone().resize_(2, 2),
+        "resize_as_": lambda: X.clone().resize_as_(X[:2]),
+    },
+    "reverse": {
+        "cdist": lambda: torch.cdist(BATCH, BATCH),
+        "_cdist_forward": lambda: ATEN._cdist_forward(BATCH, BATCH, 2.0, None),
+        "prelu": lambda: torch.nn.functional.prelu(X, X[:1]),
+        "_prelu_kernel": lambda: ATEN._prelu_kernel(X, X[:1]),
+    },
+    "forward": {
+        "det": lambda: torch.det(REGULAR),
+        "logdet": lambda: torch.logdet(REGULAR),
+        "slogdet": lambda: torch.slogdet(REGULAR),
+        "linalg_det": lambda: torch.linalg.det(REGULAR),
+        "linalg_slogdet": lambda: torch.linalg.slogdet(REGULAR),
+        "_linalg_det": lambda: ATEN._linalg_det(REGULAR),
+        "_linalg_slogdet": lambda: ATEN._linalg_slogdet(REGULAR),
+        "linalg_solve": lambda: torch.linalg.solve(REGULAR, REGULAR),
+        "linalg_solve_ex": lambda: torch.linalg.solve_ex(REGULAR, REGULAR),
+        "linalg_tensorsolve": lambda: torch.linalg.tensorsolve(REGULAR, REGULAR[0]),
+        "_linalg_solve_ex": lambda: ATEN._linalg_solve_ex(REGULAR, REGULAR),
+        "cholesky_solve": lambda: torch.cholesky_solve(REGULAR, REGULAR),
+        "triangular_solve": lambda: torch.triangular_solve(REGULAR, REGULAR),
+        "cholesky_inverse": lambda: torch.cholesky_inverse(REGULAR),
+        "scatter_reduce": lambda: X.scatter_reduce(0, torch.tensor([0]), X, "prod"),
+        "scatter_reduce_": lambda: X.clone().scatter_reduce_(0, torch.tensor([0]), X, "prod"),
+        "pow": lambda: X**1j,
+        "__rpow__": lambda: X.__rpow__(1j),
+        "float_power": lambda: torch.float_power(X, 1j),
+        "native_layer_norm": lambda: ATEN.native_layer_norm(X, [4], None, None, 1e-5),
+        "native_batch_norm": lambda: ATEN.native_batch_norm(BATCH, None, None, None, None, True, 0.1, 1e-5),
+        "_weight_norm_interface": lambda: ATEN._weight_norm_interface(BATCH, X[:3, None]),
+    },
+    "forward within another derivative": {
+        "linalg_householder_product": lambda: torch.linalg.householder_product(REGULAR, REGULAR[0]),
+        "linalg_eigh": lambda: torch.linalg.eigh(REGULAR),
+        "_linalg_eigh": lambda: ATEN._linalg_eigh(REGULAR),
+        "linalg_eig": lambda: torch.linalg.eig(REGULAR),
+        "_native_batch_norm_legit": lambda: ATEN._native_batch_norm_legit(
+            BATCH, None, None, X.clone(), X.clone(), True, 0.1, 1e-5
+        ),
+    },
+}
+if hasattr(ATEN, "_batch_norm_with_update"):
+    NAMED["forward within another derivative"]["_batch_norm_with_update"] = lambda: ATEN._batch_norm_with_update(
+        BATCH, None, None, X.clone(), X.clone(), 0.1, 1e-5
+    )
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in NAMED for name in NAMED[kind]])
+def test_operations_are_known_by_each_of_their_names(kind, name):
+    """The names that functions and operators have in a TorchFunctionMode, where nothing is compiled."""
+
+    def watched(x):
+        watch = while_tracing.watched(NAMED[kind][name], kind.split()[0])
+        with pytest.raises(MistakenRule, match=rf"may get {name} wrong"):
+            watch()
+        return x
+
+    if kind.endswith("derivative"):
+        torch.func.jvp(watched, (X,), (X,))
+    else:
+        watched(X)
 
 
 RIGHT = {

@@ -14,7 +14,16 @@ from support import hermite
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
-from torch_func_compat._guards.compositions import COMPOSITIONS, composing, given, interception, order_of, plain, table
+from torch_func_compat._guards.compositions import (
+    COMPOSITIONS,
+    composing,
+    given,
+    interception,
+    normalisations,
+    order_of,
+    plain,
+    table,
+)
 from torch_func_compat._guards.compositions.composition import Composition
 from torch_func_compat._torch import facts
 
@@ -442,14 +451,17 @@ def test_what_a_composition_does_not_know_is_left_to_torch():
     assert_close(found, frequent(TABLE))
 
 
-@pytest.mark.skipif(not hasattr(torch, "native_layer_norm"), reason="torch does not have it")
-def test_what_native_layer_norm_returns_beside_its_output_has_derivatives(backend):
+NATIVE = {
+    "native_layer_norm": lambda x: torch.native_layer_norm(x, (3,), None, None, 1e-3),
+    "native_batch_norm": lambda x: torch.native_batch_norm(x[:, None], None, None, None, None, True, 0.1, 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NATIVE if hasattr(torch, name)])
+def test_what_a_normalisation_returns_beside_its_output_has_derivatives(backend, name):
     if not facts.has("torch_function_modes"):
         pytest.skip("operations cannot be intercepted")
-
-    def parts(x):
-        return torch.native_layer_norm(x, (3,), None, None, 1e-3)
-
+    parts = NATIVE[name]
     x = VALUES[0, 0].reshape(-1)[:3]
     inverse = ((x - x.mean()).pow(2).mean() + 1e-3).rsqrt()
     with tfc.use_fallback("silent"):
@@ -459,6 +471,13 @@ def test_what_native_layer_norm_returns_beside_its_output_has_derivatives(backen
         assert_close(
             tfc.vmap(tfc.grad(lambda x: parts(x)[1].sum()))(torch.stack([x, 2 * x]))[0], torch.full_like(x, 1 / 3)
         )
+
+
+def test_a_composed_batch_norm_that_uses_its_statistics_returns_none():
+    options = (None, None, MEAN, VARIANCE, False, 0.1, 1e-3)
+    composed = normalisations._native_batch_norm(VALUES, *options)
+    for found, expected in zip(composed, torch.native_batch_norm(VALUES, *options)):
+        assert_close(found, torch.empty(0, dtype=DOUBLE) if expected is None else expected)  # None on torch 1.8
 
 
 @pytest.mark.parametrize("normalise", [F.batch_norm, F.instance_norm])

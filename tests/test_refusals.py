@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from support import refused
@@ -158,6 +160,88 @@ def test_a_refusal_is_known_by_its_row(name, call):
     assert row is not None and row.name == name
     with tfc.use_fallback("silent"):
         call()
+
+
+def _assigned_data(x):
+    changed = torch.zeros(4, dtype=x.dtype)
+    changed.data = x
+    return changed * x
+
+
+# A row may know a refusal by several texts of torch: the part of the text that the row knows, and what provokes it.
+TEXTS = [
+    ("dynamic_shape", "Attempted to vmap over `mask`", _vmap(lambda x: x.masked_select(x > x.mean())), (1, 11), None),
+    ("data_pointer", "Cannot access storage", _vmap(lambda x: copy.deepcopy(x) * 2), (1, 11), None),
+    (
+        "no_batching_rule",
+        "we do not yet support",
+        _vmap(lambda x: torch.nn.functional.rrelu(x, training=True), randomness="different"),
+        (1, 11),
+        None,
+    ),
+    (
+        "no_batching_rule",
+        "fallback path does not support vmap over dims of size 0",
+        lambda: tfc.vmap(refused.Once.apply)(BATCH[:0]),
+        (2, 0),
+        None,
+    ),
+    (
+        "no_batching_rule",
+        "Calling Tensor.as_strided is not supported",
+        _vmap(lambda x: x.as_strided((2,), (1,)), in_dims=1),
+        (1, 11),
+        (1, 13),
+    ),
+    ("no_batching_rule", "Could not run 'aten::", _mapped(tfc.jacrev(refused.sparse)), (1, 13), (2, 0)),
+    ("sparse", "from the 'Sparse", _vmap(lambda x: torch.diag(x).to_sparse().to_dense()), (1, 11), None),
+    ("sparse", "TensorImpl do not have strides", _jacfwd(refused.sparse), (1, 12), (1, 13)),
+    ("data_attribute", "mutating directly with `.data`", _vmap(_assigned_data), (2, 0), None),
+    ("data_attribute", "batched == nullptr", _vmap(refused.data), (1, 11), (2, 0)),
+    ("autograd_inside", "backward() called", _vmap(refused.backward_inside), (1, 11), (1, 12)),
+    (
+        "random_operation",
+        "out variants of random operations",
+        _vmap(lambda x: torch.rand(4, out=torch.empty(4)) + x, randomness="different"),
+        (1, 11),
+        None,
+    ),
+    ("internal_error", "INTERNAL ASSERT FAILED", _mapped(tfc.jacrev(_assigned_data)), (1, 11), (2, 1)),
+]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("name", "text", "call"),
+    [
+        pytest.param(name, text, call, id=f"{name}-{text}")
+        for name, text, call, since, until in TEXTS
+        if since <= refused.TORCH and (until is None or refused.TORCH < until)
+    ],
+)
+def test_a_row_knows_each_of_its_texts(name, text, call):
+    with tfc.use_fallback("error"), pytest.raises(RuntimeError) as caught:
+        call()
+    row = refusal(caught.value)
+    assert row is not None and row.name == name and text in str(caught.value)
+    with tfc.use_fallback("silent"):
+        call()
+
+
+@needs_native
+@pytest.mark.skipif(refused.TORCH < (2, 6), reason="torch has no Function in C++ that can be called from here")
+def test_a_function_in_cpp_is_refused_as_one_in_python():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        group = distributed.group.WORLD.group_name
+        exchange = torch.ops._c10d_functional_autograd.all_to_all_single
+        with tfc.use_fallback("error"), pytest.raises(RuntimeError) as caught:
+            tfc.vmap(tfc.jacrev(lambda x: exchange(x, [4], [4], group)))(X[None])
+    finally:
+        distributed.destroy_process_group()
+    row = refusal(caught.value)
+    assert row is not None and row.name == "legacy_function"
 
 
 # --- the other ways by which an error is known ---------------------------------------------------------------------

@@ -30,11 +30,6 @@ FALLBACKS = {
 VARIABLES = [f"{PACKAGE.replace('.', '_').upper()}_{setting}" for setting in ("BACKEND", "FALLBACK")]
 
 
-def _installed(name: str) -> str | None:
-    module = sys.modules.get(name)
-    return None if module is None else str(getattr(module, "__version__", "of unknown version"))
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -63,12 +58,13 @@ def _environment() -> dict[str, Any]:
         backends["fallback"] = get_fallback()
     except (ValueError, ImportError) as error:
         backends["error"] = str(error)
+    functorch = sys.modules.get("functorch")
     return {
         "package": PACKAGE,
         "version": __version__,
         "api_version": __api_version__,
         "torch": str(torch.__version__),
-        "functorch": _installed("functorch"),
+        "functorch": functorch and str(getattr(functorch, "__version__", "of unknown version")),
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": platform.platform(),
         "cuda": _cuda(),

@@ -1,4 +1,4 @@
-"""What the tests of a library's results have in common."""
+"""Shared parts of the tests of a library's results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANSWERS = (MistakenRule, UndifferentiatedError)
 
 
 def nudged(tensor: Tensor) -> Tensor:
-    """The same values but for their last digits: rounding errors become others, and all else stays what it is."""
+    """The values with other last digits, which change rounding errors and nothing else."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * wave(tensor))

@@ -1,7 +1,7 @@
 """Tensors that a custom rule uses without having them as arguments, where a level of torch.func has wrapped them.
 
-Rules are evaluated on the levels below. There torch takes a tensor of a derivative above for a constant (2.13), or
-fails an assertion; one of a vmap could be taken for another batch. Neither may pass as a result.
+Rules are evaluated on the levels below. There torch treats a tensor of a derivative above as a constant (2.13) or fails
+an assertion, and could mistake the batch of a vmap above for another one. So it is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if facts.has("torch_func"):
         return 0 if interpreter is None else int(interpreter.level())
 
     def is_foreign(value: Any) -> bool:
-        """Whether a tensor belongs to a level that is not there."""
+        """Whether a tensor belongs to a level that is not running."""
         return isinstance(value, Tensor) and _private.maybe_get_level(value) > depth()
 
     class _Watch(TorchFunctionMode):
@@ -41,7 +41,7 @@ if facts.has("torch_func"):
             return func(*args, **kwargs)
 
     def watched(name: str) -> ContextManager[Any]:
-        """Raise where an operation takes a tensor of a level that is not there."""
+        """Raise where an operation takes a tensor of a level that is not running."""
         return _Watch(name)
 
 else:

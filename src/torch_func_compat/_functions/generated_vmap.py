@@ -19,7 +19,7 @@ _private: Any = torch._C._functorch
 
 
 def remove_batch(tree: Any, level: int) -> tuple[Any, Any]:
-    """The tensors without their batch dimension of this level, and where that is; None where there is none."""
+    """The tensors without their batch dimension of this level, and the place of that dimension, or None."""
     leaves, spec = pytree.flatten(tree)
     pairs = [_private._unwrap_batched(x, level) if isinstance(x, Tensor) else (x, None) for x in leaves]
     return pytree.unflatten([x for x, _ in pairs], spec), pytree.unflatten([dim for _, dim in pairs], spec)
@@ -50,7 +50,7 @@ def move_to_front(tree: Any, dims: Any) -> tuple[list[Any], pytree.TreeSpec]:
 
 @contextlib.contextmanager
 def _mapped(number: int, size: int, randomness: str) -> Iterator[int]:
-    """The level anew, under the number that it had: a tensor of another level must not be taken for its batch."""
+    """Enter the level again, under its old number, so that no tensor of another level is mistaken for its batch."""
     missing = max(0, number - 1 - depth())
     for _ in range(missing):
         _private._vmap_increment_nesting(1, "same")

@@ -224,7 +224,7 @@ def _loop(definition: Any, below: Any, dims: Any, size: int, randomness: str, ca
         raise RuntimeError(f"vmap: the fallback path does not support vmap over dims of size 0 ({definition.__name__})")
     (flat, spec), flat_dims = pytree.flatten(below), pytree.flatten(dims)[0]
     state = RandomState() if randomness != "different" else None
-    # clones, for samples that are modified in place would count as modifications of each other
+    # The views of one tensor share a version: a write to one sample would count as a write to all of them.
     columns = [
         itertools.repeat(x, size) if dim is None else [sample.clone() for sample in x.unbind(dim)]
         for x, dim in zip(flat, flat_dims)

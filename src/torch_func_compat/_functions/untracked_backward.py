@@ -1,4 +1,4 @@
-"""Backwards that leave torch, for numpy say: those results are missing in the graph of a second derivative."""
+"""Backwards that leave torch, as for numpy: the graph of a second derivative lacks what they compute there."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Observed(Tensor):
 
 
 def leaves_torch(backward: Callable[..., Any], ctx: Any, grads: Sequence[Any], results: Any) -> list[Tensor]:
-    """The tensors that `results` depend on by numbers that left torch, and so not in the graph.
+    """The tensors that `results` depend on through numbers that left torch, which the graph does not show.
 
-    The tensors that the graph does not reach are moved, and the backward is evaluated once more. It may not depend on
-    them at all, or on their signs only.
+    The backward is evaluated once more, with the tensors that the graph does not reach moved. It may depend on none of
+    them, or on their signs only.
     """
     state = ctx.saved_tensors, attributes(ctx)
     tensors = [x for x in tensors_in((*state, tuple(grads))) if is_differentiable(x) and x.requires_grad]

@@ -1,4 +1,4 @@
-"""Whether a linear map and what should be its transpose are transposes of each other."""
+"""The adjoint test: whether two linear maps are transposes of each other."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def agree(
     vectors: Sequence[Tensor],
     outputs: Sequence[Tensor] = (),
 ) -> bool:
-    """<u, J t> = <J^T u, t>: what a backward computes out of autograd's sight is lost in its transpose.
+    """Whether <u, J t> = <J^T u, t>. The transpose lacks what a backward computes without autograd.
 
-    Rounding errors of the size of those of `outputs` are allowed for.
+    The tolerance includes rounding errors as large as those of `outputs`.
     """
     with no_grad():
         left = [_dot(u, t) for u, t in zip(fixed, pushed)]
@@ -51,7 +51,7 @@ def _dot(first: Tensor, second: Tensor) -> tuple[Any, Any]:
 
 
 def _anywhere(flags: Tensor) -> bool:
-    """Whether any of the numbers is true, under all the layers that they have."""
+    """Whether any flag is true, below all levels of functorch."""
     if _private is None or _private.peek_interpreter_stack() is None:
         return bool(flags.any())
     interpreter: Any = retrieve_current_functorch_interpreter()

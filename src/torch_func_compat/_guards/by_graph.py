@@ -11,11 +11,11 @@ from .._torch import facts, pytree
 from .compositions import order_of
 from .wrong_answers import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
 
-# The libraries batch the backward of these wrongly where cotangents are mapped and inputs are not, and say
-# nothing: rows of jacrev(cdist) are garbage from functorch 0.1 to torch 2.15.
+# Nodes that the libraries batch wrongly, without an error, where cotangents are mapped and inputs are not: rows of
+# jacrev(cdist) are wrong from functorch 0.1 to torch 2.15.
 _MISTAKEN = ("CdistBackward",)
-# And these where the function is mapped, too: numbers from other samples where there are as many samples as elements of
-# one, else errors of shape (measured: vmap(jacrev(prelu)), torch 2.0 to 2.15).
+# Nodes that they batch wrongly where the function is mapped, too. If there are as many samples as elements of one, the
+# numbers are those of other samples; else torch raises (measured: vmap(jacrev(prelu)), torch 2.0 to 2.15).
 _MISTAKEN_MAPPED = ("PreluKernelBackward",)
 
 
@@ -41,7 +41,7 @@ def nodes(roots: Iterable[Any], seen: set[Any] | None = None) -> Iterator[Any]:
 
 
 def nodes_of(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
-    """The nodes of the graph of a pytree of outputs, without those from some nodes on."""
+    """The nodes of the graph of a pytree of outputs, up to the nodes of `until`."""
     return nodes([leaf.grad_fn for leaf in _leaves(output)], set(until))
 
 
@@ -50,8 +50,8 @@ def nodes_of(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
 NORMALISATIONS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
 IN_FORWARD_MODE = (
     *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
-    *("LinalgEigh", "LinalgEig", "Cumprod"),  # not wrong, but not a number: of eigenvectors, and of zeros
-    *("LinalgDet", "DetB"),  # next to a singular matrix
+    *("LinalgEigh", "LinalgEig", "Cumprod"),  # NaN: for eigenvectors, and for products with a zero
+    *("LinalgDet", "DetB"),  # inaccurate next to a singular matrix
     *(("KlDiv",) if facts.TORCH < (1, 13) else ()),
     *(("LinalgSlogdet", "LinalgSolve", "SlogdetB", "LogdetB") if facts.TORCH < (2, 15) else ()),
 )
@@ -163,7 +163,7 @@ def look(output: Any) -> Look:
     return found
 
 
-# The transpose of logcumsumexp is taken at zero, and needs the logarithm of that.
+# The double-backward trick takes a cotangent of zero, and the backward of logcumsumexp takes its logarithm.
 _NOT_TRANSPOSABLE = (*_MISTAKEN, "CppFunction", "Logcumsumexp")
 
 

@@ -21,20 +21,23 @@ from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
 from .by_profile import GradModeSwitches, refused_grad_mode
 from .compositions.table import compositions, functions
 from .recorder import interpreters, levels
-from .wrong_answers import MISTAKEN_FORMULA, MISTAKEN_NESTING, MISTAKEN_TANGENT, WRONG_FORMULAS, MistakenRule
+from .wrong_answers import (
+    MISTAKEN_FORMULA,
+    MISTAKEN_NESTING,
+    MISTAKEN_TANGENT,
+    SYMMETRIC,
+    WRONG_FORMULAS,
+    MistakenRule,
+)
 
 _FORMULAS_BY_NAME = tuple(f"{prefix}{name}" for name in WRONG_FORMULAS for prefix in ("", "Tensor."))
 # Zero at a singular matrix in forward mode, and not a number in a batched second derivative where singular values
 # coincide. Smaller matrices than of four rows are composed.
 _DETERMINANTS_BY_NAME = ("det", "Tensor.det", "linalg.det")
-# The other normalisations are composed where another derivative is taken:
-# https://github.com/pytorch/pytorch/issues/196700 and 196699 (second derivatives), 175754 and 186256 (third)
-_NORMALISATIONS = ("native_batch_norm",)
 _IN_FORWARD_MODE = (
-    *_NORMALISATIONS,
     "linalg.householder_product",  # measured: no upstream issue found
-    "orgqr",
-    *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod"),  # not a number: of eigenvectors, and of zeros
+    *("orgqr", "Tensor.orgqr"),
+    *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod"),  # NaN: for eigenvectors, and for products with a zero
     *_DETERMINANTS_BY_NAME,  # rounding errors as large as the inverse, next to a singular matrix
     "masked_select",
     "Tensor.masked_select",
@@ -45,8 +48,6 @@ _UNTIL_2_15 = (
     *("linalg.slogdet", "linalg.solve", "linalg.solve_ex", "linalg.tensorsolve"),
 )
 WATCHED = (*_FORMULAS_BY_NAME, *_IN_FORWARD_MODE, *(_UNTIL_2_15 if facts.TORCH < (2, 15) else ()))
-# Reverse mode takes the average of a symmetric matrix's two halves; forward mode is to have the same derivative.
-SYMMETRIC = tuple("linalg.cholesky linalg.cholesky_ex linalg.eigh linalg.eigvalsh cholesky Tensor.cholesky".split())
 
 
 def _find(names: tuple[str, ...]) -> set[Any]:
@@ -60,7 +61,6 @@ def _find(names: tuple[str, ...]) -> set[Any]:
 
 _DETERMINANTS = _find(_DETERMINANTS_BY_NAME) if facts.TORCH < (2, 15) else set()
 _FORMULAS = _find(_FORMULAS_BY_NAME) | _DETERMINANTS
-THIRD = _find(_NORMALISATIONS)
 FORWARD = _FORMULAS | _find(WATCHED)
 _SYMMETRIC = _find(SYMMETRIC)
 # The jvp rule of a torch.autograd.Function is evaluated with forward mode off:
@@ -176,9 +176,9 @@ def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         if not around:
             return func
         order = len(around) + 1
-        fragile, lossy = _DETERMINANTS | (THIRD if order > 2 else set()), set()
+        fragile, lossy = _DETERMINANTS, set()
         if "j" in levels():  # that may be torch's own, which sees no operations
-            fragile |= _FORMULAS
+            fragile = _FORMULAS
         func = kept_outside(func, torch._C._functorch, NORMALISATIONS)
     replaced = compositions(order)
     unseen = refused_grad_mode if forward and not facts.has("modes_see_grad_mode") else contextlib.nullcontext

@@ -163,8 +163,8 @@ def name_of(func: Any) -> str:
     return name
 
 
-# These give another answer under vmap than for a sample, so code that asks may take another branch. Modules with
-# backward hooks do.
+# Attributes whose value under vmap differs from that for a sample. Code that reads one may take another branch, as
+# modules with backward hooks do.
 _QUESTIONS = {"requires_grad", "grad_fn", "is_leaf", "retains_grad"}
 _LIBRARIES = (__name__.partition("._guards")[0] + ".", "torch._functorch.", "torch.autograd.", "functorch.")
 
@@ -173,7 +173,7 @@ _MODES = __name__.rpartition(".")[0] + "."
 
 
 def _is_a_library(frame: FrameType | None) -> bool:
-    """Whether this library or torch's transforms call an operation; the modes of the guards pass it on."""
+    """Whether this library or torch's transforms call an operation. The modes of the guards do not count."""
     name = _MODES
     while frame is not None and name.startswith(_MODES):
         name = str(frame.f_globals.get("__name__", ""))
@@ -203,8 +203,8 @@ def _mode() -> Callable[[Pairs, Iterable[torch.Tensor]], Any]:
             super().__init__()
             self._add = pairs.add
             self._known = {id(x): weakref.ref(x) for x in constants}
-            # Asking for the levels takes longer than all else here: it is done again where their number changed,
-            # and where a transform began or ended.
+            # To ask for the levels is the largest cost here. So it is done again only if their number has changed, or
+            # if a transform has begun or ended.
             self._depth: Any = -1
             self._levels = ""
 

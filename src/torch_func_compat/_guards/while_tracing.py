@@ -24,20 +24,17 @@ _BATCH = ("roll", "resize_", "resize_as_")
 _ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel")
 # Forward mode alone: at singular matrices, by factors, and of triangular matrices.
 _FORWARD = (
-    *("det", "logdet", "slogdet", "linalg_det", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
-    *("solve", "solve_ex", "tensorsolve", "linalg_solve", "linalg_solve_ex", "_linalg_solve_ex"),
+    *("logdet", "slogdet", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
+    *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "_linalg_solve_ex"),
     *("cholesky_solve", "triangular_solve", "cholesky_inverse", "scatter_reduce", "scatter_reduce_"),
 )
-# The names of the same operations in torch.ops.aten.
+# Further names of operations in torch.ops.aten, by the names of torch's functions.
 _ATEN = {
-    "layer_norm": ("native_layer_norm",),
-    "batch_norm": ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"),
-    "householder_product": ("linalg_householder_product",),
-    "eigh": ("linalg_eigh", "_linalg_eigh"),
-    "eig": ("linalg_eig",),
+    "batch_norm": ("_native_batch_norm_legit", "_batch_norm_with_update"),
+    "linalg_eigh": ("_linalg_eigh",),
     "_weight_norm": ("_weight_norm_interface",),
 }
-_POWERS = ("pow", "__pow__", "__rpow__", "float_power")
+_POWERS = ("pow", "__rpow__", "float_power")
 
 
 def _names(functions: Any) -> set[str]:
@@ -56,8 +53,7 @@ def fragile(kind: str) -> tuple[str, ...]:
         return _BATCH
     around = by_operation.derivatives_around()
     if kind == "reverse":
-        names = _names(composed(len(around) + 1)) if around else set()
-        return (*_BATCH, *_ROWS, *sorted(names | (_names(by_operation.THIRD) if len(around) > 1 else set())))
+        return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 1)) if around else ()))
     names = _names(composed(3 if around else 2))
     if around:
         names |= _names(by_operation.FORWARD)

@@ -9,7 +9,6 @@ probe. Probes run once, when first asked, never at import.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Callable, NamedTuple
 
 import torch
@@ -47,28 +46,6 @@ class Fact(NamedTuple):
         return _within(torch_release, self.since, self.until)
 
 
-def _has(path: str) -> Callable[[], bool]:
-    def probe() -> bool:
-        value: Any = torch
-        for name in path.split("."):
-            if not hasattr(value, name):
-                return False
-            value = getattr(value, name)
-        return True
-
-    return probe
-
-
-def _has_parameter(function: Callable[[], Any], name: str) -> Callable[[], bool]:
-    def probe() -> bool:
-        try:
-            return name in inspect.signature(function()).parameters
-        except (AttributeError, ImportError):
-            return False
-
-    return probe
-
-
 def _has_torch_func() -> bool:
     try:
         import torch.func  # noqa: F401
@@ -78,7 +55,7 @@ def _has_torch_func() -> bool:
 
 
 def _retain_grad_is_a_hook() -> bool:
-    """Does retain_grad() register a hook, as one can see?"""
+    """Does retain_grad() register a visible hook?"""
     tensor, before = torch.zeros(1, requires_grad=True).clone(), RemovableHandle.next_id
     tensor.retain_grad()
     return RemovableHandle.next_id != before
@@ -329,7 +306,7 @@ FACTS: dict[str, Fact] = {
     ),
     "inference_mode": Fact(
         "torch.inference_mode exists",
-        _has("is_inference_mode_enabled"),
+        lambda: hasattr(torch, "is_inference_mode_enabled"),
         (1, 9),
         None,
         "https://pytorch.org/docs/stable/generated/torch.autograd.grad_mode.inference_mode.html",

@@ -14,7 +14,7 @@ from typing import Any, Callable, ClassVar, List, Tuple
 import torch
 import torch.utils._pytree as _torch_pytree
 
-# container -> (its children, what is needed beside them to build it again)
+# container -> (its children, the context that rebuilds it)
 _Flatten = Callable[[Any], Tuple[List[Any], Any]]
 # (children, that context) -> container
 _Unflatten = Callable[[List[Any], Any], Any]

@@ -44,7 +44,7 @@ def _selects(node: Any) -> bool | None:
 
 
 class _Twice(RuntimeError):
-    """A gradient came where one had come: the pass began anew, or another pass runs within it."""
+    """A node got a second gradient: the pass has begun again, or another pass runs within it."""
 
 
 class Factors:

@@ -55,7 +55,7 @@ def _recorded(func: Differentiable, primals: Sequence[Tensor], *, copy: bool = F
 
 
 def _before(func: Differentiable, primals: Sequence[Tensor]) -> Surroundings | None:
-    """What the function could write to, kept where it may have to be evaluated again in compositions."""
+    """The tensors that the function could write to, kept if it may have to be evaluated again in compositions."""
     try:
         if not _has_fused.get(func.func, True):
             return None
@@ -107,7 +107,7 @@ def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Ten
     graph = Graph(outputs)
     if before is not None or graph.fused:
         _remember(func, graph)
-    # The transpose of the pullback is one derivative more.
+    # The transpose of the pullback takes one more derivative.
     order = 1 + _highest_order(graph)
     if graph.fused and graph.fused <= order:
         level, inputs, outputs, aux = _composed(before, outputs, func, primals, order, copy=True)
@@ -116,5 +116,5 @@ def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Ten
 
 
 def _highest_order(graph: Graph) -> int:
-    """Up to which order the function may be differentiated, by recordings around it and by the user."""
+    """The order up to which the function may be differentiated, by recordings around it and by the user."""
     return 1 + recordings() + graph.user

@@ -25,7 +25,7 @@ AHEAD, FEW = 1024, 16
 
 
 def read_only(tensor: Tensor, dim: int) -> Iterator[Tensor]:
-    """`slices` in a fraction of the time, where nothing is written to them: torch may refuse that here."""
+    """`slices` in a fraction of the time. Torch may refuse writes to them."""
     if tensor.size(dim) <= AHEAD:
         return iter(tensor.unbind(dim))
     return itertools.chain.from_iterable(block.unbind(dim) for block in tensor.split(AHEAD, dim))
@@ -91,7 +91,7 @@ def _one_by_one(
     common: Common,
     same: tuple[RandomState, RandomState] | None,
 ) -> None:
-    """Where something is to be done in between: what is `shared` or in `common` compared.
+    """Evaluate the other samples, and compare what is `shared` or in `common` after each.
 
     With randomness='same', every sample starts from the random state that the first one started from, and has to leave
     the one that it left.

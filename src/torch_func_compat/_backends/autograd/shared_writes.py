@@ -1,7 +1,7 @@
-"""Tensors that all samples of a loop have in common, and what happens when the function writes to them.
+"""Tensors that all samples of a loop share, to which the function may write.
 
-In torch.func a tensor that is not mapped can be written to, once for the whole batch, unless with mapped
-values. A loop would write once per sample: so each sample finds such a tensor as the first one found it,
+A function under torch.func may write to a tensor that is not mapped, unless the values are mapped; it does so once for
+the whole batch. A loop would write once for each sample. So each sample finds such a tensor as the first one found it,
 and has to leave it as the first one left it.
 """
 

@@ -1,4 +1,4 @@
-"""Results of samples that are views of an input: as in torch.func, the result of the batch is one, too."""
+"""If the results of the samples are views of an input, the result of the batch is one, too, as in torch.func."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .level import is_dual
 
 
 def as_view(parts: Sequence[Tensor], roots: Sequence[Tensor]) -> Tensor | None:
-    """One view of all parts along dimension 0; None where they are no views of a root in even steps."""
+    """One view of all parts along dimension 0; None unless they are views of one root in equal steps."""
     step = _step(parts, roots)
     if step is None:
         return None
@@ -22,7 +22,7 @@ def as_view(parts: Sequence[Tensor], roots: Sequence[Tensor]) -> Tensor | None:
 def is_view(part: Tensor, roots: Sequence[Tensor]) -> bool:
     """Whether the results may be a view, as far as one part tells.
 
-    What is differentiated is stacked: derivatives of as_strided() are not as well trodden.
+    Results that are differentiated are stacked, since the derivatives of as_strided() are less well tested in torch.
     """
     base = part._base
     return base is not None and not part.requires_grad and any(base is root for root in roots) and not is_dual()

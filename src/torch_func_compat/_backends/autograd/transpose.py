@@ -91,7 +91,7 @@ class Transpose:
                 torch.finfo(x.dtype).eps for x in (*self.outputs, *tangents) if x.is_floating_point() or x.is_complex()
             )
             assert isinstance(difference, Tensor) and isinstance(scale, Tensor)
-            # Where the derivative nearly vanishes, what is left of it is the rounding of values that cancel.
+            # A derivative that nearly vanishes consists of the rounding errors of values that cancel.
             size = sum(_dot(u, output, ())[1] for u, output in zip(self._probe[0], self.outputs))
             wrong = difference > eps**0.5 * scale + 64 * eps * size
             # Where only the transpose is not finite (it is taken at zero, where logcumsumexp wants a logarithm), the
@@ -107,7 +107,7 @@ def real(tensor: Tensor) -> Tensor:
 
 
 def _dot(fixed: Tensor, vectors: Tensor, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Re<fixed, v> for each vector of the batch, and what size its rounding errors are relative to."""
+    """Re<fixed, v> for each vector of the batch, and the sum of sizes that its rounding errors are relative to."""
     products = fixed.detach().reshape(-1).conj() * vectors.detach().reshape(*batch, fixed.numel())
     products = real(products)
     products = products.float() if products.dtype in (torch.float16, torch.bfloat16) else products

@@ -45,7 +45,7 @@ def _ctc_loss(
     last = alpha.gather(1, 2 * counts.unsqueeze(1)).squeeze(1)
     last_label = alpha.gather(1, (2 * counts - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
     loss = -_log_sum([last, last_label.masked_fill(counts == 0, -math.inf)])
-    # nothing is emitted in no time
+    # No labels are emitted in zero steps.
     nothing = torch.zeros_like(loss).masked_fill(counts > 0, math.inf)
     loss = torch.where(steps > 0, loss, nothing)
     if zero_infinity:
@@ -71,12 +71,12 @@ def _padded(targets: Tensor, counts: Tensor) -> Tensor:
 
 
 def _shifted(alpha: Tensor, by: int) -> Tensor:
-    """From the state that many before; there is none before the first."""
+    """The values of the states that are `by` places before; the probability before the first state is zero."""
     return torch.nn.functional.pad(alpha, (by, 0), value=-math.inf)[:, : alpha.size(1)]
 
 
 def _log_sum(logarithms: Sequence[Tensor]) -> Tensor:
-    """The logarithm of a sum, with derivatives of zero where all of it is zero."""
+    """The logarithm of a sum of exponentials. Its derivatives are zero where the sum is zero."""
     stacked = torch.stack(list(logarithms))
     largest = stacked.detach().amax(0)
     largest = largest.masked_fill(largest == -math.inf, 0.0)

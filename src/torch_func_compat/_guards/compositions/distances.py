@@ -34,11 +34,11 @@ def _lengths(apart: Tensor, p: float) -> Tensor:
         lengths = (apart * apart).sum(-1).sqrt()
     elif p == math.inf:
         largest = sizes.detach().amax(-1, keepdim=True)
-        # torch's kernels take the derivative by each of several that are largest for one.
+        # Where several entries are the largest, torch's kernels give each of them a derivative of one.
         is_largest = (sizes == largest).to(sizes.dtype)
         lengths = (sizes * is_largest).sum(-1) - ((is_largest.sum(-1, keepdim=True) - 1) * largest).squeeze(-1)
     else:
-        if p < 1:  # with infinite derivatives at zero, which torch's kernels take for zero
+        if p < 1:  # The derivatives at zero are infinite; torch's kernels give zero.
             powers = torch.where(sizes == 0, torch.ones_like(sizes), sizes).pow(p)
             powers = torch.where(sizes == 0, torch.zeros_like(sizes), powers)
         else:
@@ -64,7 +64,7 @@ ROWS: tuple[Composition, ...] = (
         "no second derivative (to torch 2.13); torch.func batches its backward wrongly",
     ),
     Composition(
-        ("pdist", "nn.functional.pdist", "ops.aten.pdist"),
+        ("pdist", "ops.aten.pdist"),
         ("Pdist",),
         2,
         _pdist,
@@ -72,7 +72,7 @@ ROWS: tuple[Composition, ...] = (
         (2, 15),
     ),
     Composition(
-        ("pdist", "nn.functional.pdist", "ops.aten.pdist"),
+        ("pdist", "ops.aten.pdist"),
         ("Pdist",),
         3,
         _pdist,

@@ -27,7 +27,7 @@ def _embedding_bag(
 ) -> Any:
     if max_norm is not None or scale_grad_by_freq or sparse or getattr(input, "is_nested", False):
         return NotImplemented
-    if not weight.dtype.is_floating_point and input.is_floating_point():  # the order of parameters of old
+    if not weight.dtype.is_floating_point and input.is_floating_point():  # the deprecated order of the arguments
         input, weight = weight, input
     if input.dim() == 2:
         indices, scales = input, per_sample_weights

@@ -13,7 +13,7 @@ from .composition import Composition
 _MODES = ("bilinear", "nearest", "bicubic")
 _PADDINGS = ("zeros", "border", "reflection")
 
-# For one dimension: the places that a sample consists of, and what each counts.
+# For one dimension: the pixels that a sample is interpolated from, and their weights.
 Taps = List[Tuple[Tensor, Tensor]]
 
 

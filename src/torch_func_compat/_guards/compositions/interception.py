@@ -1,4 +1,4 @@
-"""How a function comes to be evaluated in compositions: a mode that sees its operations, or a subclass of tensors."""
+"""Evaluate a function in compositions, by a mode that sees its operations or by a subclass of Tensor."""
 
 from __future__ import annotations
 

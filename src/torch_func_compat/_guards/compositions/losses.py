@@ -11,7 +11,7 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 
 def _reduced(loss: Tensor, reduction: str | int) -> Tensor:
-    """By the name of the reduction, or by its number in torch."""
+    """The reduced loss. Torch's operators know reductions by numbers, and its functions by names."""
     if reduction == "batchmean":
         return loss.sum() / loss.size(0)
     if isinstance(reduction, int):
@@ -20,7 +20,7 @@ def _reduced(loss: Tensor, reduction: str | int) -> Tensor:
 
 
 def _name(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    """The reduction, also by the parameters of old."""
+    """The reduction, also from the deprecated `size_average` and `reduce`."""
     if size_average is None and reduce is None:
         return reduction
     if reduce is False:
@@ -107,7 +107,13 @@ _KL_DIV = "mixed derivatives by its input and target are wrong (fact 'kl_div_twi
 
 ROWS: tuple[Composition, ...] = (
     Composition(("nn.functional.multi_margin_loss",), ("MultiMarginLoss",), 2, _multi_margin_loss, _NO_DERIVATIVE),
-    Composition(("ops.aten.multi_margin_loss",), ("MultiMarginLoss",), 2, _multi_margin, _NO_DERIVATIVE),
+    Composition(
+        ("_C._nn.multi_margin_loss", "ops.aten.multi_margin_loss"),
+        ("MultiMarginLoss",),
+        2,
+        _multi_margin,
+        _NO_DERIVATIVE,
+    ),
     Composition(
         ("nn.functional.multilabel_margin_loss",),
         ("MultilabelMarginLoss",),
@@ -115,7 +121,13 @@ ROWS: tuple[Composition, ...] = (
         _multilabel_margin_loss,
         _NO_DERIVATIVE,
     ),
-    Composition(("ops.aten.multilabel_margin_loss",), ("MultilabelMarginLoss",), 2, _multilabel_margin, _NO_DERIVATIVE),
+    Composition(
+        ("_C._nn.multilabel_margin_loss", "ops.aten.multilabel_margin_loss"),
+        ("MultilabelMarginLoss",),
+        2,
+        _multilabel_margin,
+        _NO_DERIVATIVE,
+    ),
     Composition(("nn.functional.kl_div",), ("KlDiv",), 2, _kl_div, _KL_DIV, (1, 13)),
     Composition(("kl_div",), ("KlDiv",), 2, _kl_divergence, _KL_DIV, (1, 13)),
 )

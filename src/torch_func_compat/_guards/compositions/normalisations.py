@@ -37,6 +37,38 @@ def _native_layer_norm(
     return output if bias is None else output + bias, mean, inverse
 
 
+def _native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (1, -1, *[1] * (input.dim() - 2))
+    if not training and running_mean is not None and running_var is not None:
+        mean, variance = running_mean.reshape(shape), running_var.reshape(shape)
+        inverse = (variance + eps).rsqrt()
+        beside = input.new_empty(0), input.new_empty(0)
+    else:
+        dims = (0, *range(2, input.dim()))
+        mean = input.mean(dims, keepdim=True)
+        variance = (input - mean).pow(2).mean(dims, keepdim=True)
+        if running_mean is not None and running_var is not None:
+            count = input.numel() // max(input.size(1), 1)
+            with torch.no_grad():
+                running_mean.mul_(1 - momentum).add_(momentum * mean.flatten())
+                running_var.mul_(1 - momentum).add_(momentum * count / max(count - 1, 1) * variance.flatten())
+        inverse = (variance + eps).rsqrt()
+        beside = mean.flatten(), inverse.flatten()
+    output = (input - mean) * inverse
+    output = output if weight is None else output * weight.reshape(shape)
+    output = output if bias is None else output + bias.reshape(shape)
+    return (output, *beside)
+
+
 def _batch_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -47,22 +79,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    shape = (1, -1, *[1] * (input.dim() - 2))
-    if training or running_mean is None or running_var is None:
-        dims = (0, *range(2, input.dim()))
-        mean = input.mean(dims, keepdim=True)
-        centred = input - mean
-        variance = (centred * centred).mean(dims, keepdim=True)
-        if running_mean is not None and running_var is not None:
-            count = input.numel() // max(input.size(1), 1)
-            with torch.no_grad():
-                running_mean.mul_(1 - momentum).add_(momentum * mean.flatten())
-                running_var.mul_(1 - momentum).add_(momentum * count / max(count - 1, 1) * variance.flatten())
-    else:
-        centred, variance = input - running_mean.reshape(shape), running_var.reshape(shape)
-    output = centred * (variance + eps).rsqrt()
-    output = output if weight is None else output * weight.reshape(shape)
-    return output if bias is None else output + bias.reshape(shape)
+    return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
 
 
 def _batch_norm_of_operator(
@@ -76,7 +93,7 @@ def _batch_norm_of_operator(
     eps: float,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
 
 
 def _instance_norm(
@@ -142,6 +159,13 @@ ROWS: tuple[Composition, ...] = (
     ),
     Composition(("nn.functional.batch_norm",), _BATCH_NODES, 3, _batch_norm, _BATCH_NORM),
     Composition(("batch_norm", "ops.aten.batch_norm"), _BATCH_NODES, 3, _batch_norm_of_operator, _BATCH_NORM),
+    Composition(
+        ("native_batch_norm", "ops.aten.native_batch_norm"),
+        (),
+        1,
+        _native_batch_norm,
+        "the same for batches; also " + _BATCH_NORM,
+    ),
     Composition(("nn.functional.instance_norm",), _BATCH_NODES, 3, _instance_norm, _BATCH_NORM),
     Composition(("instance_norm", "ops.aten.instance_norm"), _BATCH_NODES, 3, _instance_norm_of_operator, _BATCH_NORM),
 )

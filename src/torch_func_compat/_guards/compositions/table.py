@@ -104,7 +104,7 @@ WRONG_IN_FIRST_ORDER = any(
     row.order == 1 and row.is_needed() and row.nodes and "NotImplemented" not in row.nodes for row in COMPOSITIONS
 )
 
-# What torch takes for constant leaves no node in the graph. Such functions are found by the names in the user's code.
+# An operation that torch treats as a constant leaves no node in the graph. It is found by its name in the user's code.
 _SILENT = {
     name.rpartition(".")[2]
     for row in COMPOSITIONS
@@ -122,7 +122,7 @@ def is_derivative(func: Callable[..., Any]) -> bool:
 
 
 def first_order(func: Callable[..., Any]) -> int:
-    """The order up to which a function is composed before its graph is known: 1 where it names what leaves no node."""
+    """The order up to which a function is composed before its graph is known: 1 if it names one of `_SILENT`."""
     if is_derivative(func):
         return 0  # the user's function is asked when it is called
     return int(not _SILENT.isdisjoint(names_in(func.func if isinstance(func, functools.partial) else func)))
