@@ -730,6 +730,29 @@ def test_a_builtin_function_in_a_global_tells_functions_apart(backend, monkeypat
             assert_close(tfc.vmap(made())(BATCH), expected)
 
 
+def test_a_class_in_a_global_tells_functions_apart(backend, monkeypatch):
+    made = lambda: lambda x: _called.apply(x).sum()
+    with tfc.use_fallback("silent"):
+        for function in (Reversed, KeepsASlope):
+            monkeypatch.setitem(globals(), "_called", function)
+            if function is Reversed:
+                assert_close(tfc.hessian(made())(X), torch.zeros(3, 3).double())
+            else:
+                with pytest.raises(RuntimeError, match="finite differences"):
+                    tfc.hessian(made())(X)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.weight = 1.0
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.weight * grad
+
+
 def test_small_numbers_are_no_rounding_errors(backend):
     """A wrong batch of numbers that are far below the inputs, beside others that are right."""
     with tfc.use_fallback("silent"):
