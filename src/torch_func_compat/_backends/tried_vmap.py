@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
-from .._guards.adjoint_test import wave
+from .._guards.adjoint_test import probes
 from .._guards.checks import testing
 from .._guards.exits import SealedError
 from .._guards.trial import ERRORS, Trial, noise, same, tells
@@ -101,7 +101,7 @@ def _has_same_gradients(
     stacked: Sequence[Tensor], alone: Sequence[Tensor], place: int, inputs: Sequence[Tensor]
 ) -> bool:
     """Whether gradients of one sample's outputs through the batch are those of the sample alone."""
-    cotangents = [wave(output.detach()) for output in alone]
+    cotangents = probes(alone)
     of_one = [torch.zeros_like(leaf) for leaf in stacked]
     for zeros, cotangent in zip(of_one, cotangents):
         zeros[place] = cotangent
