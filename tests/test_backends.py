@@ -398,3 +398,33 @@ def test_saved_tensor_hooks_around_jvp():
             tfc.vmap(tfc.jacrev(torch.sin))(x)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # they are not refused from then on
         assert_close(tfc.jacrev(torch.sin)(x), torch.diag(x.cos()))
+
+
+@pytest.mark.skipif(facts.TORCH < (2, 1), reason="torch refuses hooks in all of its transforms")
+def test_saved_tensor_hooks_within_forward_mode_and_batches():
+    """They see what plain autograd records. Where that is nothing, they are not refused."""
+    x, weight = torch.tensor([0.5, 1.5], dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+
+    def saved(x):
+        with torch.autograd.graph.save_on_cpu():
+            return (weight * x).sin()
+
+    transforms = {
+        "jvp": lambda: tfc.jvp(saved, (x,), (x,))[1],
+        "jacfwd": lambda: tfc.jacfwd(saved)(x).diagonal() * x,
+        "chunks": lambda: tfc.jacfwd(saved, chunk_size=1)(x).diagonal() * x,
+        "vmap": lambda: tfc.vmap(lambda x: tfc.jvp(saved, (x,), (x,))[1])(x),
+    }
+    expected = 2 * x * (2 * x).cos()
+    for no_grad in (False, True):
+        with torch.set_grad_enabled(not no_grad), tfc.use_fallback("error"):
+            for transform in transforms.values():
+                assert_close(transform(), expected)
+            assert_close(tfc.vmap(saved)(x), (2 * x).sin())
+    weight.requires_grad_()
+    for transform in transforms.values():
+        with tfc.use_fallback("silent"):
+            found = transform()
+        assert_close(found.detach(), expected)
+        (gradient,) = torch.autograd.grad(found.sum(), weight)
+        assert_close(gradient, (x * (2 * x).cos() - 2 * x**2 * (2 * x).sin()).sum())
