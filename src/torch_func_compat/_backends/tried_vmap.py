@@ -14,7 +14,7 @@ from .._guards.checks import testing
 from .._guards.exits import SealedError
 from .._guards.trial import ERRORS, Trial, noise, same, tells
 from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MISTAKEN_SIZES
-from .._torch.closures import captured
+from .._torch.closures import captured, names_in
 from .._torch.surroundings import Surroundings
 from .tried import ANSWERS, copied, gradients, is_recorded, nudged
 
@@ -48,7 +48,8 @@ def tried_vmap(
     if not doubtful:
         return result
     trial.require_none_of(MISTAKEN_SIZES)
-    if not before.can_restore() or (randomness == "different" and before.moved()):
+    draws = before.moved() or "Generator" in names_in(call.func)
+    if not before.can_restore() or (randomness == "different" and draws):
         trial.require_none_of(MISTAKEN_IN_A_BATCH)
         return result
     if any(leaf.size(0) != last + 1 for leaf in stacked):
