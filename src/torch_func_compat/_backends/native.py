@@ -22,7 +22,6 @@ from .._guards.by_graph import (
     is_transposable,
     kept_outside,
     look,
-    refuse_third_order,
     require_derivatives,
 )
 from .._guards.compositions import composing, first_order
@@ -172,8 +171,6 @@ class NativeBackend:
                 with composing(2):
                     recorded[:], aux = given(*primals)
                 findings[:] = [look(recorded)]
-            if not facts.has("torch_function_modes"):
-                refuse_third_order(recorded, self._private)
             if is_kept:
                 findings[0].refuse(recorded, primals, self._private)
             return tuple(recorded), aux

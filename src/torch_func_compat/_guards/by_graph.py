@@ -125,26 +125,6 @@ def is_fused(outputs: Sequence[Tensor]) -> bool:
     return any(0 < order_of(type(node).__name__) <= 2 for node in nodes_of(outputs))
 
 
-def refuse_third_order(outputs: Sequence[Tensor], private: Any) -> None:
-    """Raise where torch has the third derivative of an operation in the graph wrong, and three are being taken.
-
-    Where there are modes, the operation is evaluated in elementary ones.
-    """
-    if max([_depth(output, private) for output in outputs], default=0) > 2:
-        for node in nodes_of(outputs):
-            if order_of(type(node).__name__) == 3:
-                raise _nesting(node)
-
-
-def _depth(tensor: Tensor, private: Any) -> int:
-    """Of how many derivatives a tensor has a level."""
-    depth = 0
-    while private.is_batchedtensor(tensor) or private.is_gradtrackingtensor(tensor):
-        depth += private.is_gradtrackingtensor(tensor)
-        tensor = private.get_unwrapped(tensor)
-    return depth
-
-
 class Look(NamedTuple):
     """The nodes of a graph that the library, or plain autograd after it, gets wrong without an error."""
 
