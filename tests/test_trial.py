@@ -511,6 +511,18 @@ def test_data_is_constant_in_nested_forward_mode(backend):
     assert_close(found, (x * u, torch.zeros(())))
 
 
+@pytest.mark.parametrize("constant", [lambda x: x.data, lambda x: x.detach()], ids=["data", "detach"])
+def test_data_is_constant_in_forward_mode_over_reverse_mode(backend, constant):
+    func = lambda x: (constant(x) * x**2).sum()
+    second = torch.diag(2 * X)
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.jvp(tfc.grad(func), (X,), (X,))[1], second @ X)
+        assert_close(tfc.jacfwd(tfc.grad(func))(X), second)
+        assert_close(tfc.hessian(func)(X), second)
+        mapped = tfc.vmap(lambda x: tfc.jvp(tfc.grad(func), (x,), (X,))[1])(BATCH)
+        assert_close(mapped, 2 * BATCH * X)
+
+
 class SavesAnIntermediate(torch.autograd.Function):
     """A softplus of squares whose backward uses an intermediate result of its forward."""
 
