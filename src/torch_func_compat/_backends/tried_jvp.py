@@ -43,7 +43,7 @@ def tried_jvp(
     tested, nor where `draws_differ` from tangent to tangent.
     """
     outside, generators = func.outside()
-    before = Surroundings([*primals, *outside], generators)
+    before = Surroundings([*primals, *outside], generators, func.func)
     result, doubtful = trial.run(compute, lambda result: is_recorded(tangents_of(result)), primals)
     if not doubtful or not before.can_restore() or (draws_differ and before.moved()):
         return result

@@ -43,7 +43,7 @@ def tried_vmap(
     # One sample is not enough: torch may give every sample the value that is right for that one.
     places = [last, 0] if last else [0]
     samples = [[copied(tensor.select(dim, k)) for tensor, dim in zip(tensors, call.dims)] for k in places]
-    before, mapped = Surroundings(*call.outside()), Surroundings(tensors)
+    before, mapped = Surroundings(*call.outside(), call.func), Surroundings(tensors)
     (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]), tensors)
     if not doubtful:
         return result

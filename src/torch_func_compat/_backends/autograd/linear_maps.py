@@ -62,7 +62,9 @@ def _before(func: Differentiable, primals: Sequence[Tensor]) -> Surroundings | N
     except TypeError:  # neither hashed nor referred to weakly
         pass
     # The user's function in a derivative is composed in time, since it knows what is being recorded around it.
-    return None if is_derivative(func.func) else Surroundings([*primals, *func.others(), *func.captured()])
+    return (
+        None if is_derivative(func.func) else Surroundings([*primals, *func.others(), *func.captured()], (), func.func)
+    )
 
 
 def _remember(func: Differentiable, graph: Graph) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..._arguments.mapped import BatchedCall
 from ..._guards.recognition import LoopError
 from ..._torch.closures import names_in
+from ..._torch.modules import Buffers
 from ..._torch.random_state import RandomState, generators_made
 from ..._torch.tensors import slices, version, with_attributes
 from .output_stack import Pile, columns, require_structure
@@ -53,6 +54,7 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
     apart = "as_strided" in names_in(call.func)
+    buffers = Buffers(call.func)
     first = [tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)]
     first = [sample.clone() for sample in first] if apart else first
     with generators_made(call.func) as made:
@@ -80,8 +82,10 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         rest = [_like(view(tensor, dim), tensor) for view, tensor, dim in zip(views, tensors, call.dims)]
         for samples in rest:
             next(samples)
-        if shared or common.written or after is not None:
-            _one_by_one(call, zip(*rest), piles, shared, common, None if after is None else (state, after))
+        moved = buffers.moved()
+        if shared or common.written or moved or after is not None:
+            same = None if after is None else (state, after)
+            _one_by_one(call, zip(*rest), piles, shared, common, same, buffers if moved else None)
         else:
             _in_blocks(call, rest, piles)
     if randomness == "error":
@@ -97,6 +101,7 @@ def _one_by_one(
     shared: list[Any],
     common: Common,
     same: tuple[RandomState, RandomState] | None,
+    buffers: Buffers | None,
 ) -> None:
     """Where something is to be done in between: what is `shared` or in `common` compared.
 
@@ -106,6 +111,8 @@ def _one_by_one(
     spec = call.output_spec
     for i, sample in enumerate(samples, 1):
         common.rewind()
+        if buffers is not None:
+            buffers.restore()
         if same is not None:
             same[0].restore()
         outputs, shared_now = call(*sample)
