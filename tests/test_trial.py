@@ -523,6 +523,49 @@ def test_data_is_constant_in_forward_mode_over_reverse_mode(backend, constant):
         assert_close(mapped, 2 * BATCH * X)
 
 
+def _squared(x):
+    return x.mul_(x)
+
+
+def _multiplied(x):
+    x *= x
+    return x
+
+
+def _later(x):
+    y = 2 * x
+    z = y.sin()
+    y.add_(1)
+    return z * y
+
+
+OVERWRITTEN = {
+    "itself": (_squared, lambda x: x**2),
+    "itself by an operator": (lambda x: _multiplied(x + 0).clone(), lambda x: x**2),
+    "later": (_later, lambda x: (2 * x).sin() * (2 * x + 1)),
+    "output": (lambda x: x.exp().mul_(3), lambda x: 3 * x.exp()),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_tangents_of_what_is_overwritten(backend, name):
+    """The derivative of each operation is taken before that."""
+    if facts.TORCH < (1, 10) or (name == "itself by an operator" and backend in ("autograd", "functorch")):
+        pytest.skip("autograd takes no hooks, or the code does not name the operation")
+    func, by_hand = OVERWRITTEN[name]
+    expected = torch.diag(torch.autograd.functional.jacobian(by_hand, X).diagonal())
+    tangent = X.cos()
+    with tfc.use_fallback("silent"):
+        try:
+            assert_close(tfc.jvp(func, (X.clone(),), (tangent.clone(),))[1], expected @ tangent)
+        except RuntimeError as error:  # what no code names raises on plain autograd, and is never wrong
+            assert "operator" in name and "modified by an inplace operation" in str(error)
+            return
+        assert_close(tfc.jacfwd(func)(X.clone()), expected)
+        if "operator" not in name:
+            assert_close(tfc.linearize(func, X.clone())[1](tangent), expected @ tangent)
+
+
 class SavesAnIntermediate(torch.autograd.Function):
     """A softplus of squares whose backward uses an intermediate result of its forward."""
 
