@@ -210,6 +210,11 @@ CAUSES: dict[str, list[Cause]] = {
         Cause(
             "a cotangent is None", "None among the cotangents of `vjp_fn`", "zeros for an output that does not count"
         ),
+        Cause(
+            "makes a random generator",
+            "`vmap` with `randomness='different'` became a loop, and each sample makes the same generator",
+            "make it outside and close over it",
+        ),
         Cause("cotangents must be Tensors", "a number among the cotangents of `vjp_fn`", "make it a tensor"),
         Cause("tangent to have the same shape", "a tangent of another shape than its primal", "expand or reshape it"),
         Cause("Expected the tangents", "`jvp_fn` of `linearize` got another structure", "pass one tangent per primal"),

@@ -398,3 +398,65 @@ def test_saved_tensor_hooks_around_jvp():
             tfc.vmap(tfc.jacrev(torch.sin))(x)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # they are not refused from then on
         assert_close(tfc.jacrev(torch.sin)(x), torch.diag(x.cos()))
+
+
+@pytest.mark.skipif(facts.TORCH < (2, 1), reason="torch refuses hooks in all of its transforms")
+def test_saved_tensor_hooks_within_forward_mode_and_batches():
+    """They see what plain autograd records. Where that is nothing, they are not refused."""
+    x, weight = torch.tensor([0.5, 1.5], dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+
+    def saved(x):
+        with torch.autograd.graph.save_on_cpu():
+            return (weight * x).sin()
+
+    transforms = {
+        "jvp": lambda: tfc.jvp(saved, (x,), (x,))[1],
+        "jacfwd": lambda: tfc.jacfwd(saved)(x).diagonal() * x,
+        "chunks": lambda: tfc.jacfwd(saved, chunk_size=1)(x).diagonal() * x,
+        "vmap": lambda: tfc.vmap(lambda x: tfc.jvp(saved, (x,), (x,))[1])(x),
+    }
+    expected = 2 * x * (2 * x).cos()
+    for no_grad in (False, True):
+        with torch.set_grad_enabled(not no_grad), tfc.use_fallback("error"):
+            for transform in transforms.values():
+                assert_close(transform(), expected)
+            assert_close(tfc.vmap(saved)(x), (2 * x).sin())
+    weight.requires_grad_()
+    for transform in transforms.values():
+        with tfc.use_fallback("silent"):
+            found = transform()
+        assert_close(found.detach(), expected)
+        (gradient,) = torch.autograd.grad(found.sum(), weight)
+        assert_close(gradient, (x * (2 * x).cos() - 2 * x**2 * (2 * x).sin()).sum())
+
+
+def test_argnums_may_be_bools(backend):
+    """They are integers of Python, and torch.func takes them for such."""
+    x, y = torch.tensor([0.5, 1.5]), torch.tensor([2.0, 3.0])
+    func = lambda x, y: (x * x * y).sum()
+    for transform in (tfc.grad, tfc.jacrev, tfc.jacfwd, tfc.hessian):
+        assert_close(transform(func, argnums=True)(x, y), transform(func, argnums=1)(x, y))
+        assert_close(transform(func, argnums=(False, True))(x, y), transform(func, argnums=(0, 1))(x, y))
+    with pytest.raises(RuntimeError, match="must be unique"):
+        tfc.grad(func, argnums=(True, 1))(x, y)
+
+
+class Array:
+    """Something that is no tensor, as an array of numpy."""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, x: tfc.vmap(f)(x),
+        lambda f, x: tfc.vmap(lambda d: f(d["x"]))({"x": x}),
+        lambda f, x: tfc.vmap(f, in_dims=((0,),))((x,)),
+        lambda f, x: tfc.grad(f)(x),
+        lambda f, x: tfc.jvp(f, (x,), (x,)),
+        lambda f, x: tfc.jvp(f, (torch.ones(2),), (x,)),
+        lambda f, x: tfc.vjp(lambda x: x, torch.ones(2))[1](x),
+    ],
+)
+def test_errors_name_the_conversion_of_arrays(backend, call):
+    with pytest.raises((ValueError, RuntimeError, TypeError), match=r"torch\.as_tensor"):
+        call(lambda x: x * 2, Array())

@@ -225,6 +225,28 @@ if facts.TORCH >= (2, 0):
         )
     add("segment_reduce offsets", lambda x: torch.segment_reduce(x, "sum", offsets=torch.tensor([0, 1, 4])), POINTS)
 
+
+def cumulative(dim):
+    """The cumulative sums of exponentials by sums of everything up to each element."""
+
+    def by_hand(x):
+        x = x.movedim(dim, 0) if hasattr(x, "movedim") else x
+        return torch.stack([x[: k + 1].logsumexp(0) for k in range(len(x))], dim)
+
+    return by_hand
+
+
+for size in (1, 2, 3, 5):
+    add(
+        f"logcumsumexp of {size}",
+        lambda x: torch.logcumsumexp(x, 0),
+        3 * numbers(size, seed=size),
+        order=3,
+        by_hand=cumulative(0),
+    )
+add("logcumsumexp of rows", lambda x: x.logcumsumexp(dim=-1), POINTS[:3], order=3, by_hand=cumulative(-1))
+add("logcumsumexp of a number", lambda x: x.sum().logcumsumexp(0), POINTS[0], order=3, by_hand=lambda x: x.sum())
+
 # --- normalisations -------------------------------------------------------------------------------------------------
 
 VALUES, SCALE, SHIFT = numbers(2, 2, 3, seed=11), numbers(2, seed=12), numbers(2, seed=13)

@@ -5,6 +5,7 @@ import torch
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
+from torch_func_compat._torch import facts
 
 A = torch.tensor([[1.0, -0.5, 0.2], [0.3, 0.8, -0.1], [0.6, 0.1, -0.9]], dtype=torch.float64)
 X = torch.tensor([0.4, -0.7, 1.2], dtype=torch.float64)
@@ -274,3 +275,34 @@ def test_errors():
         for wrong in ("much", 0, "1.5XB", True):
             with pytest.raises(ValueError, match="expected memory= to be bytes"):
                 transform(scalar, chunk_size="auto", memory=wrong)
+
+
+@pytest.mark.skipif(not facts.has("inference_mode"), reason="no inference_mode")
+def test_what_is_computed_in_inference_mode_is_constant(backend):
+    """As under no_grad(), although plain autograd saves no inference tensors."""
+    x = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
+
+    def func(x):
+        with torch.inference_mode():
+            factor = x.sin()
+        return factor * x**2 + torch.stack([factor, x]).sum(0)
+
+    expected = torch.diag(2 * x * x.sin() + 1)
+    loss = lambda x: func(x).sum()
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.jacrev(func)(x), expected)
+        assert_close(tfc.jacfwd(func)(x), expected)
+        assert_close(tfc.jvp(func, (x,), (x,))[1], expected @ x)
+        assert_close(tfc.linearize(func, x)[1](x), expected @ x)
+        assert_close(tfc.grad(loss)(x), expected.diagonal())
+        assert_close(tfc.hessian(loss)(x), torch.diag(2 * x.sin()))
+        assert_close(tfc.vmap(tfc.grad(loss))(torch.stack([x, x])), torch.stack([expected.diagonal()] * 2))
+        assert_close(tfc.batch_jacobian(func)(torch.stack([x, x])), torch.stack([expected] * 2))
+
+        def writes(x):
+            with torch.inference_mode():
+                factor = x.sin()
+            return factor.mul_(2) * x
+
+        with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+            tfc.jacrev(writes)(x)

@@ -49,6 +49,36 @@ def test_batch_norm_counts_one_batch(backend, name):
         return assert_close(norm.running_mean, once.running_mean)
     assert_close(norm.running_mean, once.running_mean)
     assert_close(norm.running_var, once.running_var)
+    if not name.startswith("jacfwd in chunks"):
+        assert_close(norm.num_batches_tracked, once.num_batches_tracked)
+
+
+class Counts(torch.nn.BatchNorm1d):
+    """Puts another tensor in the place of a buffer, as batch norm itself does before torch 1.11."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if "chunks" not in name and "cheaper" not in name])
+def test_buffers_that_are_replaced_count_one_evaluation(backend, name):
+    module = Counts().double()
+    with tfc.use_fallback("silent"):
+        OPERATORS[name](lambda x: module(x).sin().sum())
+    assert int(module.calls) == 1
+
+
+def test_buffers_that_are_replaced_in_a_loop():
+    """Once for the batch, as torch.func does."""
+    module = Counts().double().eval()
+    with tfc.use_backend("autograd"):
+        tfc.vmap(module)(torch.stack([X, 2 * X, 3 * X]))
+    assert int(module.calls) == 1
 
 
 needs_modes = pytest.mark.skipif(not facts.has("torch_function_modes"), reason="operations cannot be intercepted")

@@ -178,3 +178,58 @@ def test_an_offset_counts_from_the_beginning_of_a_sample(backend, offset):
 def test_a_sample_that_is_read_from_memory_and_modified_is_refused():
     with tfc.use_backend("autograd"), pytest.raises(RuntimeError, match="clone"):
         tfc.vmap(lambda x: x.mul_(2).as_strided((2,), (1,), 0))(torch.ones(3, 4))
+
+
+def _seeded(x):
+    generator = torch.Generator()
+    generator.manual_seed(3)
+    return x + torch.rand(2, generator=generator).to(x)
+
+
+@pytest.mark.parametrize(
+    "func",
+    [
+        lambda x: x + torch.rand(2, generator=torch.Generator()).to(x),
+        lambda x: x + torch.empty(2).normal_(generator=torch.Generator()).to(x),
+        _seeded,
+        lambda x: x + torch.rand(2).to(x),
+    ],
+    ids=["drawn", "in place", "seeded", "default"],
+)
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_randomness_is_an_error_wherever_it_comes_from(backend, func, size):
+    """Also from a generator that the function makes, and for a batch of no samples."""
+    x = torch.zeros(size, 2)
+    state = torch.get_rng_state()
+    with tfc.use_fallback("silent"):
+        with pytest.raises(RuntimeError, match="randomness error mode"):
+            tfc.vmap(func)(x)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert tfc.vmap(func, randomness="same")(x).shape == (size, 2)
+    if backend == "autograd":
+        with pytest.raises(RuntimeError, match="randomness error mode"):
+            tfc.jacfwd(func, randomness="error")(torch.zeros(2))
+
+
+def test_generators_that_nothing_is_drawn_from_are_no_error(backend):
+    def func(x):
+        generator = torch.Generator()
+        generator.manual_seed(3)
+        assert isinstance(generator, torch.Generator) and isinstance(torch.default_generator, torch.Generator)
+        return x.sin()
+
+    kind = torch.Generator
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(func)(torch.ones(2)), torch.ones(2).sin())
+    assert torch.Generator is kind
+
+
+def test_a_generator_of_each_sample_draws_the_same(backend):
+    """So a loop cannot give different numbers, and says so."""
+    with tfc.use_fallback("silent"):
+        try:
+            found = tfc.vmap(_seeded, randomness="different")(torch.zeros(3, 2))
+        except RuntimeError as error:
+            assert backend == "autograd" and "Make it outside" in str(error)
+        else:
+            assert backend != "autograd" and not torch.equal(found[0], found[1])

@@ -135,6 +135,7 @@ CALLS = {
     "grid_sampler_2d": grid_2d,
     "grid_sampler_3d": grid_3d,
     "aminmax": Call(lambda f, x: torch.stack(list(f(x.sin()))), VECTOR),
+    "logcumsumexp": Call(lambda f, x: f(x, 0), VECTOR),
     "segment_reduce": Call(lambda f, x: f(x**2, "sum", lengths=torch.tensor([1, 3])), VECTOR),
     "det": determinant,
     "linalg_det": determinant,

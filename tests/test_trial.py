@@ -511,6 +511,61 @@ def test_data_is_constant_in_nested_forward_mode(backend):
     assert_close(found, (x * u, torch.zeros(())))
 
 
+@pytest.mark.parametrize("constant", [lambda x: x.data, lambda x: x.detach()], ids=["data", "detach"])
+def test_data_is_constant_in_forward_mode_over_reverse_mode(backend, constant):
+    func = lambda x: (constant(x) * x**2).sum()
+    second = torch.diag(2 * X)
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.jvp(tfc.grad(func), (X,), (X,))[1], second @ X)
+        assert_close(tfc.jacfwd(tfc.grad(func))(X), second)
+        assert_close(tfc.hessian(func)(X), second)
+        mapped = tfc.vmap(lambda x: tfc.jvp(tfc.grad(func), (x,), (X,))[1])(BATCH)
+        assert_close(mapped, 2 * BATCH * X)
+
+
+def _squared(x):
+    return x.mul_(x)
+
+
+def _multiplied(x):
+    x *= x
+    return x
+
+
+def _later(x):
+    y = 2 * x
+    z = y.sin()
+    y.add_(1)
+    return z * y
+
+
+OVERWRITTEN = {
+    "itself": (_squared, lambda x: x**2),
+    "itself by an operator": (lambda x: _multiplied(x + 0).clone(), lambda x: x**2),
+    "later": (_later, lambda x: (2 * x).sin() * (2 * x + 1)),
+    "output": (lambda x: x.exp().mul_(3), lambda x: 3 * x.exp()),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_tangents_of_what_is_overwritten(backend, name):
+    """The derivative of each operation is taken before that."""
+    if facts.TORCH < (1, 10) or (name == "itself by an operator" and backend in ("autograd", "functorch")):
+        pytest.skip("autograd takes no hooks, or the code does not name the operation")
+    func, by_hand = OVERWRITTEN[name]
+    expected = torch.diag(torch.autograd.functional.jacobian(by_hand, X).diagonal())
+    tangent = X.cos()
+    with tfc.use_fallback("silent"):
+        try:
+            assert_close(tfc.jvp(func, (X.clone(),), (tangent.clone(),))[1], expected @ tangent)
+        except RuntimeError as error:  # what no code names raises on plain autograd, and is never wrong
+            assert "operator" in name and "modified by an inplace operation" in str(error)
+            return
+        assert_close(tfc.jacfwd(func)(X.clone()), expected)
+        if "operator" not in name:
+            assert_close(tfc.linearize(func, X.clone())[1](tangent), expected @ tangent)
+
+
 class SavesAnIntermediate(torch.autograd.Function):
     """A softplus of squares whose backward uses an intermediate result of its forward."""
 
@@ -728,6 +783,29 @@ def test_a_builtin_function_in_a_global_tells_functions_apart(backend, monkeypat
             monkeypatch.setitem(globals(), "_called", function if function is torch.cumsum else lambda x, _: x.roll(1))
             expected = torch.stack([_called(x, 0) for x in BATCH])
             assert_close(tfc.vmap(made())(BATCH), expected)
+
+
+def test_a_class_in_a_global_tells_functions_apart(backend, monkeypatch):
+    made = lambda: lambda x: _called.apply(x).sum()
+    with tfc.use_fallback("silent"):
+        for function in (Reversed, KeepsASlope):
+            monkeypatch.setitem(globals(), "_called", function)
+            if function is Reversed:
+                assert_close(tfc.hessian(made())(X), torch.zeros(3, 3).double())
+            else:
+                with pytest.raises(RuntimeError, match="finite differences"):
+                    tfc.hessian(made())(X)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.weight = 1.0
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.weight * grad
 
 
 def test_small_numbers_are_no_rounding_errors(backend):

@@ -35,7 +35,7 @@ def name_of(func: Callable[..., Any]) -> str:
 
 def positions(argnums: Argnums, num_args: int) -> tuple[int, ...]:
     """`argnums` as non-negative positions among `num_args` positional arguments."""
-    if isinstance(argnums, int) and not isinstance(argnums, bool):
+    if isinstance(argnums, int):  # as for torch.func, True is 1
         argnums = (argnums,)
     elif not isinstance(argnums, tuple):
         hint = ": a transform returns a function, so call it as grad(f)(x)" if isinstance(argnums, Tensor) else ""
@@ -44,7 +44,7 @@ def positions(argnums: Argnums, num_args: int) -> tuple[int, ...]:
         raise RuntimeError("argnums must be non-empty")
     result = []
     for argnum in argnums:
-        if not isinstance(argnum, int) or isinstance(argnum, bool):
+        if not isinstance(argnum, int):
             raise RuntimeError(f"argnum must be int, got: {type(argnum)}")
         if not -num_args <= argnum < num_args:
             raise RuntimeError(f"Got argnum={argnum}, but only {num_args} positional inputs")
@@ -271,7 +271,10 @@ def check_tangents(call: Call, tangents: Any) -> list[Tensor]:
             raise RuntimeError(f"{api}: Expected {name} to contain at least one Tensor.")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
-                raise RuntimeError(f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}")
+                raise RuntimeError(
+                    f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}: convert numbers and arrays "
+                    f"with torch.as_tensor()"
+                )
     require_floating("primal", call.primals)
     require_floating("tangent", flat_tangents)
     flat_tangents = [

@@ -98,7 +98,7 @@ class BatchedCall:
         if not isinstance(leaf, Tensor):
             raise ValueError(
                 f"{head}: Got in_dim={dim} for an input but the input is of type {type(leaf)}. We cannot vmap "
-                f"over non-Tensor arguments, please use None as the respective in_dim"
+                f"over non-Tensor arguments: convert arrays with torch.as_tensor(), or use None as the in_dim of others"
             )
         if not -leaf.dim() <= dim < leaf.dim():
             raise ValueError(

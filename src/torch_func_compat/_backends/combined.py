@@ -7,8 +7,8 @@ one of its running transforms, its own levels answer, since no other backend can
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Callable, ContextManager, Iterator, Sequence, TypeVar
+import functools
+from typing import Any, Callable, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,8 +63,7 @@ class CombinedBackend:
             trial = Trial(func, ("vmap", shapes((args, kwargs)), in_dims, randomness))
 
             def whole() -> Any:
-                with entered:
-                    return made(*args, **kwargs)
+                return entered.run(func, args, lambda: made(*args, **kwargs), _leaves)
 
             if trial.is_settled():
                 result, is_tested = _run_settled(trial, whole, _leaves, (args, kwargs), randomness != "error")
@@ -82,8 +81,7 @@ class CombinedBackend:
 
     def vmap(self, call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
         def compute() -> tuple[list[Tensor], tuple[list[Tensor], list[Any]]]:
-            with self._native.entered, self._native.around():
-                results = self._native.vmap(call, tensors, randomness)
+            results = self._run(call.func, tensors, lambda: self._native.vmap(call, tensors, randomness))
             return results[0], results
 
         if self._native.is_active():
@@ -104,8 +102,7 @@ class CombinedBackend:
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         def compute() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-            with self._native.entered, self._native.around():
-                return self._native.jvp(func, primals, tangents, strict)
+            return self._run(func.func, primals, lambda: self._native.jvp(func, primals, tangents, strict))
 
         if self._native.is_active():
             return compute()
@@ -125,16 +122,20 @@ class CombinedBackend:
             return self._plain.pushforward(func, primals, randomness)
         with self._native.entered:
             push, aux = self._native.pushforward(func, primals, randomness)
-        around = _Around(push, self._entering)
+        around = _Around(push, functools.partial(self._run, func.func, primals))
         if self._native.is_active():
             return around, aux
         trial = Trial(func.func, ("pushforward", shapes((primals, func.others())), randomness))
         return TriedPush(trial, around, func, primals, self._plain, randomness), aux
 
-    @contextlib.contextmanager
-    def _entering(self) -> Iterator[None]:
-        with self._native.entered, self._native.around():
-            yield
+    def _run(self, func: Callable[..., Any], inputs: Any, compute: Callable[[], Result]) -> Result:
+        """A transform of `func` by the library."""
+
+        def around() -> Result:
+            with self._native.around():
+                return compute()
+
+        return self._native.entered.run(func, inputs, around, _leaves)
 
     def linearize(
         self, func: Differentiable, primals: Sequence[Tensor]
@@ -174,18 +175,16 @@ def _run_settled(
 
 
 class _Around:
-    """A linear map that is applied within a context."""
+    """A linear map whose applications are run by `run`."""
 
     batches_itself = False
 
-    def __init__(self, linear: LinearMap, around: Callable[[], ContextManager[Any]]) -> None:
+    def __init__(self, linear: LinearMap, run: Callable[[Callable[[], list[Tensor]]], list[Tensor]]) -> None:
         self._linear = linear
-        self._around = around
+        self._run = run
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
-        with self._around():
-            return self._linear(*vectors)
+        return self._run(lambda: self._linear(*vectors))
 
     def batched(self, *vectors: Tensor) -> list[Tensor]:
-        with self._around():
-            return self._linear.batched(*vectors)
+        return self._run(lambda: self._linear.batched(*vectors))

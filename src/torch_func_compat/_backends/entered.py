@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Callable, Iterable, TypeVar
 
 import torch
+from torch import Tensor
+
+from .._torch.closures import captured, names_in
 
 _hooks: Any = torch._C._autograd
 _CHECKPOINTS = "torch.func's transforms don't yet support saved tensor hooks"
+# Names by which functions use hooks of saved tensors.
+_USES = frozenset(("saved_tensors_hooks", "save_on_cpu", "checkpoint", "checkpoint_sequential"))
+Result = TypeVar("Result")
 
 
 def _refuse_hooks() -> bool:
@@ -31,7 +37,7 @@ def _refuse_hooks() -> bool:
 class Entered(threading.local):
     """How many transforms of this library, one within another, a thread has entered.
 
-    Within them, with grad mode on, hooks of saved tensors are refused.
+    Within them, with grad mode on, hooks of saved tensors are refused where plain autograd records something.
     """
 
     count = 0
@@ -46,3 +52,29 @@ class Entered(threading.local):
         self.count -= 1
         if not self.count and self._refusing:
             _hooks._saved_tensors_hooks_enable()
+
+    def run(
+        self, func: Callable[..., Any], inputs: Any, compute: Callable[[], Result], leaves: Callable[[Any], list[Any]]
+    ) -> Result:
+        """The result of a transform of `func`, of which ``leaves(result)`` are the tensors.
+
+        Where `func` names hooks of saved tensors, and nothing that it can reach requires grad, they are not refused.
+        """
+        if self.count or not torch.is_grad_enabled() or _USES.isdisjoint(names_in(func)):
+            with self:
+                return compute()
+        if _require_grad(captured([func, inputs], parameters=True)):
+            with self:
+                return compute()
+        self.count, self._refusing = 1, False
+        try:
+            result = compute()
+        finally:
+            self.count = 0
+        if _require_grad(leaves(result)):
+            raise RuntimeError(_CHECKPOINTS)
+        return result
+
+
+def _require_grad(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)

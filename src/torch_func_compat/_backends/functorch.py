@@ -49,7 +49,7 @@ def _is_wrong_twice(node: Any) -> bool:
 
 
 def _is_wrong_three_times(node: Any) -> bool:
-    return _is_wrong_twice(node) or type(node).__name__.startswith(NORMALISATIONS)
+    return _is_wrong_twice(node) or type(node).__name__.startswith((*NORMALISATIONS, "Logcumsumexp"))
 
 
 def is_active() -> bool:

@@ -115,10 +115,9 @@ def at_once(apply: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], r
     """`apply` mapped over dimension 0 of the vectors."""
     _vmap.lazy_load_decompositions()
     size = len(vectors[0])
-    with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
-        level = _private._vmap_increment_nesting(size, randomness)
-        try:
-            results = apply(*[_private._add_batch_dim(vector, 0, level) for vector in vectors])
-            return [_private._remove_batch_dim(result, level, size, 0) for result in results]
-        finally:
-            _private._vmap_decrement_nesting()
+    level = _private._vmap_increment_nesting(size, randomness)
+    try:
+        results = apply(*[_private._add_batch_dim(vector, 0, level) for vector in vectors])
+        return [_private._remove_batch_dim(result, level, size, 0) for result in results]
+    finally:
+        _private._vmap_decrement_nesting()

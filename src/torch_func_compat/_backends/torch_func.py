@@ -10,6 +10,7 @@ import torch
 import torch.func
 from torch import Tensor
 
+from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable
 from .._guards.by_operation import watched
 from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
@@ -48,14 +49,17 @@ def native_vmap(func: Callable[..., Any], options: Any) -> Any:
     return LIBRARY.vmap(func, options.in_dims, options.out_dims, options.randomness)
 
 
-def _checked(mapped: Callable[..., Any], in_dims: Any) -> Callable[..., Any]:
-    """`mapped`, raising where torch's vmap would change what the function sees."""
+def _checked(mapped: Callable[..., Any], func: Callable[..., Any], in_dims: Any) -> Callable[..., Any]:
+    """`mapped` of `func`, raising where torch's vmap would change what the function sees, or would say too little."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
         for arg, dim in zip(args, dims):
             if dim is not None and type(arg) is not Tensor:
-                require_plain(leaf for leaf in pytree.flatten(arg)[0] if isinstance(leaf, Tensor))
+                leaves = pytree.flatten(arg)[0]
+                if not all(isinstance(leaf, Tensor) for leaf in leaves):
+                    BatchedCall(func, in_dims, 0, args, kwargs)  # raises
+                require_plain(leaf for leaf in leaves if isinstance(leaf, Tensor))
         forbid_autocast()
         return mapped(*args, **kwargs)
 
@@ -74,7 +78,7 @@ class TorchFuncBackend(NativeBackend):
 
     def native(self, name: str, func: Callable[..., Any], options: Any) -> Any:
         mapped = native_vmap(func, options) if name == "vmap" else None
-        return None if mapped is None else _checked(mapped, options.in_dims)
+        return None if mapped is None else _checked(mapped, func, options.in_dims)
 
     def guard(self, func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
         return watched(func, forward=forward)

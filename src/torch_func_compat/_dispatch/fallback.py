@@ -89,7 +89,7 @@ def _with_fallback(
         # costs more than all else here.
         tensors = tensors_in((args, kwargs))
         trusted = _is_trusted(name, func, backend)
-        before = RandomState() if trusted else Surroundings([*tensors, *captured_tensors(func)])
+        before = RandomState() if trusted else Surroundings([*tensors, *captured_tensors(func)], (), func)
         counts = [version(tensor) for tensor in tensors]
         around = sys.exc_info()[1]
         try:

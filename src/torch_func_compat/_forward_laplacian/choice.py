@@ -98,7 +98,7 @@ class Laplacian:
             shapes = tuple([x.shape if isinstance(x, Tensor) else None for x in pytree.flatten(args)[0]])
             why = self._refused.get(shapes)
             if why is None:
-                state = Surroundings(tensors_in((args, kwargs, captured_tensors(self.func))))
+                state = Surroundings(tensors_in((args, kwargs, captured_tensors(self.func))), (), self.func)
                 try:
                     result = self._tested(lambda: self._forward(args, kwargs, state), args, kwargs)
                     self.record.mode = "the forward Laplacian, one pass for all second derivatives"

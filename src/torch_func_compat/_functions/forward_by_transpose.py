@@ -12,7 +12,7 @@ import torch
 import torch.func
 from torch import Tensor
 
-from .._guards.adjoint_test import agree, wave
+from .._guards.adjoint_test import agree, probes
 from .._guards.wrong_answers import NOT_TRANSPOSED, MistakenRule
 from .context import is_differentiable
 from .rules import backward_of, is_once_differentiable
@@ -45,7 +45,7 @@ def pushed(
         return torch.func.vjp(chosen, *(primals[i] for i in moving))[1](cotangents)
 
     vectors = tuple(tangents[i] for i in moving)
-    fixed = tuple(wave(outputs[n]) for n in wanted)
+    fixed = tuple(probes([outputs[n] for n in wanted]))
     try:
         # Taken at fixed cotangents. The result depends on them only if the backward is not linear.
         gradients, transpose = torch.func.vjp(pull, *fixed)[:2]

@@ -22,6 +22,33 @@ def wave(like: Tensor) -> Tensor:
     return torch.zeros_like(like) + tensors.wave(like)
 
 
+def probes(outputs: Sequence[Tensor], pushed: Sequence[Tensor | None] = ()) -> list[Tensor]:
+    """Cotangents that weigh the outputs alike: what is wrong of a small one is seen beside large ones.
+
+    By the size of their tangents, where these are known already.
+    """
+    tangents = pushed or [None] * len(outputs)
+    with no_grad():
+        return [_probe(output.detach(), tangent) for output, tangent in zip(outputs, tangents)]
+
+
+def _probe(output: Tensor, tangent: Tensor | None) -> Tensor:
+    fixed = wave(output)
+    if not output.numel() or not (output.is_floating_point() or output.is_complex()):
+        return fixed
+    sizes = [_float(x.detach().abs()).max() for x in (tangent, output) if x is not None]
+    size = torch.ones_like(sizes[0])
+    for other in reversed(sizes):  # the tangent's, or where that is zero, the output's
+        size = torch.where(other > 0, other.to(size), size)
+    probe: Tensor = fixed / size.clamp(min=torch.finfo(output.dtype).tiny ** 0.5)
+    return probe.to(output.dtype)
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """In a precision that every torch computes in."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def agree(
     fixed: Sequence[Tensor],
     pushed: Sequence[Tensor],
@@ -46,7 +73,7 @@ def agree(
 def _dot(first: Tensor, second: Tensor) -> tuple[Any, Any]:
     products = first.detach().conj() * second.detach()
     products = torch.real(products) if products.is_complex() else products
-    products = products.float() if products.dtype in (torch.float16, torch.bfloat16) else products
+    products = _float(products)
     return products.sum(), products.abs().sum()
 
 

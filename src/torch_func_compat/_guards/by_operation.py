@@ -12,6 +12,7 @@ import contextlib
 from typing import Any, Callable
 
 import torch
+from torch import Tensor
 from torch._functorch.autograd_function import custom_function_call
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
@@ -147,6 +148,11 @@ class _Watch(TorchFunctionMode):
             packet: Any = func.overloadpacket if isinstance(func, OpOverload) else func
             if packet._qualified_op_name in self._lossy:
                 raise MistakenRule(MISTAKEN_TANGENT.format(packet._qualified_op_name))
+        # The formula of an operation in place overwrites the tangent of the tensor before it reads that of the other.
+        if len(args) > 1 and args[1] is args[0] and self._symmetric and isinstance(args[0], Tensor):
+            name = str(getattr(func, "__name__", func)).partition(".")[0]
+            if name.startswith("__i") or (name[-1:] == "_" and name[-2:] != "__"):
+                raise MistakenRule(MISTAKEN_FORMULA.format(name))
         if args and func in self._symmetric:
             args = (_with_symmetric_tangent(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))

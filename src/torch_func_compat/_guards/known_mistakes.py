@@ -153,8 +153,14 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_wrong_answers.py::test_third_derivatives_by_plain_autograd",
     ),
     WrongAnswer(
-        "`vmap` of `index_fill` by a mapped number gives all samples the last one's",
+        "forward mode of an operation in place on a tensor and itself, as `x.mul_(x)`",
         "2.0 to 2.15",
+        "notices the operation and takes the autograd backend",
+        test="tests/test_trial.py::test_tangents_of_what_is_overwritten",
+    ),
+    WrongAnswer(
+        "`vmap` of `index_fill` by a mapped number, of a tensor that is not mapped, gives all samples the last one's",
+        "2.1 to 2.15",
         "compares a batch with its first and last sample when the function is first called",
         test="tests/test_trial.py::test_each_sample_of_a_batch_is_what_it_is_alone",
     ),

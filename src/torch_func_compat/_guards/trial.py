@@ -113,7 +113,8 @@ class Trial:
         with recorded(self._constants(inputs)) as pairs:
             result = compute()
         if not facts.has("torch_function_modes"):  # nothing was recorded
-            self._names = MISTAKEN_SIZES & names_in(self._func)
+            names = names_in(self._func)
+            self._names, self.detaches = MISTAKEN_SIZES & names, not _DETACHES.isdisjoint(names)
             return result, True
         self._recorded = pairs
         self.detaches = not _DETACHES.isdisjoint(name for name, _ in pairs)

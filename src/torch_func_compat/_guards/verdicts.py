@@ -20,8 +20,8 @@ from torch import Tensor
 from .._torch.closures import names_of
 from .flags import Flags
 
-# Another function in a global is another function to test.
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, functools.partial)
+# Another function in a global, or another class (an autograd.Function), is another function to test.
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, functools.partial, type)
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 # Functions in closures deeper than this are told apart by identity.
 _DEPTH = 6

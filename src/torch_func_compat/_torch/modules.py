@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from typing import Any, Callable, Iterable, Iterator
 
@@ -19,6 +20,27 @@ def modules(root: Any) -> Iterator[torch.nn.Module]:
     for value in _reached(root):
         if isinstance(value, torch.nn.Module):
             yield value
+
+
+class Buffers:
+    """Which tensors are the buffers of the modules that a function reaches: another evaluation finds the same ones.
+
+    A module may put another tensor in the place of a buffer, as batch norm did to its counter before torch 1.11.
+    """
+
+    def __init__(self, root: Any) -> None:
+        # of a derivative of this library, the function that it is one of
+        roots = [root, inspect.unwrap(root)]
+        inner = [module for reached in modules(roots) for module in reached.modules()]
+        self._held = [(module._buffers, dict(module._buffers)) for module in inner if module._buffers]
+
+    def moved(self) -> bool:
+        """Whether another tensor is in the place of one of them."""
+        return any(buffers.get(name) is not tensor for buffers, held in self._held for name, tensor in held.items())
+
+    def restore(self) -> None:
+        for buffers, held in self._held:
+            buffers.update(held)
 
 
 def switches(root: Any) -> tuple[Any, ...]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from typing import Sequence
+import threading
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from .closures import names_in
+
+_ERROR = (
+    "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' "
+    "randomness flags on vmap or perform the randomness operation out of vmap"
+)
 
 
 def _bytes(state: Tensor) -> bytes:
@@ -43,7 +52,59 @@ class RandomState:
         """Raise torch.func's error, with the state put back, if anything was drawn."""
         if self.moved():
             self.restore()
-            raise RuntimeError(
-                "vmap: called random operation while in randomness error mode. Please either use the 'same' or "
-                "'different' randomness flags on vmap or perform the randomness operation out of vmap"
-            )
+            raise RuntimeError(_ERROR)
+
+
+class Made:
+    """The random generators that a function makes."""
+
+    def __init__(self) -> None:
+        self._generators: list[torch.Generator] = []
+        self._thread = threading.get_ident()
+
+    def note(self, generator: torch.Generator) -> torch.Generator:
+        if threading.get_ident() == self._thread:
+            self._generators.append(generator)
+        return generator
+
+    def have_drawn(self) -> bool:
+        """Whether anything was drawn from one of them."""
+        return any(map(_has_drawn, self._generators))
+
+    def forbid_draws(self) -> None:
+        """Raise torch.func's error, if anything was drawn."""
+        if self.have_drawn():
+            raise RuntimeError(_ERROR)
+
+
+def _has_drawn(generator: torch.Generator) -> bool:
+    fresh = torch.Generator(generator.device)
+    fresh.manual_seed(generator.initial_seed())
+    return _bytes(fresh.get_state()) != _bytes(generator.get_state())
+
+
+@contextlib.contextmanager
+def generators_made(func: Callable[..., Any]) -> Iterator[Made]:
+    """Around an evaluation of `func`: the generators that it makes, where it names their class.
+
+    Nothing of torch tells of them, so another class is in the place of ``torch.Generator`` meanwhile.
+    """
+    made = Made()
+    if "Generator" not in names_in(func):
+        yield made
+        return
+    library: Any = torch
+    real = library.Generator
+
+    class Noting(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            return made.note(real(*args, **kwargs))
+
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, real)
+
+    library.Generator = Noting("Generator", (), {})
+    try:
+        yield made
+    finally:
+        library.Generator = real

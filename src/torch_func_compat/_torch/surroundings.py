@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from .modules import Buffers
 from .random_state import RandomState
 from .tensors import version
 
@@ -32,10 +33,17 @@ def differ(a: Tensor, b: Tensor) -> bool:
 
 
 class Surroundings(RandomState):
-    """The random state and some tensors, as they were when this was made."""
+    """The random state and some tensors, as they were when this was made; also which tensors `func` has for buffers."""
 
-    def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator] = ()) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        generators: Sequence[torch.Generator] = (),
+        func: Callable[..., Any] | None = None,
+    ) -> None:
         super().__init__(generators)
+        self._func = func
+        self._buffers = None if func is None else Buffers(func)
         self._tensors = tensors
         self._generators = generators
         self._versions = [version(tensor) for tensor in tensors]
@@ -68,6 +76,8 @@ class Surroundings(RandomState):
         Not by writes that torch counts, since a graph may have saved these tensors.
         """
         super().restore()
+        if self._buffers is not None:
+            self._buffers.restore()
         for k in self.written():
             if k in self._values:
                 self._tensors[k].data.copy_(self._values[k])
@@ -75,7 +85,7 @@ class Surroundings(RandomState):
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Everything is within as it was then; afterwards as it is now."""
-        now = Surroundings(self._tensors, self._generators)
+        now = Surroundings(self._tensors, self._generators, self._func)
         self.restore()
         try:
             yield

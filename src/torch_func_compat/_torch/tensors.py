@@ -25,6 +25,16 @@ def version(tensor: Tensor) -> int:
         return 0
 
 
+def is_inference(tensor: Tensor) -> bool:
+    """Whether it was made in inference mode: autograd does not save it, and it counts no versions."""
+    if hasattr(tensor, "is_inference"):  # from torch 1.10 on
+        return tensor.is_inference()
+    try:
+        return tensor._version < 0
+    except RuntimeError:  # torch 1.9: inference tensors count no versions
+        return True
+
+
 def with_attributes(tensor: Tensor, source: Tensor, but: str = "") -> Tensor:
     """`tensor`, which stands for `source`, with the attributes that the user has set on `source`.
 

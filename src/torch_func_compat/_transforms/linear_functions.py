@@ -132,7 +132,10 @@ class VjpFunction(_LinearFunction):
             if cotangent is None:
                 raise RuntimeError("vjp_fn: a cotangent is None: give zeros for an output that does not count")
             if not isinstance(cotangent, Tensor):
-                raise TypeError(f"vjp_fn: cotangents must be Tensors, got {type(cotangent)}")
+                raise TypeError(
+                    f"vjp_fn: cotangents must be Tensors, got {type(cotangent)}: convert numbers and arrays with "
+                    f"torch.as_tensor()"
+                )
         return flat
 
     def _require(self, spec: pytree.TreeSpec) -> None:

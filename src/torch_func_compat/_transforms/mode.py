@@ -131,7 +131,7 @@ def automatic(
                     raise _OtherModeIsCheaper
                 return result
 
-            before = Surroundings(tensors_in((args, kwargs, captured_tensors(func))))
+            before = Surroundings(tensors_in((args, kwargs, captured_tensors(func))), (), func)
             try:
                 result = make(first, sized)(*args, **kwargs)
                 if options.report is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._arguments.mapped import BatchedCall
 from ..._arguments.protocol import Differentiable, LinearMap, Pullback
-from ..._torch.random_state import RandomState
+from ..._torch.random_state import RandomState, generators_made
 from ..._torch.surroundings import Surroundings
 from . import linear_maps as _linear
 from . import loop as _loop
@@ -57,9 +57,11 @@ class AutogradBackend:
         # The function runs once, so all tangents see the same draw. That is the meaning of 'same', and one of the
         # draws that 'different' allows.
         state = RandomState(func.generators()) if randomness == "error" else None
-        _, push, aux = _linear.linearize(func, primals)
+        with generators_made(func.func) as made:
+            _, push, aux = _linear.linearize(func, primals)
         if state is not None:
             state.forbid_draws()
+            made.forbid_draws()
         return push, lambda: aux
 
     def linearize(

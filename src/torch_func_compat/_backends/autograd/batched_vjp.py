@@ -160,7 +160,7 @@ def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | 
     """
     with no_grad():
         # fixed weights that no structure of the rows is likely to cancel
-        weights = torch.cos(torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64))
+        weights = torch.cos(torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64)) / _sizes(results)
         expected = apply([_combine(weights, vector.detach()) for vector in vectors], False)
         for rows, value in zip(results, expected):
             if rows is None or value is None:
@@ -175,6 +175,18 @@ def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | 
             if not bool((difference <= torch.finfo(rows.dtype).eps ** 0.5 * scale.max()).all()):
                 return False
     return True
+
+
+def _sizes(results: Sequence[Tensor | None]) -> Tensor:
+    """The sizes of rows, by which small ones count as much as large ones, unless they may be rounding errors."""
+    present = [rows.detach() for rows in results if rows is not None and rows.numel()]
+    if not present:
+        return torch.ones((), dtype=torch.float64)
+    largest = [rows.abs().reshape(len(rows), -1).max(1)[0].double().cpu() for rows in present]
+    sizes = torch.stack(largest).max(0)[0]
+    eps = max(torch.finfo(rows.dtype).eps for rows in present)
+    noise = float(min(1.0, 64 * eps**0.5) * sizes.max())
+    return sizes.clamp(min=noise) if 0 < noise < float("inf") else torch.ones_like(sizes)
 
 
 def _combine(weights: Tensor, stacked: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from ..._guards.checks import testing
 from ..._guards.trial import ERRORS, Trial, tells
 from ..._guards.verdicts import RIGHT, shapes
 from ..._torch.surroundings import unchanged
-from .graph import Graph
+from .graph import Graph, is_out_of_sight, leads_to
 from .level import Level, recording, run
+from .saved_constants import Applications, differ, keeps_constants, lacks_terms, real_dot
 from .transpose import Transpose
 
 _NORMALISATION = (
@@ -59,35 +60,57 @@ def _tested(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], g
     """The flaw, or RIGHT; and whether any of the compared numbers was not zero."""
     if not Transpose(level, inputs, outputs, graph).is_sound():
         return _NOT_DIFFERENTIABLE, True
-    if graph.may_lack_terms():
-        differs = _differs(level, inputs, outputs)
-        return (_LACKS_TERMS if differs else RIGHT), differs is not None
+    found = _lacking(level, inputs, outputs, graph)
+    if any(found):
+        return _LACKS_TERMS, True
     pulled = level.gradients(outputs, inputs, [wave(output.detach()) for output in outputs], False)
-    return RIGHT, tells([x for x in pulled if x is not None])
+    return RIGHT, None not in found and tells([x for x in pulled if x is not None])
+
+
+def _lacking(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor], graph: Graph) -> list[bool | None]:
+    """For the parts of a function that may lack terms whether they do; None where all numbers are zero."""
+    found: list[bool | None] = []
+    is_opaque = any(map(is_out_of_sight, graph.notable))
+    if any(map(keeps_constants, graph.notable)):
+        try:
+            found, unseen = _lacking_parts(level)
+            is_opaque = is_opaque or unseen
+        except ERRORS:
+            is_opaque = True
+    return [*found, _differs(level, inputs, outputs)] if is_opaque else found
+
+
+def _lacking_parts(level: Level) -> tuple[list[bool | None], bool]:
+    """The same for each application of a custom Function, and whether some were not seen, as in other threads."""
+    assert level.func is not None
+    applications, outside = Applications(), level.func.outside()
+    with testing(), recording(), unchanged(*outside):
+        with applications.seen():
+            _, inputs, outputs, _ = run(level.func, [x.detach().clone() for x in level.primals], copy=True)
+        pairs = [(node, applications.of(node)) for node in Graph(outputs).notable if keeps_constants(node)]
+        found = [lacks_terms(node, arguments, outside[1]) for node, arguments in pairs if arguments is not None]
+        # what lies around the function was applied before, and is no part of it
+        return found, any(leads_to(node, inputs) for node, arguments in pairs if arguments is None)
 
 
 def _differs(level: Level, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool | None:
     """Whether the second derivative in one direction differs from central differences of the first one.
 
-    With fixed u and t it is the derivative of <J(x)^T u, t> along t. Differences of two step sizes have to agree with
-    each other: where they do not, the function is too rough for a test. None where all numbers are zero.
+    With fixed u and t it is the derivative of <J(x)^T u, t> along t.
     """
     u = [wave(output.detach()) for output in outputs]
     t = [wave(x.detach()) for x in inputs]
     try:
         with testing(), recording():
             found = level.gradients(outputs, inputs, u, True)
-            product = _dot(found, t)
+            product = real_dot(found, t)
             exact = 0.0
             if product.requires_grad:
-                exact = float(_dot(level.gradients([product], inputs, [torch.ones_like(product)], False), t))
+                exact = float(real_dot(level.gradients([product], inputs, [torch.ones_like(product)], False), t))
             wide, narrow = (_quotient(level, u, t, scale) for scale in (1.0, 0.5))
     except ERRORS:
         return False
-    size = max(abs(exact), abs(wide), abs(narrow))
-    if not size:
-        return None
-    return abs(wide - narrow) <= 0.01 * size < 0.2 * abs(narrow - exact)
+    return differ(exact, wide, narrow)
 
 
 def _quotient(level: Level, u: Sequence[Tensor], t: Sequence[Tensor], scale: float) -> float:
@@ -99,16 +122,6 @@ def _quotient(level: Level, u: Sequence[Tensor], t: Sequence[Tensor], scale: flo
     for sign in (1, -1):
         moved = [x.detach() + sign * step * direction for x, direction in zip(level.primals, t)]
         with unchanged(*level.func.outside()):
-            there, inputs, outputs, _ = run(level.func, moved)
-        values.append(float(_dot(there.gradients(outputs, inputs, u, False), t)))
+            there, inputs, outputs, _ = run(level.func, moved, copy=True)
+        values.append(float(real_dot(there.gradients(outputs, inputs, u, False), t)))
     return (values[0] - values[1]) / (2 * step)
-
-
-def _dot(found: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:
-    """The real part of the inner product."""
-    total = torch.zeros(())
-    for x, vector in zip(found, vectors):
-        if x is not None:
-            product = (x.conj() * vector).sum()
-            total = total + (torch.real(product) if product.is_complex() else product)
-    return total

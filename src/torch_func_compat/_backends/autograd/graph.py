@@ -145,19 +145,6 @@ class Graph:
         """Whether it has nodes of autograd.Functions that are not torch's own: their backward can be anything."""
         return any(isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction" for node in self.notable)
 
-    def may_lack_terms(self) -> bool:
-        """Whether the backward of such a node may compute with numbers that its forward did not get or return.
-
-        Plain autograd treats an intermediate result of a forward as a constant. A value that a backward detaches is
-        constant on purpose.
-        """
-        return any(
-            type(node).__name__ == "CppFunction"
-            or _module(node).startswith("torch._higher_order_ops.")
-            or (isinstance(node, BackwardCFunction) and _saves_constants(node))
-            for node in self.notable
-        )
-
     def second_order_flaw(self, inputs: Sequence[Tensor]) -> str | None:
         """Why torch gets derivatives by tensors outside wrong, for a node above `inputs`; None if it does not."""
         for node in self.notable:
@@ -166,24 +153,15 @@ class Graph:
                 continue
             below = [child for child, _ in node.next_functions]
             for first, then in row.pairs:
-                if _leads_to(below[first], inputs) and _leads_outside(below[then], set()):
+                if leads_to(below[first], inputs) and _leads_outside(below[then], set()):
                     return row.reason
         return None
 
 
-def _module(node: Any) -> str:
-    """Where the Function of a node was written."""
-    return getattr(getattr(type(node), "_forward_cls", None), "__module__", None) or ""
-
-
-def _saves_constants(node: Any) -> bool:
-    try:
-        saved = list(node.saved_tensors or ())
-    except RuntimeError:  # the graph was freed
-        return False
-    saved += [value for value in vars(node).values() if isinstance(value, Tensor)]
-    tensors = [x for x in saved if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
-    return not all(x.requires_grad for x in tensors)
+def is_out_of_sight(node: Any) -> bool:
+    """Whether a node is of C++, TorchScript or a higher-order operator, so that nobody sees what it has saved."""
+    module = getattr(getattr(type(node), "_forward_cls", None), "__module__", None) or ""
+    return type(node).__name__ == "CppFunction" or module.startswith("torch._higher_order_ops.")
 
 
 def owner_of(node: Any) -> Any:
@@ -230,7 +208,8 @@ def _is_leaf(node: Any) -> bool:
     return type(node).__name__ == "AccumulateGrad"
 
 
-def _leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
+def leads_to(start: Any, inputs: Sequence[Tensor]) -> bool:
+    """Whether an input that is differentiated is below a node."""
     ours = [tensor for tensor in inputs if tensor.requires_grad]
     return any(getattr(node, "variable", None) is x or node is x.grad_fn for node in nodes([start]) for x in ours)
 

@@ -19,8 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import composing, given, plain
 from ..._torch import facts
+from ..._torch.closures import names_in
 from ..._torch.grad_mode import no_grad
-from ..._torch.tensors import version, with_attributes
+from ..._torch.tensors import is_inference, version, with_attributes
 from .graph import OWNER, depends_on_outside, gradients
 
 
@@ -64,7 +65,7 @@ class Level:
             raise RuntimeError(
                 f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}"
             )
-        if _is_inference(tensor):
+        if is_inference(tensor):
             tensor = tensor.clone()  # inference tensors cannot require grad
         return self.mark((alias(tensor) if is_dual() else tensor.detach()).requires_grad_())
 
@@ -109,15 +110,6 @@ class Level:
             cut(tensor) if tensor.requires_grad and not depends_on_outside(tensor, inside) else tensor
             for tensor in tensors
         ]
-
-
-def _is_inference(tensor: Tensor) -> bool:
-    if hasattr(tensor, "is_inference"):  # from torch 1.10 on
-        return tensor.is_inference()
-    try:
-        return tensor._version < 0
-    except RuntimeError:  # torch 1.9: inference tensors count no versions
-        return True
 
 
 def is_dual() -> bool:
@@ -182,7 +174,8 @@ def run(
         _thread.recordings += 1
         hooks = RemovableHandle.next_id
         try:
-            outputs, aux = _composed(func, arguments, order) if order else func(*arguments)
+            inference = "inference_mode" in names_in(func.func)
+            outputs, aux = _composed(func, arguments, order, inference) if order or inference else func(*arguments)
         finally:
             _thread.recordings -= 1
             level.running = False
@@ -204,9 +197,11 @@ def run(
     return level, variables, outputs, aux
 
 
-def _composed(func: Differentiable, arguments: Sequence[Tensor], order: int) -> tuple[list[Tensor], list[Tensor]]:
-    with composing(order):
-        outputs, aux = func(*given(arguments, order))
+def _composed(
+    func: Differentiable, arguments: Sequence[Tensor], order: int, inference: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    with composing(order, inference):
+        outputs, aux = func(*given(arguments, order, inference))
     return plain(outputs), plain(aux)
 
 

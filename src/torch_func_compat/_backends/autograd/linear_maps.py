@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from typing import Any, List, Sequence, Tuple
+from typing import Any, ContextManager, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..._arguments.protocol import Differentiable
 from ..._guards.compositions import WRONG_IN_FIRST_ORDER, first_order, is_derivative
 from ..._guards.recognition import LoopError
 from ..._guards.trial import same
+from ..._torch.closures import names_in
 from ..._torch.surroundings import Surroundings
 from .constant_outputs import look_at_constants
 from .graph import Graph
@@ -62,7 +64,9 @@ def _before(func: Differentiable, primals: Sequence[Tensor]) -> Surroundings | N
     except TypeError:  # neither hashed nor referred to weakly
         pass
     # The user's function in a derivative is composed in time, since it knows what is being recorded around it.
-    return None if is_derivative(func.func) else Surroundings([*primals, *func.others(), *func.captured()])
+    return (
+        None if is_derivative(func.func) else Surroundings([*primals, *func.others(), *func.captured()], (), func.func)
+    )
 
 
 def _remember(func: Differentiable, graph: Graph) -> None:
@@ -100,10 +104,21 @@ def _composed(
     return found
 
 
+def _values_kept(func: Differentiable) -> ContextManager[Any]:
+    """Copies of what autograd saves, where the function names operations that may overwrite it.
+
+    Forward mode takes each derivative before that.
+    """
+    hooks: Any = getattr(getattr(torch.autograd, "graph", None), "saved_tensors_hooks", None)
+    in_place = hooks and any(name[-1:] == "_" and name[-2:] != "__" for name in names_in(func.func))
+    return hooks(lambda tensor: tensor.detach().clone(), lambda copy: copy) if in_place else contextlib.nullcontext()
+
+
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
     before = _before(func, primals)
-    level, inputs, outputs, aux = _recorded(func, primals, copy=True)
+    with _values_kept(func):
+        level, inputs, outputs, aux = _recorded(func, primals, copy=True)
     graph = Graph(outputs)
     if before is not None or graph.fused:
         _remember(func, graph)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..._arguments.mapped import BatchedCall
 from ..._guards.recognition import LoopError
 from ..._torch.closures import names_in
-from ..._torch.random_state import RandomState
+from ..._torch.modules import Buffers
+from ..._torch.random_state import RandomState, generators_made
 from ..._torch.tensors import slices, version, with_attributes
 from .output_stack import Pile, columns, require_structure
 from .shared_writes import Common, is_same
@@ -49,13 +50,15 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     shared_tensors, generators = call.outside(called=False)
     state = RandomState(generators)
     if size == 0:
-        return _empty(call, tensors, state)
+        return _empty(call, tensors, state, randomness)
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
     apart = "as_strided" in names_in(call.func)
+    buffers = Buffers(call.func)
     first = [tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)]
     first = [sample.clone() for sample in first] if apart else first
-    outputs, shared = call(*map(with_attributes, first, tensors))
+    with generators_made(call.func) as made:
+        outputs, shared = call(*map(with_attributes, first, tensors))
     if apart and any(map(version, first)):
         raise LoopError(
             f"vmap: `{call.name}` modifies in place a sample whose memory it reads by as_strided(), and copies of the "
@@ -64,6 +67,12 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     after = RandomState(generators) if randomness == "same" else None
     if randomness == "error":
         common.forbid_draws()
+        made.forbid_draws()
+    elif randomness == "different" and size > 1 and made.have_drawn():
+        raise LoopError(
+            f"vmap({call.name}, ..., randomness='different'): `{call.name}` makes a random generator, from which every "
+            f"sample of a loop draws the same numbers. Make it outside and close over it"
+        )
     common.first()
     piles = [Pile(call, output, size, tensors) for output in outputs]
     if size > 1:
@@ -73,8 +82,10 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         rest = [_like(view(tensor, dim), tensor) for view, tensor, dim in zip(views, tensors, call.dims)]
         for samples in rest:
             next(samples)
-        if shared or common.written or after is not None:
-            _one_by_one(call, zip(*rest), piles, shared, common, None if after is None else (state, after))
+        moved = buffers.moved()
+        if shared or common.written or moved or after is not None:
+            same = None if after is None else (state, after)
+            _one_by_one(call, zip(*rest), piles, shared, common, same, buffers if moved else None)
         else:
             _in_blocks(call, rest, piles)
     if randomness == "error":
@@ -90,6 +101,7 @@ def _one_by_one(
     shared: list[Any],
     common: Common,
     same: tuple[RandomState, RandomState] | None,
+    buffers: Buffers | None,
 ) -> None:
     """Evaluate the other samples, and compare what is `shared` or in `common` after each.
 
@@ -99,6 +111,8 @@ def _one_by_one(
     spec = call.output_spec
     for i, sample in enumerate(samples, 1):
         common.rewind()
+        if buffers is not None:
+            buffers.restore()
         if same is not None:
             same[0].restore()
         outputs, shared_now = call(*sample)
@@ -133,7 +147,9 @@ def _in_blocks(call: BatchedCall, samples: Sequence[Iterator[Tensor]], piles: Se
         done += len(block)
 
 
-def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> tuple[list[Tensor], list[Any]]:
+def _empty(
+    call: BatchedCall, tensors: Sequence[Tensor], state: RandomState, randomness: str
+) -> tuple[list[Tensor], list[Any]]:
     """No samples: only an evaluation on made-up values tells the shapes of the results."""
     samples = [
         # the sum over nothing is zero, and keeps the results differentiable
@@ -142,7 +158,11 @@ def _empty(call: BatchedCall, tensors: Sequence[Tensor], state: RandomState) -> 
         for shape in ([n for d, n in enumerate(tensor.shape) if d != dim],)
     ]
     try:
-        outputs, shared = call(*samples)
+        with generators_made(call.func) as made:
+            outputs, shared = call(*samples)
+        if randomness == "error":
+            state.forbid_draws()
+            made.forbid_draws()
     finally:
         state.restore()
     return [output.unsqueeze(0)[:0] for output in outputs], shared

@@ -7,6 +7,8 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from ..._guards.exits import SealedError
+
 
 class _Sealed(torch.autograd.Function):
     """The identity; its derivative raises."""
@@ -18,7 +20,7 @@ class _Sealed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        raise RuntimeError(f"this derivative cannot be differentiated again: {ctx.reason}")
+        raise SealedError(f"this derivative cannot be differentiated again: {ctx.reason}")
 
 
 def seal(results: Sequence[Tensor], anchors: Sequence[Tensor], reason: str | None) -> list[Tensor]:

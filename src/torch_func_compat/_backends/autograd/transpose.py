@@ -7,6 +7,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from ..._guards.adjoint_test import probes
 from ..._torch.grad_mode import no_grad
 from ..._torch.tensors import wave
 from .graph import Graph
@@ -78,7 +79,7 @@ class Transpose:
         """<u, J t> = <J^T u, t> for each t of the batch."""
         with no_grad():
             if self._probe is None:
-                u = [wave(output) for output in self.outputs]
+                u = probes(self.outputs, found)
                 self._probe = u, self.level.gradients(self.outputs, self.inputs, u, False)
             left = [_dot(u, t, batch) for u, t in zip(self._probe[0], found) if t is not None]
             right = [_dot(g, t, batch) for g, t in zip(self._probe[1], tangents) if g is not None]

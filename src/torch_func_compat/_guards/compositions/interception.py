@@ -9,12 +9,16 @@ from typing import Any, Callable, ClassVar, ContextManager, Sequence
 import torch
 from torch import Tensor
 
-from ..._torch import facts
+from ..._torch import facts, pytree
+from ..._torch.tensors import is_inference
 from .table import composed, compositions
 
 
-def composing(order: int) -> ContextManager[Any]:
-    """Evaluate the fused operations within in elementary ones; only `given` arguments are seen before torch 2.0."""
+def composing(order: int, inference: bool = False) -> ContextManager[Any]:
+    """Evaluate the fused operations within in elementary ones; only `given` arguments are seen before torch 2.0.
+
+    With `inference`, tensors that were made in inference mode are constants for the operations outside of it.
+    """
     if not facts.has("torch_function_modes"):
         return contextlib.nullcontext()
     from torch.overrides import TorchFunctionMode
@@ -23,18 +27,46 @@ def composing(order: int) -> ContextManager[Any]:
 
     class Composing(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if inference:
+                args, kwargs = _normal(func, args, kwargs or {})
             return functions.get(func, func)(*args, **(kwargs or {}))
 
     return Composing()  # type: ignore[no-any-return,unused-ignore]
+
+
+def _normal(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments of an operation, with copies in the place of inference tensors, which autograd does not save.
+
+    What is written to stays itself: torch refuses that.
+    """
+    if torch.is_inference_mode_enabled():
+        return args, kwargs
+    name = getattr(func, "__name__", "")
+    written = 1 if name == "__setitem__" or name.startswith("__i") or name.rstrip("_") + "_" == name else 0
+    out = {key: value for key, value in kwargs.items() if key == "out"}
+    return (*args[:written], *pytree.map(_copied, tuple(args[written:]))), {**pytree.map(_copied, kwargs), **out}
+
+
+def _copied(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    with torch._C.DisableTorchFunction():  # type: ignore[attr-defined,unused-ignore]
+        if not is_inference(value):
+            return value
+        copy = value.as_subclass(Tensor).clone()
+        return copy.as_subclass(type(value)) if isinstance(value, _Composed) else copy
 
 
 class _Composed(Tensor):
     """A tensor whose fused operations are evaluated in elementary ones, where there are no modes to see them."""
 
     functions: ClassVar[dict[Any, Callable[..., Any]]] = {}
+    inference: ClassVar[bool] = False
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if cls.inference:
+            args, kwargs = _normal(func, args, kwargs or {})
         compose = cls.functions.get(func)
         result = NotImplemented if compose is None else compose(*args, **(kwargs or {}))
         if result is not NotImplemented:
@@ -43,15 +75,15 @@ class _Composed(Tensor):
 
 
 @functools.lru_cache(None)
-def _composed_to(order: int) -> type[_Composed]:
-    return type("Composed", (_Composed,), {"functions": compositions(order)})
+def _composed_to(order: int, inference: bool) -> type[_Composed]:
+    return type("Composed", (_Composed,), {"functions": compositions(order), "inference": inference})
 
 
-def given(arguments: Sequence[Tensor], order: int) -> list[Tensor]:
+def given(arguments: Sequence[Tensor], order: int, inference: bool = False) -> list[Tensor]:
     """Arguments by which `composing` reaches a function; `plain` are its results."""
     if facts.has("torch_function_modes"):
         return list(arguments)
-    cls = _composed_to(order)
+    cls = _composed_to(order, inference)
     # A subclass of the user's own stays what it is.
     return [x.as_subclass(cls) if type(x) in (Tensor, torch.nn.Parameter) else x for x in arguments]
 

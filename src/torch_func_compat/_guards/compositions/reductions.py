@@ -41,6 +41,21 @@ def _segment_reduce(
     return output if reduce == "sum" else output / lengths.to(data.dtype).reshape(-1, *[1] * (data.dim() - 1))
 
 
+def _logcumsumexp(input: Tensor, dim: Any, *, out: Any = None) -> Any:
+    """By sums over twice as many elements in each step (Hillis and Steele, https://doi.org/10.1145/7902.7903)."""
+    if out is not None or not isinstance(dim, int) or not input.is_floating_point():
+        return NotImplemented
+    if input.dim() == 0:
+        return input.clone()
+    sums, reach = input.clone(), 1
+    size = input.size(dim)
+    while reach < size:
+        both = torch.stack([sums.narrow(dim, reach, size - reach), sums.narrow(dim, 0, size - reach)])
+        sums = torch.cat([sums.narrow(dim, 0, reach), both.logsumexp(0)], dim)
+        reach *= 2
+    return sums
+
+
 ROWS: tuple[Composition, ...] = (
     Composition(
         ("aminmax", "Tensor.aminmax", "ops.aten.aminmax"),
@@ -56,5 +71,12 @@ ROWS: tuple[Composition, ...] = (
         2,
         _segment_reduce,
         "its backward has no derivative (measured on torch 1.11 to 2.15)",
+    ),
+    Composition(
+        ("logcumsumexp", "Tensor.logcumsumexp", "ops.aten.logcumsumexp"),
+        ("Logcumsumexp",),
+        3,
+        _logcumsumexp,
+        "its third derivative is not a number (measured on torch 1.8 to 2.15)",
     ),
 )
