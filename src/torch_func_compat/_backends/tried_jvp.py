@@ -85,7 +85,7 @@ def _agrees_with_reverse_mode(
         if not finite:
             return False, True
         if not agree(right, left, pulled, tangents):
-            if not agree(right, left, pulled, tangents, [outputs[k] for k in real]):
+            if not agree(right, left, pulled, tangents, [outputs[k] for k in real], noise(primals)):
                 return False, True
             moved = plain.vjp(func, [nudged(primal.detach()) for primal in primals])[1]
             if same(pulled, moved.pull(cotangents, True, False)):  # these are no rounding errors
