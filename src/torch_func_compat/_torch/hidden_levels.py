@@ -17,14 +17,13 @@ _C: Any = torch._C
 _keys: Any = getattr(_C, "DispatchKey", None)
 _LEVELS: Any = getattr(_keys, "FuncTorchDynamicLayerFrontMode", None)
 _guard: Any = getattr(_C, "_ForceDispatchKeyGuard", None)  # torch 2.1 at least; older ones trace no transform
-_CAN_SHOW = _LEVELS is not None and _guard is not None and hasattr(_C, "_functorch")
+_CAN_SHOW = _LEVELS is not None and _guard is not None
 
 
 def levels_are_hidden() -> bool:
-    """Whether a transform of torch.func that starts now would do nothing."""
-    if not _CAN_SHOW or not _C._dispatch_tls_is_dispatch_key_excluded(_LEVELS):
-        return False
-    return _C._functorch.peek_interpreter_stack() is None and not torch.is_inference_mode_enabled()
+    """Whether an outermost transform of torch.func that starts now would do nothing."""
+    hidden: bool = _CAN_SHOW and _C._dispatch_tls_is_dispatch_key_excluded(_LEVELS)
+    return hidden and not torch.is_inference_mode_enabled()
 
 
 def levels_shown() -> ContextManager[None]:
