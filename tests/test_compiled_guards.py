@@ -268,6 +268,34 @@ def test_after_a_refused_compile_everything_is_as_before():
     assert torch.is_grad_enabled()
 
 
+def test_a_trace_that_fails_within_an_operation():
+    """Torch then runs the code in place of the graph with its dispatcher as the error left it."""
+    normalised = lambda x: F.layer_norm(x**2, (4,))
+    hessians = lambda x: tfc.vmap(tfc.hessian(normalised))(x)
+    expected = hessians(BATCH)
+    try:
+        found = compiled(hessians)(BATCH)
+    except torch._dynamo.exc.TorchRuntimeError:  # torch 2.6 to 2.13 at least
+        return
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "transform", [tfc.vmap(tfc.grad(NET)), tfc.vmap(tfc.jacfwd(cubes)), tfc.vmap(tfc.hessian(NET)), tfc.vmap(NET)]
+)
+def test_where_the_levels_of_torch_func_are_hidden(transform):
+    expected = transform(BATCH)
+    keys = torch._C.DispatchKey
+    hidden = torch._C._dispatch_tls_local_exclude_set()
+    for name in [*(key for key in dir(keys) if key.startswith("FuncTorch")), "AutogradFunctionality"]:
+        hidden |= torch._C.DispatchKeySet(getattr(keys, name))
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), hidden):
+        found = transform(BATCH)
+        product = tfc.vmap(lambda x: x @ x)(torch.ones(2, 2, 2))
+    assert_close(found, expected)
+    assert product.dtype == torch.float32  # autocast stays off
+
+
 def test_a_tracer_that_is_not_known_breaks_the_graph():
     """It could have traced a Function."""
     scope = {"__name__": "torch._dynamo.symbolic_convert", "ask": functions_traced}

@@ -370,6 +370,40 @@ def test_an_inner_vmap_stays_native_where_the_outer_one_is_a_loop():
     assert len(seen) == 3
 
 
+def _squared_in_place(x):
+    return x.clone().mul_(x).add_(x)
+
+
+@needs_native
+@pytest.mark.parametrize("transform", [tfc.jacfwd, tfc.hessian, tfc.laplacian, tfc.hessian_diagonal])
+def test_in_place_operations_are_pushed_forward_in_a_batch(transform):
+    with tfc.use_fallback("error"), tfc.use_checks("off"):
+        result = tfc.vmap(transform(_squared_in_place))(BATCH)
+    assert_close(result, torch.stack([transform(lambda x: x * x + x)(x) for x in BATCH]))
+
+
+@needs_native
+def test_one_tangent_is_pushed_through_in_place_operations_of_a_batch():
+    with tfc.use_fallback("error"), tfc.use_checks("off"):
+        result = tfc.vmap(lambda x: tfc.jvp(_squared_in_place, (x,), (X,))[1])(BATCH)
+    assert_close(result, (2 * BATCH + 1) * X)
+
+
+@needs_native
+def test_in_place_operations_in_a_batch_draw_once():
+    def func(x):
+        return torch.rand(4, dtype=x.dtype) * x.clone().mul_(x)
+
+    def drawn(transform):
+        torch.manual_seed(0)
+        with tfc.use_fallback("error"), tfc.use_checks("off"):
+            transform()
+        return torch.get_rng_state()
+
+    pushed = drawn(lambda: tfc.vmap(lambda x: tfc.jvp(func, (x,), (X,))[1], randomness="same")(BATCH))
+    assert_close(pushed, drawn(lambda: func(X)))
+
+
 def test_results_of_a_loop_stay_differentiable():
     x = BATCH.clone().requires_grad_()
     weight = X.clone().requires_grad_()

@@ -626,3 +626,8 @@ def test_compiled_training():
     expected = torch.autograd.grad(loss(Z), weights, allow_unused=True)
     found = torch.autograd.grad(compiled(loss, fullgraph=True)(Z), weights, allow_unused=True)
     assert_close(found, expected)
+
+
+def test_a_field_without_components(backend):
+    found = partials(lambda z: z[:, :0] ** 2, ("", "t", "tx"), coordinates="tx")(torch.rand(5, 2))
+    assert {key: part.shape for key, part in found.items()} == dict.fromkeys(("", "t", "tx"), (5, 0))

@@ -210,3 +210,30 @@ def test_verdicts_hold_for_the_flags_that_they_were_given_for():
     assert verdicts.get(func, "call") == RIGHT
     values.clear()
     assert verdicts.get(func, "call") is None
+
+
+def _small_network():
+    return torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    ).double()
+
+
+@pytest.mark.parametrize("made", [torch.jit.script, lambda m: torch.jit.trace(m, X)], ids=["script", "trace"])
+@pytest.mark.parametrize("transform", [tfc.jacrev, tfc.jacfwd, tfc.hessian, tfc.laplacian])
+def test_scripted_modules_with_parts(backend, made, transform):
+    network = _small_network()
+    scripted = made(network)
+    with tfc.use_fallback("silent"):
+        expected = transform(lambda x: network(x))(X)
+        assert_close(transform(scripted)(X), expected)
+        assert_close(transform(lambda x: scripted(x))(X), expected)
+        assert_close(tfc.vmap(transform(scripted))(X[None]), expected[None])
+        assert_close(tfc.batch_jacobian(scripted)(X[None]), tfc.jacrev(network)(X)[None])
+
+
+def test_the_mode_of_a_scripted_module_is_a_flag():
+    scripted = torch.jit.script(_small_network())
+    flags = Flags(scripted)
+    before = flags.values(scripted)
+    scripted.eval()
+    assert flags.values(scripted) != before

@@ -474,3 +474,17 @@ def test_errors(backend):
     for make, _ in CASES.values():
         with pytest.raises(ValueError, match="chunk_size should be None or greater than 0"):
             make(chunk_size=0)
+
+
+@pytest.mark.skipif(not hasattr(torch, "inference_mode"), reason="torch 1.8 multiplies few tensors of bfloat16")
+def test_matrices_of_half_precision(backend):
+    x = X.bfloat16()
+    with tfc.use_fallback("silent"):
+        found = [
+            jacobian_operator(lambda x: x * x, x),
+            hessian_operator(lambda x: (x * x * x).sum(), x),
+            ggn_operator(lambda x: x * x, lambda y: (y * y).sum(), x),
+        ]
+        expected = [2 * X, 6 * X, 8 * X**2]
+        for operator, diagonal in zip(found, expected):
+            assert_close(operator.to_dense().double(), torch.diag(diagonal), rtol=0.05, atol=0.05)

@@ -387,6 +387,16 @@ def test_colorings_are_taken(backend):
         sparse_jacobian(reaction, coloring(BANDS, "forward"), mode="reverse")
 
 
+@pytest.mark.parametrize("layout", ["coo", "dense", "values"])
+def test_an_argument_without_elements(backend, layout):
+    nothing, u = torch.zeros(0, 0) > 0, U[:0]
+    for mode in ("auto", "forward", "reverse"):
+        assert sparse_jacobian(torch.sin, nothing, mode=mode, layout=layout)(u).numel() == 0
+    found = sparse_hessian(lambda u: u.sin().sum(), nothing, layout=layout)(u)
+    assert found.shape == ((0,) if layout == "values" else (0, 0))
+    assert detect_pattern(torch.sin, u).nnz == 0
+
+
 def test_nothing(backend):
     empty = torch.zeros(SIZE, SIZE) > 0
     assert_close(sparse_jacobian(lambda u: 0 * u, empty, layout="dense")(U), torch.zeros(SIZE, SIZE, dtype=D))

@@ -19,6 +19,7 @@ from .._guards.by_graph import (
     Look,
     below,
     is_fused,
+    is_mapped,
     is_transposable,
     kept_outside,
     look,
@@ -33,7 +34,7 @@ from .._torch import facts
 from .._torch.random_state import RandomState
 from .._torch.surroundings import Surroundings
 from .entered import Entered
-from .native_maps import NativeMap, NativePullback, Pull, Push
+from .native_maps import NativeMap, NativePullback, Pull, Push, pushed
 
 # Forward mode counts its levels for the whole process: in two threads at once, derivatives come out zero or
 # raise "no level exists" (torch 2.0-2.15, raw torch.func in four threads).
@@ -234,8 +235,14 @@ class NativeBackend:
     def _jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        return self._pushed(self.guard(self.given(func), forward=True), primals, tangents, strict)
+
+    def _pushed(
+        self, guarded: Callable[..., Any], primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        before = RandomState() if is_mapped(primals, self._private) else None
         with FORWARD_MODE:
-            results = self.push(self.guard(self.given(func), forward=True), primals, tangents, strict)
+            results = pushed(lambda t: self.push(guarded, primals, t, strict), primals, tangents, before)
         require_derivatives(results[1], self._private)
         return results
 
@@ -246,9 +253,7 @@ class NativeBackend:
         counts = [0]
 
         def push(*tangents: Tensor) -> tuple[Tensor, ...]:
-            with FORWARD_MODE:
-                _, output_tangents, aux = self.push(guarded, primals, tangents, False)
-            require_derivatives(output_tangents, self._private)
+            _, output_tangents, aux = self._pushed(guarded, primals, tangents, False)
             counts[0] = len(output_tangents)
             return (*output_tangents, *aux)
 
@@ -281,8 +286,8 @@ class NativeBackend:
             # the double-backward trick: the function is not evaluated again, and any mix of levels can call the result
             zeros = [torch.zeros_like(output) for output in outputs]
             _, push, _ = self.record(lambda *ct: (tuple(pull(ct, True, torch.is_grad_enabled())), ()), zeros)
-            pushed = lambda *tangents: push(tangents, True, torch.is_grad_enabled())
-            return outputs, NativeMap(self.at_once, pushed, "error"), aux
+            transposed = lambda *tangents: push(tangents, True, torch.is_grad_enabled())
+            return outputs, NativeMap(self.at_once, transposed, "error"), aux
 
         if only_transposed:
             raise MistakenRule(MISTAKEN_TANGENTS.format(name_of(func.func)))

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, List, Sequence, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._guards.by_graph import Look, is_mapped
 from .._guards.recognition import refusal
+from .._torch.random_state import RandomState
+
+Result = TypeVar("Result")
 
 # Maps a function of flat tensors over their dimension 0: (function, tensors, randomness) -> results
 AtOnce = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor], str], List[Tensor]]
 # Cotangents, retain_graph and create_graph -> gradients
 Pull = Callable[[Sequence[Tensor], bool, bool], Sequence[Tensor]]
+
+
+def is_unmapped_write(error: RuntimeError) -> bool:
+    """Whether the library refuses to write mapped values into a tensor that is not mapped."""
+    row = refusal(error)
+    return row is not None and row.name in ("inplace_into_unbatched", "broadcast_by_vmap")
+
+
+def pushed(
+    push: Callable[[Sequence[Tensor]], Result],
+    primals: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    before: RandomState | None,
+) -> Result:
+    """``push(tangents)``, whose tangents become mapped as their primals are where the library has to write to them.
+
+    The tangents of a Jacobian are unit vectors, which all samples share until then. `before` is the random state before
+    the call; without it, the primals are not mapped. Torch lets no function write to a tensor from outside here.
+    """
+    try:
+        return push(tangents)
+    except RuntimeError as error:
+        if before is None or not is_unmapped_write(error):
+            raise
+    before.restore()
+    return push([t + torch.zeros_like(x) for t, x in zip(tangents, primals)])
 
 
 class NativeMap:
@@ -76,8 +105,7 @@ class NativePullback:
         try:
             return rows.batched(*cotangents)
         except RuntimeError as error:
-            row = refusal(error)
-            if row is None or row.name not in ("inplace_into_unbatched", "broadcast_by_vmap"):
+            if not is_unmapped_write(error):
                 raise
         # Torch writes mapped values into tensors that it made of unmapped cotangents: so all cotangents become mapped.
         return rows.batched(*(c + torch.zeros_like(value) for c, value in zip(cotangents, self.values)))

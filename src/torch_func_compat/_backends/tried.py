@@ -38,7 +38,7 @@ def gradients(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: S
     pairs = [(output, cotangent) for output, cotangent in zip(outputs, cotangents) if output.requires_grad]
     wanted = [x for x in inputs if x.requires_grad]
     if not pairs or not wanted:
-        return []
+        return [torch.zeros_like(x) for x in wanted]
     heads, vectors = zip(*pairs)
     found = torch.autograd.grad(heads, wanted, vectors, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g.detach() for x, g in zip(wanted, found)]

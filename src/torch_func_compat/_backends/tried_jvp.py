@@ -92,6 +92,7 @@ def _agrees_with_reverse_mode(
                 pullback.pull(fixed, True, False),
                 tangents,
                 [outputs[k] for k in real],
+                noise(primals),
             ):
                 return False, True
             moved = plain.vjp(func, [nudged(primal.detach()) for primal in primals])[1]

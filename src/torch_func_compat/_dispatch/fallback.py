@@ -23,6 +23,7 @@ from .._guards.refusals import UNKNOWN, Capability
 from .._torch import facts
 from .._torch.closures import captured_tensors, transformed
 from .._torch.compiling import eager
+from .._torch.hidden_levels import levels_are_hidden, levels_shown
 from .._torch.random_state import RandomState
 from .._torch.surroundings import Surroundings
 from .._torch.tensors import tensors_in, version
@@ -53,6 +54,9 @@ def answer(
         with torch.inference_mode(False), torch.no_grad():
             return answer(record, name, func, on, args, kwargs)
     active = active_native()
+    if active is None and levels_are_hidden():
+        with levels_shown():
+            return answer(record, name, func, on, args, kwargs)
     backend: Backend = active or chosen()
     if active is None and _is_traced():
         backend = _traceable(name)

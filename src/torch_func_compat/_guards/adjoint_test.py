@@ -55,10 +55,11 @@ def agree(
     pulled: Sequence[Tensor],
     vectors: Sequence[Tensor],
     outputs: Sequence[Tensor] = (),
+    noise: float = 0.0,
 ) -> bool:
     """Whether <u, J t> = <J^T u, t>. The transpose lacks what a backward computes without autograd.
 
-    The tolerance includes rounding errors as large as those of `outputs`.
+    The tolerance includes rounding errors as large as those of `outputs`, and `noise`.
     """
     with no_grad():
         left = [_dot(u, t) for u, t in zip(fixed, pushed)]
@@ -67,7 +68,7 @@ def agree(
         scale = sum(size for _, size in left) + sum(size for _, size in right)
         eps = max(torch.finfo(x.dtype).eps for x in (*fixed, *vectors))
         size = sum(_dot(u, output)[1] for u, output in zip(fixed, outputs))
-        return not _anywhere(difference > eps**0.5 * scale + 64 * eps * size)
+        return not _anywhere(difference > eps**0.5 * scale + 64 * eps * size + noise)
 
 
 def _dot(first: Tensor, second: Tensor) -> tuple[Any, Any]:

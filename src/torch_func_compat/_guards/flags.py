@@ -18,6 +18,7 @@ _WATCHED = _SCALARS if facts.has("torch_function_modes") else frozenset((bool, s
 # Objects that are looked into, and elements of a container.
 _OBJECTS, _LONG = 100, 16
 _OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training", "_modules"}
+_MISSING = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 Getter = Callable[[Any], Any]
 # The number of the object that something is found in (0 for the function), and how.
@@ -59,7 +60,7 @@ class Flags:
         try:
             for parent, getter in self._steps:
                 objects.append(getter(objects[parent]))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except _MISSING:
             return (object(),)  # something else is there: equal to nothing
         found = [objects[k] for k in self._wanted]
         return tuple([value if type(value) in _WATCHED else type(value) for value in found])
@@ -93,10 +94,12 @@ def _parts(value: Any) -> Iterator[tuple[Getter, Any]]:
     elif cls is dict:
         getters = [_item(key) for key in list(value)[:_LONG]]
     elif isinstance(value, torch.nn.Module):
-        getters = [_nested("_modules", name) for name in value._modules]
-        of_torch = (cls.__module__ or "").startswith("torch.")
-        names = ["training"] if of_torch else [x for x in vars(value) if x not in _OF_MODULES and x != "_modules"]
-        getters += [_nested("__dict__", name) for name in names]
+        # a scripted module has neither an iterator over its modules nor its mode in its dict
+        getters = [_nested("_modules", name) for name, _ in value._modules.items()]
+        if (cls.__module__ or "").startswith("torch."):
+            getters.append(_attribute("training"))
+        else:
+            getters += [_nested("__dict__", x) for x in vars(value) if x not in _OF_MODULES and x != "_modules"]
     elif not isinstance(value, (type, types.ModuleType, torch.Tensor)) and hasattr(value, "__dict__"):
         # the options of a transform do not change
         of_this_library = (cls.__module__ or "").startswith(_PACKAGE)
@@ -104,7 +107,7 @@ def _parts(value: Any) -> Iterator[tuple[Getter, Any]]:
     for getter in getters:
         try:
             yield getter, getter(value)
-        except ValueError:  # a cell that is not filled yet
+        except _MISSING:  # such as a cell that is not filled yet
             pass
 
 

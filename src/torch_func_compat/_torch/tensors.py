@@ -17,6 +17,13 @@ def wave(like: Tensor) -> Tensor:
     return values.to(like.dtype)
 
 
+def identity(size: int, like: Tensor) -> Tensor:
+    """`torch.eye`, which old torches lack for bfloat16, in the dtype and on the device of `like`."""
+    matrix = torch.zeros(size, size, dtype=like.dtype, device=like.device)
+    matrix.diagonal().fill_(1)
+    return matrix
+
+
 def version(tensor: Tensor) -> int:
     """How often `tensor` was modified in place; inference tensors do not count."""
     try:

@@ -250,6 +250,8 @@ def _partials(
 def _joined(values: Values, index: Index, like: Tensor) -> Tensor:
     """One derivative of all components, in the shape of the field."""
     parts = [found[index] for found in values]
+    if not parts:
+        return torch.zeros_like(like)
     whole = parts[0] if len(parts) == 1 else torch.stack(parts, -1)
     if like.is_complex():
         whole = torch.view_as_complex(whole.reshape(*like.shape, 2))

@@ -7,6 +7,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
+from .._torch.tensors import identity
 from ..autograd import estimators
 from ._products import Chain, Product
 from ._scipy import lobpcg, to_scipy
@@ -123,8 +124,8 @@ class LinearOperator:
         """
         rows, columns = self.shape
         if rows < columns:
-            return self._transposed_map.rows(torch.eye(rows, dtype=self.dtype, device=self.device))
-        return self._map.rows(torch.eye(columns, dtype=self.dtype, device=self.device)).t()
+            return self._transposed_map.rows(identity(rows, self._like()))
+        return self._map.rows(identity(columns, self._like())).t()
 
     def diagonal(
         self, estimator: str = "exact", *, samples: int = 100, generator: torch.Generator | None = None

@@ -62,7 +62,7 @@ def by_rows(
 
     found = jacrev(weighted, options.argnums, has_aux=options.has_aux, **options.chunks)(*args, **kwargs)
     products, aux = found if options.has_aux else (found, None)
-    return products.reshape(-1, columns), aux
+    return products.reshape(products.shape[0], columns), aux
 
 
 def by_columns(

@@ -7,7 +7,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from ..._torch.tensors import allocated
+from ..._torch.tensors import allocated, identity
 from .batched_vjp import Rows, fill_rows
 from .flaws import find_flaw
 from .graph import Graph
@@ -42,7 +42,7 @@ class Pushforward:
             if not output.requires_grad:
                 results.append(None)
                 continue
-            basis = torch.eye(output.numel(), dtype=output.dtype, device=output.device)
+            basis = identity(output.numel(), output)
             result = self._contract(output, basis, tangents, batch)
             if output.is_complex():
                 # <e, J t> is the real part only; <ie, J t> is the imaginary one
