@@ -220,6 +220,14 @@ def test_parts_of_a_result_in_blocks():
     assert_close(aux["double"], (2 * shared).expand(65, 2))
 
 
+def test_samples_in_blocks_keep_attributes():
+    batch = torch.linspace(-1, 1, 2 * 65, dtype=torch.float64).reshape(65, 2)
+    batch.unit = 3.0
+    with tfc.use_backend("autograd"):
+        found = tfc.vmap(tfc.grad(lambda x: branch(x) * x.unit))(batch)
+    assert_close(found, torch.stack([3 * tfc.grad(branch)(x) for x in batch]))
+
+
 def test_a_cache_between_samples_is_constant():
     """What an earlier sample has left is a number for the next one, as in a loop that is written by hand."""
     kept = []

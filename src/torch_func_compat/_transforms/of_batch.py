@@ -22,7 +22,7 @@ from .._torch.closures import captured_tensors
 from .._torch.surroundings import Surroundings
 from .._torch.tensors import tensors_in
 from . import hessian, products
-from .of_loop import DependentError, in_blocks, require_independent
+from .of_loop import are_independent, in_blocks
 from .options import Options
 from .vmap import vmap as map_samples
 
@@ -37,8 +37,8 @@ _DERIVATIVES: dict[str, Callable[..., Function]] = {
 _MOST_INPUTS = 128
 
 
-class _Undifferentiated(Exception):
-    """No derivative passes to the output. Why is seen in samples only."""
+class _Inseparable(Exception):
+    """No derivative passes to the output, which is seen in samples only, or samples may depend on each other."""
 
 
 def derivative_of_batch(
@@ -64,10 +64,8 @@ def derivative_of_batch(
     def batch(*args: Any, **kwargs: Any) -> Any:
         result = mapped(*args, **kwargs)
         output = result[0] if derivative.has_aux else result
-        if not output.requires_grad:
-            raise _Undifferentiated
-        if backend.loops:
-            require_independent(output, args)
+        if not output.requires_grad or (backend.loops and not are_independent(output, args)):
+            raise _Inseparable
         return result
 
     batch.__wrapped__ = func  # type: ignore[attr-defined]
@@ -89,7 +87,7 @@ def derivative_of_batch(
                 raise
             made[count] = None
             if before is not None and not before.can_restore():
-                if not isinstance(error, (DependentError, _Undifferentiated)):
+                if not isinstance(error, _Inseparable):
                     raise
                 raise LoopError(
                     f"vmap({derivative.name}({name_of(func)})): the samples cannot be evaluated together, and the "

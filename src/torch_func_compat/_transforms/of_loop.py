@@ -12,13 +12,10 @@ from torch import Tensor
 
 from .._arguments.call import Function
 from .._torch import pytree
+from .._torch.tensors import with_attributes
 
 # How many samples keep their graphs at a time.
 _BLOCK = 64
-
-
-class DependentError(Exception):
-    """A sample's output may depend on another sample, as by a cache of the function, or on none."""
 
 
 def in_blocks(func: Function, in_dims: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
@@ -31,21 +28,21 @@ def in_blocks(func: Function, in_dims: Sequence[Any], *args: Any, **kwargs: Any)
     columns = [leaf.split(_BLOCK) if is_mapped else None for leaf, is_mapped in zip(leaves, mapped)]
     results = []
     for k in range(-(-max(sizes) // _BLOCK)):
-        block = [leaf if column is None else column[k] for leaf, column in zip(leaves, columns)]
+        block = [x if column is None else with_attributes(column[k], x) for x, column in zip(leaves, columns)]
         found, found_spec = pytree.flatten(func(*pytree.unflatten(block, spec), **kwargs))
         results.append(found)
     return pytree.unflatten([torch.cat(parts) for parts in zip(*results)], found_spec)
 
 
-def require_independent(stacked: Tensor, args: tuple[Any, ...]) -> None:
-    """Raise unless the graph shows that row `i` of a loop's result depends on row `i` of its inputs alone.
+def are_independent(stacked: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether the graph shows that row `i` of a loop's result depends on row `i` of its inputs alone.
 
     The loop takes the first sample by a view of its own, and the others by one ``unbind``. So the edges from a sample
     to its inputs have the number of the sample.
     """
     top: Any = stacked.grad_fn
     if len(top.next_functions) != len(stacked) or any(node is None for node, _ in top.next_functions):
-        raise DependentError
+        return False
     sources = {_node(leaf) for leaf in pytree.flatten(args)[0] if isinstance(leaf, Tensor) and leaf.requires_grad}
     samples: dict[Any, int] = {}  # by node, the first sample that leads to it
     constant: set[Any] = set()
@@ -57,16 +54,17 @@ def require_independent(stacked: Tensor, args: tuple[Any, ...]) -> None:
                 continue
             if node in samples:
                 if samples[node] != k and _leads_to(node, sources, constant):
-                    raise DependentError
+                    return False
             elif node in sources:
                 if k:
-                    raise DependentError
+                    return False
             elif _is_unbind(type(node).__name__) and node.next_functions[0][0] in sources:
                 if number != k:
-                    raise DependentError
+                    return False
             else:
                 samples[node] = k
                 edges += node.next_functions
+    return True
 
 
 def _node(leaf: Tensor) -> Any:
