@@ -220,8 +220,13 @@ def test_parts_of_a_result_in_blocks():
     assert_close(aux["double"], (2 * shared).expand(65, 2))
 
 
+class Measured(torch.Tensor):
+    pass
+
+
 def test_samples_in_blocks_keep_attributes():
     batch = torch.linspace(-1, 1, 2 * 65, dtype=torch.float64).reshape(65, 2)
+    batch = batch.as_subclass(Measured)
     batch.unit = 3.0
     with tfc.use_backend("autograd"):
         found = tfc.vmap(tfc.grad(lambda x: branch(x) * x.unit))(batch)
