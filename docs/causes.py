@@ -551,6 +551,12 @@ CAUSES: dict[str, list[Cause]] = {
             "allow falling back, or use the function that was scripted or traced",
         ),
         Cause(
+            "loses the graph to parameters of TorchScript",
+            "only with `set_fallback('error')`: the result would lack the graph to parameters of a scripted or traced "
+            "module",
+            "allow falling back, use the module that was scripted or traced, or `torch.no_grad()`",
+        ),
+        Cause(
             "don't yet support saved tensor hooks",
             "only with `set_fallback('error')`: saved-tensor hooks or a checkpoint, or on torch 1.11 and 1.12 a "
             "profiler in C (cProfile), which leaves no way to notice them",

@@ -10,17 +10,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
 import torch
-
-import torch_func_compat
+from support.processes import run_python
 
 pytestmark = pytest.mark.any_torch
 
@@ -78,27 +75,12 @@ PER_CM = math.sqrt(4184.0 / 6.02214076e23 / 1.66053906660e-27) * 1e10 / (2 * mat
 MASSES = {"H": 1.007825031898, "D": 2.014101777844, "O": 15.994914619257, "Ar": 39.96238312204}  # u
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """
-    Run the example in a new interpreter that finds the package where this one did.
-    """
-    source = str(Path(torch_func_compat.__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        cwd=str(cwd),
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """
     What ``--json`` prints for every molecule.
     """
-    process = run("--json", cwd=tmp_path_factory.mktemp("elsewhere"))
+    process = run_python(str(SCRIPT), "--json", cwd=tmp_path_factory.mktemp("elsewhere"))
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr
     return json.loads(process.stdout)
 

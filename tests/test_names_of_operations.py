@@ -172,10 +172,11 @@ WITHOUT_DERIVATIVE = (
     *("airy_ai", "bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1", "modified_bessel_k0", "modified_bessel_k1"),
     *("scaled_modified_bessel_k0", "scaled_modified_bessel_k1"),
 )
-# Torch has an error behind these names, or another function than torch.linalg has under the same name.
+# Torch has an error behind these names, or another function than later releases or torch.linalg have under that name.
 REMOVED = {
     *("solve", "Tensor.solve", "eig", "Tensor.eig"),
     *(("orgqr", "Tensor.orgqr") if facts.TORCH < (1, 11) else ()),
+    *(("scatter_reduce", "Tensor.scatter_reduce") if facts.TORCH < (1, 12) else ()),
     *(("cholesky", "Tensor.cholesky", "ops.aten.cholesky") if facts.TORCH >= (2, 15) else ()),
 }
 PLACES = ("", "Tensor.", "nn.functional.", "linalg.", "special.", "_C._nn.", "ops.aten.")

@@ -19,7 +19,7 @@ from torch_func_compat._guards import proven
 from torch_func_compat._guards.proven import METADATA, parse, table, unproven
 from torch_func_compat._guards.recorder import AUTOCAST, levels, recorded
 from torch_func_compat._torch import facts
-from torch_func_compat._torch.closures import reaches_scripts
+from torch_func_compat._torch.closures import scripts_in
 
 MODES = facts.has("torch_function_modes")
 needs_modes = pytest.mark.skipif(not MODES, reason="there are no function modes")
@@ -108,9 +108,9 @@ def test_torchscript_is_found_around_a_function():
     scripted = torch.nn.Sequential(torch.jit.script(torch.nn.Linear(3, 2)))
     inner = lambda x: traced(x)
     for func in (traced, scripted, inner, lambda x: inner(x), functools.partial(lambda module, x: module(x), scripted)):
-        assert reaches_scripts(func)
+        assert scripts_in(func)
     for func in (torch.sin, torch.nn.Linear(3, 2), lambda x: x.sin(), functools.partial(torch.mul, X)):
-        assert not reaches_scripts(func)
+        assert not scripts_in(func)
 
 
 @needs_modes

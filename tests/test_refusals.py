@@ -117,6 +117,7 @@ PROVOKED = {
     "backward_leaves_torch": (_maps_a_pullback_through_numpy, (1, 11), (2, 0)),
     "foreign_tensor": (_vmap(_closes_over_a_batch), (2, 0), None),
     "optimized_script": (_gradient_of(refused.optimized_script), (1, 11), (2, 1)),
+    "script_parameters": (lambda: tfc.vmap(torch.jit.script(torch.nn.Linear(3, 1)))(torch.ones(2, 3)), (1, 11), None),
     "functorch_unique": (_vmap(refused.unique_size), (1, 11), (1, 13)),
     "functorch_complex": (_jacfwd(lambda x: (torch.complex(x, x.sin()) ** 2).imag), (1, 11), (1, 13)),
     "inplace_in_formula": (

@@ -543,3 +543,31 @@ def test_each_known_mistake_has_a_test(row):
     file, _, name = row.test.partition("::")
     source = (Path(__file__).resolve().parent.parent / file).read_text(encoding="utf-8")
     assert f"def {name or 'test_'}" in source
+
+
+OF_MODULES = {
+    "vmap": lambda m: tfc.vmap(m)(X[None]),
+    "jvp": lambda m: tfc.jvp(m, (X,), (X,))[1],
+    "jacfwd": lambda m: tfc.jacfwd(lambda x: m(x).sin())(X),
+    "vmap(jvp)": lambda m: tfc.vmap(lambda x: tfc.jvp(m, (x,), (X,))[1])(X[None]),
+    "vmap(jacfwd)": lambda m: tfc.vmap(tfc.jacfwd(m))(X[None]),
+    "hessian": lambda m: tfc.hessian(m)(X),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", OF_MODULES)
+def test_parameters_of_scripts(backend, name):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    script = torch.jit.script(module)
+
+    def gradients(of):
+        with tfc.use_fallback("silent"):
+            result = OF_MODULES[name](of)
+        parameters = list(module.parameters())
+        found = torch.autograd.grad(result.pow(2).sum(), parameters, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(parameters, found)]
+
+    for _ in range(4):  # its optimizer works from the second call on
+        assert_close(gradients(script), gradients(module))

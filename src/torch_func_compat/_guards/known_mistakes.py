@@ -31,6 +31,13 @@ class WrongAnswer(NamedTuple):
 
 WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
     WrongAnswer(
+        "`vmap` and forward mode of a module in TorchScript have no graph to its parameters, mostly from the second "
+        "call on",
+        "functorch 0.1 to torch 2.15",
+        "takes the autograd backend for functions that reach one, where grad mode is on",
+        test="tests/test_wrong_answers.py::test_parameters_of_scripts",
+    ),
+    WrongAnswer(
         "`jacrev` of `torch.cdist` within a transform of torch.func",
         "functorch 0.1 to torch 2.15",
         "computes the distances from elementary operations, or the rows one by one",

@@ -4,7 +4,7 @@ A TorchFunctionMode sees the call of every public function of torch, of each met
 tensor, and of ``torch.ops``. A function of torch that calls others is seen as one: ``multi_head_attention_forward``
 and not its matrix products. This is not seen:
 
-* TorchScript, which `torch_func_compat._torch.closures.reaches_scripts` finds in another way;
+* TorchScript, which `torch_func_compat._torch.closures.scripts_in` finds in another way;
 * operations of C++ extensions that are called as Python functions, and not by ``torch.ops``, and those of other
   threads: only that a tensor comes from nowhere is seen, which counts as `ELSEWHERE`;
 * the forward of a `torch.autograd.Function`, which counts as ``custom_function_call`` within a transform;

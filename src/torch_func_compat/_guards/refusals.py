@@ -22,6 +22,7 @@ from .wrong_answers import (
     MISTAKEN_EAGER,
     MISTAKEN_FORMULA,
     MISTAKEN_GRAD_MODE,
+    MISTAKEN_GRAPH,
     MISTAKEN_INDEX,
     MISTAKEN_NESTING,
     MISTAKEN_ROWS,
@@ -236,6 +237,13 @@ CAPABILITIES: tuple[Capability, ...] = (
         MISTAKEN_SCRIPT,
         "it uses TorchScript, and torch silently loses terms of its nested derivatives",
         "use the function that was scripted or traced",
+    ),
+    Capability(
+        "script_parameters",
+        MISTAKEN_GRAPH,
+        "it uses a scripted or traced module with parameters that require grad, and torch silently loses the graph to "
+        "them",
+        "use the module that was scripted or traced, or take the derivative within torch.no_grad()",
     ),
     Capability(
         "functorch_unique",

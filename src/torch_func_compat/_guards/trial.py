@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._torch import facts
-from .._torch.closures import captured, names_in, reaches_scripts
+from .._torch.closures import captured, names_in, scripts_in
 from .._torch.grad_mode import no_grad
 from .._torch.modules import modules
 from .by_profile import unwatched
@@ -21,7 +21,7 @@ from .checks import get_checks
 from .proven import unproven
 from .recorder import recorded
 from .verdicts import RIGHT, Verdict, Verdicts
-from .wrong_answers import MISTAKEN_BATCH, MISTAKEN_SIZES, MistakenRule
+from .wrong_answers import MISTAKEN_BATCH, MISTAKEN_GRAPH, MISTAKEN_SIZES, MistakenRule
 
 # Errors of the evaluation of a function for a test. The call itself has succeeded, so they say nothing about it.
 ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -71,7 +71,8 @@ class Trial:
             _verdicts.set(self._func, (self._call, kind), verdict, self._recorded)
 
     def is_settled(self, recorded: bool = False) -> bool:
-        """Whether no test is needed; raises where the library was wrong before."""
+        """Whether no test is needed; raises where the library was wrong before, or is known to be."""
+        self._require_graph()
         verdict = self.verdict(recorded)
         if verdict:
             raise MistakenRule(verdict)
@@ -80,6 +81,14 @@ class Trial:
     def unwatched(self) -> ContextManager[None]:
         """Around a call that needs no test."""
         return unwatched(self._func)
+
+    def _require_graph(self) -> None:
+        """Raise where torch's optimizer of TorchScript would lose the graph to parameters, in later calls, too."""
+        if not torch.is_grad_enabled():
+            return
+        for script in scripts_in(self._func):
+            if isinstance(script, torch.nn.Module) and any(x.requires_grad for x in script.parameters()):
+                raise MistakenRule(MISTAKEN_GRAPH)
 
     def settle(self, verdict: Verdict, recorded: bool) -> None:
         """Remember the verdict of a test; raises where the library is wrong."""
@@ -112,6 +121,7 @@ class Trial:
         """
         with recorded(self._constants(inputs)) as pairs:
             result = compute()
+        twice = is_recorded(result)
         if not facts.has("torch_function_modes"):  # nothing was recorded
             names = names_in(self._func)
             self._names, self.detaches = MISTAKEN_SIZES & names, not _DETACHES.isdisjoint(names)
@@ -119,10 +129,9 @@ class Trial:
         self._recorded = pairs
         self.detaches = not _DETACHES.isdisjoint(name for name, _ in pairs)
         names = set(unproven(pairs))
-        scripts = reaches_scripts(self._func)
+        scripts = scripts_in(self._func)
         if scripts:
             names.add("TorchScript")
-        twice = is_recorded(result)
         if twice:
             names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
         self._names = {name.partition(":")[0] for name in names}

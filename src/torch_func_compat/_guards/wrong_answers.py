@@ -23,6 +23,7 @@ SYMMETRIC = tuple("linalg.cholesky linalg.cholesky_ex linalg.eigh linalg.eigvals
 MISTAKEN_NESTING = "torch takes what {} saved for constant in a derivative of a derivative"
 MISTAKEN_GRAD_MODE = "torch differentiates operations within no_grad() in forward mode"
 MISTAKEN_SCRIPT = "torch loses terms of nested derivatives of optimized TorchScript"
+MISTAKEN_GRAPH = "torch loses the graph to parameters of TorchScript in batches and forward mode"
 MISTAKEN_HOOKS = "functorch transforms don't yet support saved tensor hooks"
 MISTAKEN_COMPLEX = "functorch differentiates complex numbers wrongly"
 MISTAKEN_EAGER = "functorch does not support torch.autograd.functional inside of it"

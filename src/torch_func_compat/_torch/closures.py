@@ -92,15 +92,33 @@ def _methods(cls: type) -> Iterator[Any]:
             yield from filter(_is_function, vars(base).values())
 
 
-def reaches_scripts(func: Callable[..., Any], limit: int = 200) -> bool:
-    """Whether a function can call TorchScript, which no mode sees, as far as one can see from outside."""
-    kinds = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
+_SCRIPTS = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
+_scripts: weakref.WeakKeyDictionary[Any, list[weakref.ref[Any]]] = weakref.WeakKeyDictionary()
+
+
+def scripts_in(func: Callable[..., Any]) -> list[Any]:
+    """The TorchScript, which no mode sees, that a function could call at its first call, as far as one can see."""
+    instead = _asked_instead(func)
+    if instead is not None:
+        return [script for inner in instead for script in scripts_in(inner)]
+    try:
+        known = _scripts.get(func)
+        if known is None:
+            found = _find_scripts(func)
+            _scripts[func] = [weakref.ref(script) for script in found]
+            return found
+    except TypeError:  # neither hashed nor referred to weakly
+        return _find_scripts(func)
+    alive = [reference() for reference in known]
+    return [script for script in alive if script is not None]
+
+
+def _find_scripts(func: Callable[..., Any], limit: int = 200) -> list[Any]:
+    found = []
     for value in _reached(func, limit):
-        if isinstance(value, kinds):
-            return True
-        if isinstance(value, torch.nn.Module) and any(isinstance(module, kinds) for module in value.modules()):
-            return True
-    return False
+        of_module = value.modules() if isinstance(value, torch.nn.Module) else [value]
+        found += [script for script in of_module if isinstance(script, _SCRIPTS)]
+    return found
 
 
 _DERIVATIVES = _PACKAGE + "_transforms."
