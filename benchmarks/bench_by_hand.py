@@ -116,6 +116,7 @@ def pinn(by_library: bool) -> Callable[[], Any]:
 vectorized = lambda func: lambda: torch.autograd.functional.hessian(func, X, vectorize=True)
 made = {func: (tfc.grad(func), tfc.hessian(func)) for func in (network, wide, branch, rosenbrock, product, log_sum)}
 per_sample = tfc.vmap(tfc.grad(branch))
+hessians = tfc.vmap(tfc.hessian(branch))
 in_chunks = tfc.hessian(network, chunk_size=1)
 big = torch.randn(800)
 
@@ -129,6 +130,11 @@ ROWS: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
     "hessian, product": (lambda: made[product][1](X), vectorized(product), 1.0),
     "hessian, logsumexp": (lambda: made[log_sum][1](X), vectorized(log_sum), 1.0),
     "vmap(grad), branch": (lambda: per_sample(BATCH), lambda: [gradient_by_hand(branch, x) for x in BATCH], 1.5),
+    "vmap(hessian), branch": (
+        lambda: hessians(BATCH),
+        lambda: [torch.autograd.functional.hessian(branch, x, vectorize=True) for x in BATCH],
+        1.5,
+    ),
     "hessian by rows": (lambda: in_chunks(X), rows_by_hand, 1.5),
     "PINN step": (pinn(True), pinn(False), 2.2),
 }

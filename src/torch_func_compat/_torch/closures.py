@@ -67,7 +67,7 @@ def _reached(func: Callable[..., Any], limit: int) -> Iterator[Any]:
         look = _look(type(value))  # type: ignore[arg-type]
         if look is not None:
             queue.extend(look(value))
-        if isinstance(value, types.FunctionType) and not _is_ours(value):
+        if isinstance(value, types.FunctionType) and not is_ours(value):
             names = names_of(value.__code__)
             around = [value.__globals__.get(name) for name in names]
             queue.extend(filter(callable, around))
@@ -98,7 +98,7 @@ _scripts: weakref.WeakKeyDictionary[Any, list[weakref.ref[Any]]] = weakref.WeakK
 
 def scripts_in(func: Callable[..., Any]) -> list[Any]:
     """The TorchScript, which no mode sees, that a function could call at its first call, as far as one can see."""
-    instead = _asked_instead(func)
+    instead = asked_instead(func)
     if instead is not None:
         return [script for inner in instead for script in scripts_in(inner)]
     try:
@@ -134,12 +134,12 @@ def transformed(func: Any) -> Any:
     return inner if getattr(made, "func", None) is inner or (func.__module__ or "").startswith(_PACKAGE) else None
 
 
-def _is_ours(func: types.FunctionType) -> bool:
+def is_ours(func: types.FunctionType) -> bool:
     """Whether a function is of this library, which calls the functions of the user that it closes over."""
     return (func.__module__ or "").startswith(_PACKAGE) or transformed(func) is not None
 
 
-def _asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
+def asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
     """The functions that a function of this library calls for the user; None for a function of the user.
 
     Transforms and derivatives are made for a call. What they call is known from call to call.
@@ -147,6 +147,9 @@ def _asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
     inner = transformed(func)
     if inner is not None:
         return [inner]
+    if isinstance(func, functools.partial):
+        ours = (getattr(func.func, "__module__", None) or "").startswith(_DERIVATIVES)
+        return [x for x in (*func.args, *func.keywords.values()) if callable(x)] if ours else None
     if not (getattr(func, "__module__", None) or "").startswith(_DERIVATIVES):
         return None
     closed = [cell.cell_contents for cell in getattr(func, "__closure__", None) or () if _is_filled(cell)]
@@ -158,7 +161,7 @@ _names: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 def names_in(func: Callable[..., Any]) -> set[str]:
     """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
-    instead = _asked_instead(func)
+    instead = asked_instead(func)
     if instead is not None:
         return set().union(*map(names_in, instead))
     try:
@@ -174,7 +177,7 @@ def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
     found: set[str] = set()
     for value in _reached(func, limit):
         if isinstance(value, types.FunctionType):
-            if not _is_ours(value):
+            if not is_ours(value):
                 found.update(names_of(value.__code__))
             continue
         found.add(getattr(value, "__name__", ""))
@@ -189,7 +192,7 @@ _seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakK
 
 def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
     """The tensors that `func` could reach at its first call. Looking at each call would cost too much."""
-    instead = _asked_instead(func)
+    instead = asked_instead(func)
     if instead is not None:
         return [tensor for inner in instead for tensor in captured_tensors(inner)]
     try:
@@ -242,7 +245,7 @@ def _in_function(function: Any) -> Iterator[Any]:
         return
     yield from function.__defaults__ or ()
     yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
-    if _is_ours(function):
+    if is_ours(function):
         return
     around = function.__globals__
     for name in names_of(function.__code__):
@@ -253,7 +256,7 @@ def _in_function(function: Any) -> Iterator[Any]:
 
 def _called(function: Any) -> Iterator[Any]:
     """The users' functions and modules among the globals that a function names."""
-    if _is_ours(function):
+    if is_ours(function):
         return
     around = function.__globals__
     for name in names_of(function.__code__):

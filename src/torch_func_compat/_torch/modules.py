@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import types
+import weakref
 from typing import Any, Callable, Iterable, Iterator
 
 import torch
 
-from .closures import names_of
+from .closures import asked_instead, is_ours, names_of, transformed
 
 # The most objects that are looked at; of a function that reaches more, only the first ones count.
 _MOST = 64
@@ -28,10 +28,8 @@ class Buffers:
     A module may put another tensor in the place of a buffer, as batch norm did to its counter before torch 1.11.
     """
 
-    def __init__(self, root: Any) -> None:
-        # of a derivative of this library, the function that it is one of
-        roots = [root, inspect.unwrap(root)]
-        inner = [module for reached in modules(roots) for module in reached.modules()]
+    def __init__(self, func: Callable[..., Any]) -> None:
+        inner = [module for reached in _known(func) for module in reached.modules()]
         self._held = [(module._buffers, dict(module._buffers)) for module in inner if module._buffers]
 
     def moved(self) -> bool:
@@ -41,6 +39,26 @@ class Buffers:
     def restore(self) -> None:
         for buffers, held in self._held:
             buffers.update(held)
+
+
+_modules: weakref.WeakKeyDictionary[Any, list[weakref.ref[torch.nn.Module]]] = weakref.WeakKeyDictionary()
+
+
+def _known(func: Callable[..., Any]) -> list[torch.nn.Module]:
+    """The modules that a function could reach at its first call. Looking at each call would cost too much."""
+    instead = asked_instead(func)
+    if instead is not None:
+        return [module for inner in instead for module in _known(inner)]
+    try:
+        known = _modules.get(func)
+        if known is None:
+            found = list(modules(func))
+            _modules[func] = [weakref.ref(module) for module in found]
+            return found
+    except TypeError:  # neither hashed nor referred to weakly
+        return list(modules(func))
+    alive = [reference() for reference in known]
+    return [module for module in alive if module is not None]
 
 
 def switches(root: Any) -> tuple[Any, ...]:
@@ -119,12 +137,17 @@ def _without_numbers(values: Iterable[Any]) -> list[Any]:
 
 
 def _around(function: types.FunctionType) -> list[Any]:
+    inner = transformed(function)
+    if inner is not None:
+        return [inner]
     held = list(function.__defaults__ or ())
     for cell in function.__closure__ or ():
         try:
             held.append(cell.cell_contents)
         except ValueError:  # not filled yet
             continue
+    if is_ours(function):
+        return held
     around = function.__globals__
     for name in names_of(function.__code__):
         value = around.get(name)
