@@ -279,3 +279,23 @@ def test_lost_terms_in_a_batch_raise(backend, saved):
         assert_close(gradients.detach(), 24 * batch**2)
         with pytest.raises(RuntimeError, match="finite differences"):
             gradients.sum().backward()
+
+
+class NearlyRight(torch.autograd.Function):
+    """A cube with a ripple, whose derivative by the ripple is an intermediate result of the forward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x, 0.05 * x.sin())
+        return x**3 - 0.05 * x.cos()
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, ripple = ctx.saved_tensors
+        return grad * (3 * x**2 + ripple)
+
+
+def test_a_lost_term_that_is_small_beside_the_others_raises(backend):
+    assert_close(tfc.grad(lambda x: NearlyRight.apply(x).sum())(X), 3 * X**2 + 0.05 * X.sin())
+    with pytest.raises(RuntimeError, match="finite differences"):
+        tfc.hessian(lambda x: NearlyRight.apply(x).sum())(X)
