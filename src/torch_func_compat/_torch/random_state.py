@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from . import facts
 from .closures import names_in
 
 _ERROR = (
@@ -56,55 +56,34 @@ class RandomState:
 
 
 class Made:
-    """The random generators that a function makes."""
+    """Whether a function has drawn from a generator that it makes."""
 
     def __init__(self) -> None:
-        self._generators: list[torch.Generator] = []
-        self._thread = threading.get_ident()
-
-    def note(self, generator: torch.Generator) -> torch.Generator:
-        if threading.get_ident() == self._thread:
-            self._generators.append(generator)
-        return generator
-
-    def have_drawn(self) -> bool:
-        """Whether anything was drawn from one of them."""
-        return any(map(_has_drawn, self._generators))
+        self.have_drawn = False
 
     def forbid_draws(self) -> None:
         """Raise torch.func's error, if anything was drawn."""
-        if self.have_drawn():
+        if self.have_drawn:
             raise RuntimeError(_ERROR)
 
 
-def _has_drawn(generator: torch.Generator) -> bool:
-    fresh = torch.Generator(generator.device)
-    fresh.manual_seed(generator.initial_seed())
-    return _bytes(fresh.get_state()) != _bytes(generator.get_state())
-
-
 @contextlib.contextmanager
-def generators_made(func: Callable[..., Any]) -> Iterator[Made]:
-    """Around an evaluation of `func`: the generators that it makes, where it names their class.
+def generators_made(func: Callable[..., Any], known: Sequence[torch.Generator]) -> Iterator[Made]:
+    """Around an evaluation of `func`: whether it draws from generators that are not `known`.
 
-    Nothing of torch tells of them, so another class is in the place of ``torch.Generator`` meanwhile.
+    Only where the function names their class, and a mode sees its operations.
     """
     made = Made()
-    if "Generator" not in names_in(func):
+    if not facts.has("torch_function_modes") or "Generator" not in names_in(func):
         yield made
         return
-    library: Any = torch
-    real = library.Generator
+    from torch.overrides import TorchFunctionMode
 
-    class Noting(type):
-        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-            return made.note(real(*args, **kwargs))
+    class Noting(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            generator = (kwargs or {}).get("generator")
+            made.have_drawn |= generator is not None and not any(generator is other for other in known)
+            return func(*args, **(kwargs or {}))
 
-        def __instancecheck__(cls, value: Any) -> bool:
-            return isinstance(value, real)
-
-    library.Generator = Noting("Generator", (), {})
-    try:
+    with Noting():
         yield made
-    finally:
-        library.Generator = real

@@ -56,8 +56,9 @@ class AutogradBackend:
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
         # The function runs once, so all tangents see the same draw. That is the meaning of 'same', and one of the
         # draws that 'different' allows.
-        state = RandomState(func.generators()) if randomness == "error" else None
-        with generators_made(func.func) as made:
+        generators = func.generators()
+        state = RandomState(generators) if randomness == "error" else None
+        with generators_made(func.func, generators) as made:
             _, push, aux = _linear.linearize(func, primals)
         if state is not None:
             state.forbid_draws()

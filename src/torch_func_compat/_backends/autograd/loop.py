@@ -50,14 +50,14 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     shared_tensors, generators = call.outside(called=False)
     state = RandomState(generators)
     if size == 0:
-        return _empty(call, tensors, state, randomness)
+        return _empty(call, tensors, state, generators, randomness)
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
     apart = "as_strided" in names_in(call.func)
     buffers = Buffers(call.func)
     first = [tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)]
     first = [sample.clone() for sample in first] if apart else first
-    with generators_made(call.func) as made:
+    with generators_made(call.func, generators) as made:
         outputs, shared = call(*map(with_attributes, first, tensors))
     if apart and any(map(version, first)):
         raise LoopError(
@@ -68,7 +68,7 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
     if randomness == "error":
         common.forbid_draws()
         made.forbid_draws()
-    elif randomness == "different" and size > 1 and made.have_drawn():
+    elif randomness == "different" and size > 1 and made.have_drawn:
         raise LoopError(
             f"vmap({call.name}, ..., randomness='different'): `{call.name}` makes a random generator, from which every "
             f"sample of a loop draws the same numbers. Make it outside and close over it"
@@ -148,7 +148,11 @@ def _in_blocks(call: BatchedCall, samples: Sequence[Iterator[Tensor]], piles: Se
 
 
 def _empty(
-    call: BatchedCall, tensors: Sequence[Tensor], state: RandomState, randomness: str
+    call: BatchedCall,
+    tensors: Sequence[Tensor],
+    state: RandomState,
+    generators: Sequence[torch.Generator],
+    randomness: str,
 ) -> tuple[list[Tensor], list[Any]]:
     """No samples: only an evaluation on made-up values tells the shapes of the results."""
     samples = [
@@ -158,7 +162,7 @@ def _empty(
         for shape in ([n for d, n in enumerate(tensor.shape) if d != dim],)
     ]
     try:
-        with generators_made(call.func) as made:
+        with generators_made(call.func, generators) as made:
             outputs, shared = call(*samples)
         if randomness == "error":
             state.forbid_draws()
