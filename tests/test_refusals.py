@@ -13,6 +13,7 @@ from support.tolerances import assert_close
 import torch_func_compat as tfc
 from torch_func_compat._guards.recognition import refusal
 from torch_func_compat._guards.refusals import CAPABILITIES
+from torch_func_compat.autograd.checks import is_batched
 
 X = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
 BATCH = torch.stack([X, 2 * X, X - 0.05])
@@ -634,3 +635,23 @@ def test_functions_of_one_code_are_told_of_apart():
         for function in (type(name, (refused.Once,), {}) for name in ("One", "Other")):
             with pytest.warns(tfc.FallbackWarning):
                 tfc.jacfwd(function.apply)(X)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("NYI: this part", "Please file a bug", "please report a bug", "please file a github issue"),
+        *("Feel free to file a github issue", "this is not implemented", "it is not yet implemented"),
+    ],
+)
+def test_words_of_torchs_internals_are_refusals_that_a_function_may_answer(text):
+    def func(x):
+        try:
+            torch._assert(not is_batched(x), text)
+        except AssertionError as error:
+            raise ValueError("this part failed") from error
+        return x.sin()
+
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.vmap(func)(X[None]), X[None].sin())

@@ -379,7 +379,8 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "internal_error",
-        r"INTERNAL ASSERT FAILED|[Ff]eel free to file a github issue",
+        r"INTERNAL ASSERT FAILED|\bNYI\b|[Pp]lease (file|report) a (bug|github issue)"
+        r"|[Ff]eel free to file a github issue|not (yet )?implemented(?! for ')",
         "torch fails on it with an internal error",
         "write that part in another way",
     ),
