@@ -6,12 +6,16 @@ import functools
 import types
 import weakref
 from collections import deque
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, MutableMapping
 
 import torch
 from torch import Tensor
 
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
+
+
+# By function, what it reached at its first call.
+Memory = MutableMapping[Any, "list[weakref.ref[Any]]"]
 
 
 def names_of(code: types.CodeType) -> list[str]:
@@ -93,24 +97,12 @@ def _methods(cls: type) -> Iterator[Any]:
 
 
 _SCRIPTS = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
-_scripts: weakref.WeakKeyDictionary[Any, list[weakref.ref[Any]]] = weakref.WeakKeyDictionary()
+_scripts: Memory = weakref.WeakKeyDictionary()
 
 
 def scripts_in(func: Callable[..., Any]) -> list[Any]:
     """The TorchScript, which no mode sees, that a function could call at its first call, as far as one can see."""
-    instead = asked_instead(func)
-    if instead is not None:
-        return [script for inner in instead for script in scripts_in(inner)]
-    try:
-        known = _scripts.get(func)
-        if known is None:
-            found = _find_scripts(func)
-            _scripts[func] = [weakref.ref(script) for script in found]
-            return found
-    except TypeError:  # neither hashed nor referred to weakly
-        return _find_scripts(func)
-    alive = [reference() for reference in known]
-    return [script for script in alive if script is not None]
+    return at_first_call(_scripts, func, _find_scripts)
 
 
 def _find_scripts(func: Callable[..., Any], limit: int = 200) -> list[Any]:
@@ -139,7 +131,7 @@ def is_ours(func: types.FunctionType) -> bool:
     return (func.__module__ or "").startswith(_PACKAGE) or transformed(func) is not None
 
 
-def asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
+def _asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
     """The functions that a function of this library calls for the user; None for a function of the user.
 
     Transforms and derivatives are made for a call. What they call is known from call to call.
@@ -161,7 +153,7 @@ _names: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 def names_in(func: Callable[..., Any]) -> set[str]:
     """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
-    instead = asked_instead(func)
+    instead = _asked_instead(func)
     if instead is not None:
         return set().union(*map(names_in, instead))
     try:
@@ -187,24 +179,36 @@ def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
     return found
 
 
-_seen: weakref.WeakKeyDictionary[Any, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
+_seen: Memory = weakref.WeakKeyDictionary()
 
 
 def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
-    """The tensors that `func` could reach at its first call. Looking at each call would cost too much."""
-    instead = asked_instead(func)
+    """The tensors that `func` could reach at its first call."""
+    return at_first_call(_seen, func, _find_tensors)
+
+
+def _find_tensors(func: Callable[..., Any]) -> list[Tensor]:
+    return [value for value in captured(func, called=True) if isinstance(value, Tensor)]
+
+
+def at_first_call(memory: Memory, func: Callable[..., Any], find: Callable[[Any], list[Any]]) -> list[Any]:
+    """``find(func)`` as it was at the first call; of a function of this library, that of the functions that it calls.
+
+    Looking at each call would cost too much. What no longer exists is left out.
+    """
+    instead = _asked_instead(func)
     if instead is not None:
-        return [tensor for inner in instead for tensor in captured_tensors(inner)]
+        return [value for inner in instead for value in at_first_call(memory, inner, find)]
     try:
-        known = _seen.get(func)
+        known = memory.get(func)
         if known is None:
-            found = [value for value in captured(func, called=True) if isinstance(value, Tensor)]
-            _seen[func] = [weakref.ref(tensor) for tensor in found]
+            found = find(func)
+            memory[func] = [weakref.ref(value) for value in found]
             return found
     except TypeError:  # neither hashed nor referred to weakly
-        return [value for value in captured(func, called=True) if isinstance(value, Tensor)]
+        return find(func)
     alive = [reference() for reference in known]
-    return [tensor for tensor in alive if tensor is not None]
+    return [value for value in alive if value is not None]
 
 
 # Returns the values that a value of some type holds; None where it is not looked into.

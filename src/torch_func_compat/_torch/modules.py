@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 
-from .closures import asked_instead, is_ours, names_of, transformed
+from .closures import Memory, at_first_call, is_ours, names_of, transformed
 
 # The most objects that are looked at; of a function that reaches more, only the first ones count.
 _MOST = 64
@@ -41,24 +41,12 @@ class Buffers:
             buffers.update(held)
 
 
-_modules: weakref.WeakKeyDictionary[Any, list[weakref.ref[torch.nn.Module]]] = weakref.WeakKeyDictionary()
+_modules: Memory = weakref.WeakKeyDictionary()
 
 
 def _known(func: Callable[..., Any]) -> list[torch.nn.Module]:
-    """The modules that a function could reach at its first call. Looking at each call would cost too much."""
-    instead = asked_instead(func)
-    if instead is not None:
-        return [module for inner in instead for module in _known(inner)]
-    try:
-        known = _modules.get(func)
-        if known is None:
-            found = list(modules(func))
-            _modules[func] = [weakref.ref(module) for module in found]
-            return found
-    except TypeError:  # neither hashed nor referred to weakly
-        return list(modules(func))
-    alive = [reference() for reference in known]
-    return [module for module in alive if module is not None]
+    """The modules that a function could reach at its first call."""
+    return at_first_call(_modules, func, lambda inner: list(modules(inner)))
 
 
 def switches(root: Any) -> tuple[Any, ...]:
