@@ -306,3 +306,27 @@ def test_what_is_computed_in_inference_mode_is_constant(backend):
 
         with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
             tfc.jacrev(writes)(x)
+
+
+@pytest.mark.parametrize(
+    "push",
+    [
+        lambda f, x, v: tfc.jvp(f, (x,), (v,))[1],
+        lambda f, x, v: tfc.jacfwd(f)(x) @ v,
+        lambda f, x, v: tfc.linearize(f, x)[1](v),
+    ],
+    ids=["jvp", "jacfwd", "linearize"],
+)
+def test_pushes_through_in_place_operations_can_be_differentiated(backend, push):
+    """Forward mode keeps copies of what these overwrite; the copies are no constants."""
+    x = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
+    v = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    written = lambda x: (x * scale).sin().mul_(x.exp())
+    derivatives = []
+    with tfc.use_fallback("silent"):
+        for func in (written, lambda x: (x * scale).sin() * x.exp()):
+            by_scale = torch.autograd.grad(push(func, x, v).pow(2).sum(), scale)[0]
+            derivatives.append((by_scale, tfc.grad(lambda x, func=func: push(func, x, v).sum())(x).detach()))
+    for found, wanted in zip(*derivatives):
+        assert_close(found, wanted)

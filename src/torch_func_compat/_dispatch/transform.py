@@ -60,9 +60,9 @@ def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Opti
             if native is not None:
                 return _by_batch(backend, func, options, native) if name == "vmap" else native
     made: Callable[..., Any] = TRANSFORMS[name](backend, func, options)
-    return (
-        _by_batch(backend, func, options, made) if name == "vmap" and backend.loops and options.chunks.trivial else made
-    )
+    if name == "vmap" and backend.loops and options.chunks.trivial:
+        return _by_batch(backend, func, options, made)
+    return made
 
 
 def _by_batch(

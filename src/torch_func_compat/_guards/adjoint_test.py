@@ -23,9 +23,9 @@ def wave(like: Tensor) -> Tensor:
 
 
 def probes(outputs: Sequence[Tensor], pushed: Sequence[Tensor | None] = ()) -> list[Tensor]:
-    """Cotangents that weigh the outputs alike: what is wrong of a small one is seen beside large ones.
+    """Cotangents that give all outputs the same weight: a mistake in a small one is not lost beside a large one.
 
-    By the size of their tangents, where these are known already.
+    The weights come from the tangents of the outputs where these are known, else from the outputs.
     """
     tangents = pushed or [None] * len(outputs)
     with no_grad():

@@ -1,7 +1,8 @@
 """A vmap over a derivative, as the derivative of the whole batch.
 
 ``vmap(grad(f))`` is the gradient of the sum of ``vmap(f)``, since samples are independent. Plain autograd takes it: one
-kind of level in place of two, which is faster (benchmarks/bench_of_batch.py). Other calls go the usual way.
+kind of level in place of two, which is faster (benchmarks/bench_of_batch.py), or one backward pass in place of one for
+each sample, where ``vmap`` is a loop. Other calls go the usual way.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def derivative_of_batch(
         before = Surroundings([*tensors_in((args, kwargs)), *captured_tensors(func)]) if backend.loops else None
         try:
             return found(*args, **kwargs)
+        # Whatever fails with all samples together is computed sample by sample, which raises the user's own errors.
         except Exception as error:
             if ends_recomputation(error):
                 raise

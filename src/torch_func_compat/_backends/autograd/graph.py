@@ -159,7 +159,7 @@ class Graph:
 
 
 def is_out_of_sight(node: Any) -> bool:
-    """Whether a node is of C++, TorchScript or a higher-order operator, so that nobody sees what it has saved."""
+    """Whether a node is of C++, TorchScript or a higher-order operator, which do not show the tensors they save."""
     module = getattr(getattr(type(node), "_forward_cls", None), "__module__", None) or ""
     return type(node).__name__ == "CppFunction" or module.startswith("torch._higher_order_ops.")
 

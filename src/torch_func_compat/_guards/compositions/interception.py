@@ -37,7 +37,7 @@ def composing(order: int, inference: bool = False) -> ContextManager[Any]:
 def _normal(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Arguments of an operation, with copies in the place of inference tensors, which autograd does not save.
 
-    What is written to stays itself: torch refuses that.
+    An argument that the operation writes to is not copied: torch refuses to write to it, as it does elsewhere.
     """
     if torch.is_inference_mode_enabled():
         return args, kwargs
