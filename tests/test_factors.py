@@ -56,7 +56,8 @@ UNDIFFERENTIABLE = ("hardsigmoid", "hardswish")  # their backward, on some relea
 
 
 @pytest.fixture(autouse=True)
-def autograd():
+def autograd(monkeypatch):
+    monkeypatch.setattr(_rows, "FEW", 2)
     with tfc.use_backend("autograd"):
         yield
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 import weakref
 from collections import deque
-from typing import Any, Callable, Iterable, Iterator, MutableMapping
+from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch import Tensor
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."
 
 
-# By function, what it reached at its first call.
-Memory = MutableMapping[Any, "list[weakref.ref[Any]]"]
+Found = TypeVar("Found")
+References = List["weakref.ref[Any]"]
 
 
 def names_of(code: types.CodeType) -> list[str]:
@@ -97,12 +98,11 @@ def _methods(cls: type) -> Iterator[Any]:
 
 
 _SCRIPTS = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
-_scripts: Memory = weakref.WeakKeyDictionary()
 
 
 def scripts_in(func: Callable[..., Any]) -> list[Any]:
     """The TorchScript, which no mode sees, that a function could call at its first call, as far as one can see."""
-    return at_first_call(_scripts, func, _find_scripts)
+    return alive(_scripts.of(func))
 
 
 def _find_scripts(func: Callable[..., Any], limit: int = 200) -> list[Any]:
@@ -148,21 +148,57 @@ def _asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
     return [value for value in closed if callable(value)]
 
 
-_names: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+class Memory(Generic[Found]):
+    """By function, what was found when it was first asked for: looking at each call would cost too much.
+
+    Of a function of this library, it is what was found of the functions that it calls.
+
+    Parameters
+    ----------
+    find : callable
+        Looks at a function of the user.
+    join : callable
+        One result of several.
+    """
+
+    def __init__(self, find: Callable[[Any], Found], join: Callable[[list[Found]], Found]) -> None:
+        self._find = find
+        self._join = join
+        # Less than half the time of a WeakKeyDictionary, twice in each derivative.
+        self._known: Dict[weakref.ref[Any], Found] = {}
+
+    def of(self, func: Callable[..., Any]) -> Found:
+        try:
+            known = self._known.get(weakref.ref(func))
+        except TypeError:  # neither hashed nor referred to weakly
+            known = None
+        if known is not None:
+            return known
+        instead = _asked_instead(func)
+        if instead is not None:
+            return self._join([self.of(inner) for inner in instead])
+        found = self._find(func)
+        with contextlib.suppress(TypeError):
+            self._known[weakref.ref(func, self._forget)] = found
+        return found
+
+    def _forget(self, reference: weakref.ref[Any]) -> None:
+        self._known.pop(reference, None)
+
+
+def references(find: Callable[[Any], Iterable[Any]]) -> Memory[References]:
+    """A memory of objects, which it does not keep alive."""
+    return Memory(lambda func: [weakref.ref(value) for value in find(func)], lambda found: sum(found, []))
+
+
+def alive(found: References) -> list[Any]:
+    """The objects of a memory that still exist."""
+    return [value for value in [reference() for reference in found] if value is not None]
 
 
 def names_in(func: Callable[..., Any]) -> set[str]:
     """The names that a function's code uses, and the code of what it can call, as far as one can see from outside."""
-    instead = _asked_instead(func)
-    if instead is not None:
-        return set().union(*map(names_in, instead))
-    try:
-        known = _names.get(func)
-        if known is None:
-            known = _names[func] = _find_names(func)
-        return known
-    except TypeError:  # neither hashed nor referred to weakly
-        return _find_names(func)
+    return _names.of(func)
 
 
 def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
@@ -179,36 +215,20 @@ def _find_names(func: Callable[..., Any], limit: int = 200) -> set[str]:
     return found
 
 
-_seen: Memory = weakref.WeakKeyDictionary()
+_names = Memory(_find_names, lambda found: set().union(*found))
 
 
 def captured_tensors(func: Callable[..., Any]) -> list[Tensor]:
     """The tensors that `func` could reach at its first call."""
-    return at_first_call(_seen, func, _find_tensors)
+    return alive(_tensors.of(func))
 
 
 def _find_tensors(func: Callable[..., Any]) -> list[Tensor]:
     return [value for value in captured(func, called=True) if isinstance(value, Tensor)]
 
 
-def at_first_call(memory: Memory, func: Callable[..., Any], find: Callable[[Any], list[Any]]) -> list[Any]:
-    """``find(func)`` as it was at the first call; of a function of this library, that of the functions that it calls.
-
-    Looking at each call would cost too much. What no longer exists is left out.
-    """
-    instead = _asked_instead(func)
-    if instead is not None:
-        return [value for inner in instead for value in at_first_call(memory, inner, find)]
-    try:
-        known = memory.get(func)
-        if known is None:
-            found = find(func)
-            memory[func] = [weakref.ref(value) for value in found]
-            return found
-    except TypeError:  # neither hashed nor referred to weakly
-        return find(func)
-    alive = [reference() for reference in known]
-    return [value for value in alive if value is not None]
+_tensors = references(_find_tensors)
+_scripts = references(_find_scripts)
 
 
 # Returns the values that a value of some type holds; None where it is not looked into.

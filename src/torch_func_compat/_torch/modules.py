@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import types
-import weakref
 from typing import Any, Callable, Iterable, Iterator
 
 import torch
 
-from .closures import Memory, at_first_call, is_ours, names_of, transformed
+from .closures import alive, is_ours, names_of, references, transformed
 
 # The most objects that are looked at; of a function that reaches more, only the first ones count.
 _MOST = 64
@@ -29,7 +28,7 @@ class Buffers:
     """
 
     def __init__(self, func: Callable[..., Any]) -> None:
-        inner = [module for reached in _known(func) for module in reached.modules()]
+        inner = [module for reached in alive(_modules.of(func)) for module in reached.modules()]
         self._held = [(module._buffers, dict(module._buffers)) for module in inner if module._buffers]
 
     def moved(self) -> bool:
@@ -41,12 +40,7 @@ class Buffers:
             buffers.update(held)
 
 
-_modules: Memory = weakref.WeakKeyDictionary()
-
-
-def _known(func: Callable[..., Any]) -> list[torch.nn.Module]:
-    """The modules that a function could reach at its first call."""
-    return at_first_call(_modules, func, lambda inner: list(modules(inner)))
+_modules = references(modules)
 
 
 def switches(root: Any) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,14 +32,15 @@ def version(tensor: Tensor) -> int:
         return 0
 
 
-def is_inference(tensor: Tensor) -> bool:
-    """Whether it was made in inference mode: autograd does not save it, and it counts no versions."""
-    if hasattr(tensor, "is_inference"):  # from torch 1.10 on
-        return tensor.is_inference()
+def _is_inference(tensor: Tensor) -> bool:
     try:
         return tensor._version < 0
     except RuntimeError:  # torch 1.9: inference tensors count no versions
         return True
+
+
+# Whether a tensor was made in inference mode: autograd does not save it, and it counts no versions.
+is_inference: Callable[[Tensor], bool] = getattr(Tensor, "is_inference", _is_inference)  # from torch 1.10 on
 
 
 def with_attributes(tensor: Tensor, source: Tensor, but: str = "") -> Tensor:

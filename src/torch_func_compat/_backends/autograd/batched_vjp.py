@@ -16,6 +16,9 @@ from .elementwise_vjps import Factors
 from .graph import Graph
 from .level import Level
 
+# Torch loops over fewer rows than these in less time than the hooks of `Factors` take (torch 1.8 and 1.13).
+FEW = 24
+
 # Vectors -> results; None where a result does not depend on them. The flag is create_graph.
 Apply = Callable[[Sequence[Tensor], bool], List[Optional[Tensor]]]
 
@@ -59,7 +62,7 @@ class Rows:
         """Results for stacked vectors, stacked along dimension 0, too; ``graph()`` is the graph of the roots."""
         size = vectors[0].shape[0]
         if size > 1 and self.vectorised is None:
-            self._look(graph())
+            self._look(graph(), size)
         if size > 1 and self.vectorised is not False:
             try:
                 results = self._by_factors(apply, vectors, create_graph) or _at_once(apply, vectors, create_graph)
@@ -88,13 +91,13 @@ class Rows:
                 trial.note(verdict)
         return verdict == RIGHT
 
-    def _look(self, graph: Graph) -> None:
+    def _look(self, graph: Graph, size: int) -> None:
         """Learn from the graph how to batch."""
         present = [root for root in self._roots if root is not None]
         if facts.has("optimized_scripts_lose_terms") and graph.has_scripts():
             self.vectorised = False
         self._trusted = graph.trusted and not any(root.is_complex() for root in present)
-        if facts.has("activations_are_looped_over") and not self._hooked:
+        if facts.has("activations_are_looped_over") and not self._hooked and size >= FEW:
             self._factors = Factors(graph.nodes, self._roots, self._ends)
 
     def _by_factors(self, apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None] | None:

@@ -112,15 +112,15 @@ class Graph:
                 if kind & _LEAF:
                     if not self.user:
                         self._meet(owner_of(node))
-                else:
-                    self.trusted = False
-                    if kind & _DETERMINANT:
-                        self.determinants = True
-                    if kind & _NOTABLE:
-                        self.notable.append(node)
-                    if kind & _COMPOSED:
-                        order = order_of(cls.__name__)
-                        self.fused = min(order, self.fused or order)
+                    continue
+                self.trusted = False
+                if kind & _DETERMINANT:
+                    self.determinants = True
+                if kind & _NOTABLE:
+                    self.notable.append(node)
+                if kind & _COMPOSED:
+                    order = order_of(cls.__name__)
+                    self.fused = min(order, self.fused or order)
             for child, _ in node.next_functions:
                 if child is not None:
                     push(child)

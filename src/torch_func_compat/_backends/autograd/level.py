@@ -21,7 +21,7 @@ from ..._guards.compositions import composing, given, plain
 from ..._torch import facts
 from ..._torch.closures import names_in
 from ..._torch.grad_mode import no_grad
-from ..._torch.tensors import is_inference, version, with_attributes
+from ..._torch.tensors import is_inference, with_attributes
 from .graph import OWNER, depends_on_outside, gradients
 
 
@@ -114,12 +114,14 @@ class Level:
 
 def is_dual() -> bool:
     """Whether detach() would drop the tangent of an enclosing forward-mode level."""
-    return facts.has("forward_ad_levels") and getattr(forward_ad, "_current_level", -1) >= 0
+    return forward_ad._current_level >= 0
 
 
 def cut(tensor: Tensor) -> Tensor:
     """`tensor` without its graph, and with its tangent of an enclosing forward-mode level."""
-    tangent = forward_ad.unpack_dual(tensor).tangent if is_dual() else None
+    if forward_ad._current_level < 0:
+        return tensor.detach()
+    tangent = forward_ad.unpack_dual(tensor).tangent
     if tangent is None:
         return tensor.detach()
     dual: Tensor = forward_ad.make_dual(tensor.detach(), tangent.detach())
@@ -159,13 +161,16 @@ def run(
     if dual:  # where there are no stand-ins for these either
         captured += [tensor for tensor in others if not tensor.requires_grad]
     with recording():
-        pairs = [level.variable(primal) for primal in primals]
-        variables = [variable for variable, _ in pairs]
-        arguments = [
-            with_attributes(used.clone() if copy else used, primal, but=OWNER)
-            for (_, used), primal in zip(pairs, primals)
-        ]
-        before = [version(argument) for argument in arguments]
+        variables, arguments, before = [], [], []
+        for primal in primals:
+            variable, argument = level.variable(primal)
+            if copy:
+                argument = argument.clone()
+            if type(primal) is not Tensor:
+                argument = with_attributes(argument, primal, but=OWNER)
+            variables.append(variable)
+            arguments.append(argument)
+            before.append(argument._version)
         # The function may write differentiated values into tensors that are not differentiated. The caller's memory
         # then has the values, and the caller's tensors do not get their graph.
         if others:
@@ -183,7 +188,7 @@ def run(
             if others:
                 func.put_others(others)
         for primal, argument, count in zip(primals, arguments, before):
-            if version(argument) != count:
+            if argument._version != count:
                 _write_back(primal, argument, copy)
     # torch.func refuses to write differentiated values into captured tensors: there are no stand-ins for them.
     leaked = [tensor for tensor in captured if tensor.grad_fn is not None]

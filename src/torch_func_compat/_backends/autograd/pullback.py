@@ -26,21 +26,14 @@ class Pullback:
         self.outputs = outputs
         # Whether the caller got outputs that share the graph, so that it must not be freed.
         self.is_shared = False
-        self._graph: Graph | None = None
+        self.graph = Graph(outputs)
         self._rows: Rows | None = None
         self._flaw: list[str | None] = []
 
     @property
-    def graph(self) -> Graph:
-        """The graph of the outputs: walked once, when first asked for."""
-        if self._graph is None:
-            self._graph = Graph(self.outputs)
-        return self._graph
-
-    @property
     def inside(self) -> set[Any]:
-        """Nodes without a leaf from outside below, as far as the graph was walked."""
-        return set() if self._graph is None or self._graph.outside else self._graph.nodes
+        """Nodes that are known to have no leaf from outside below."""
+        return set() if self.graph.outside else self.graph.nodes
 
     def _apply(
         self, cotangents: Sequence[Tensor], create_graph: bool, retain_graph: bool = True
@@ -68,7 +61,7 @@ class Pullback:
 
     def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
         """Whether the caller can differentiate the result."""
-        return self.graph.outside or any(cotangent.requires_grad for cotangent in cotangents)
+        return self.graph.outside or any([cotangent.requires_grad for cotangent in cotangents])
 
     def _finish(self, found: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """The caller's results. Differentiating them again raises where torch would do so wrongly, without an error."""
