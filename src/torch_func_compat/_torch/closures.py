@@ -7,7 +7,8 @@ import functools
 import types
 import weakref
 from collections import deque
-from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, TypeVar
+from itertools import chain
+from typing import Any, Callable, Generic, Iterable, Iterator, List, TypeVar
 
 import torch
 from torch import Tensor
@@ -165,7 +166,7 @@ class Memory(Generic[Found]):
         self._find = find
         self._join = join
         # Less than half the time of a WeakKeyDictionary, twice in each derivative.
-        self._known: Dict[weakref.ref[Any], Found] = {}
+        self._known: dict[weakref.ref[Any], Found] = {}
 
     def of(self, func: Callable[..., Any]) -> Found:
         try:
@@ -188,7 +189,7 @@ class Memory(Generic[Found]):
 
 def references(find: Callable[[Any], Iterable[Any]]) -> Memory[References]:
     """A memory of objects, which it does not keep alive."""
-    return Memory(lambda func: [weakref.ref(value) for value in find(func)], lambda found: sum(found, []))
+    return Memory(lambda func: [weakref.ref(value) for value in find(func)], lambda found: [*chain(*found)])
 
 
 def alive(found: References) -> list[Any]:

@@ -61,7 +61,7 @@ class Pullback:
 
     def _is_differentiable(self, cotangents: Sequence[Tensor]) -> bool:
         """Whether the caller can differentiate the result."""
-        return self.graph.outside or any([cotangent.requires_grad for cotangent in cotangents])
+        return self.graph.outside or any(cotangent.requires_grad for cotangent in cotangents)
 
     def _finish(self, found: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
         """The caller's results. Differentiating them again raises where torch would do so wrongly, without an error."""
