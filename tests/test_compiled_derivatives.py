@@ -50,6 +50,12 @@ CASES = {
     "hessian keywords": lambda x: tfc.hessian(lambda x, *, s: s * scalar(x))(x, s=2.0),
     "vmap hessian": lambda x: tfc.vmap(tfc.hessian(scalar))(XS * x),
     "vmap hessian vector": lambda x: tfc.vmap(tfc.hessian(vector))(XS * x),
+    # torch cannot trace forward mode under a vmap where the function has a Python number
+    "vmap jacfwd number": lambda x: tfc.vmap(tfc.jacfwd(lambda x: 2 * x * x.sum()))(XS * x),
+    "vmap hessian number": lambda x: tfc.vmap(tfc.hessian(lambda x: (x * 2 * x.exp()).sum()))(XS * x),
+    "vmap jvp number": lambda x: tfc.vmap(lambda x: tfc.jvp(lambda x: (3 * x).sin() * x[0], (x,), (X,))[1])(XS * x),
+    "jacfwd jacfwd number": lambda x: tfc.jacfwd(tfc.jacfwd(lambda x: 2 * x**3))(x),
+    "vmap jacfwd aux": lambda x: tfc.vmap(tfc.jacfwd(lambda x: (2 * x, x.sum()), has_aux=True))(XS * x),
     "vmap chunks": lambda x: tfc.vmap(scalar, chunk_size=2)(XS * x),
     "value_and_jacobian": lambda x: tfc.value_and_jacobian(vector)(x),
     "value_grad_and_hessian": lambda x: tfc.value_grad_and_hessian(scalar)(x),
@@ -80,6 +86,13 @@ def test_compiled_is_eager(case):
     """In one graph where torch.compile traces transforms; before, as the documentation says, around them."""
     function, fullgraph = CASES[case], facts.has("compiled_transforms")
     assert_close(compiled(function, fullgraph=fullgraph, backend="aot_eager")(X), function(X))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", (lambda x: torch.quantile(x, 0.3), lambda x: torch.addr(W, x, X)))
+def test_the_graph_breaks_around_forward_mode_that_cannot_be_traced(operation):
+    function = lambda x: tfc.jacfwd(operation)(x)
+    assert_close(compiled(function, backend="aot_eager")(X), tfc.jacrev(operation)(X))
 
 
 @traced

@@ -12,6 +12,16 @@ from .._arguments.protocol import Differentiable, LinearMap, Pullback
 from .._guards.while_tracing import watched
 from .torch_func import LIBRARY, native_vmap
 
+_private: Any = torch._C._functorch
+
+
+def _is_mapped() -> bool:
+    """Whether a vmap is around. torch.compile calls this while it traces, and takes the result for a constant."""
+    return any(level.key() == _private.TransformType.Vmap for level in _private.get_interpreter_stack() or ())
+
+
+_is_mapped._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 
 class _TracedMap:
     """A derivative at a point, batched by torch.func's vmap. Its function returns vectors and aux."""
@@ -53,7 +63,11 @@ def _tuples(func: Differentiable, kind: str) -> Callable[..., Any]:
 
 
 class TracedBackend:
-    """See `torch_func_compat._arguments.protocol.Backend` for the methods."""
+    """See `torch_func_compat._arguments.protocol.Backend` for the methods.
+
+    Under a vmap, pushforwards are transposes of pullbacks: torch.compile cannot trace forward mode there, where the
+    function has a Python number (https://github.com/pytorch/pytorch/issues/160508, torch 2.6 to 2.15).
+    """
 
     name = "torch.func"
     has_forward_mode = True
@@ -93,12 +107,18 @@ class TracedBackend:
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        if _is_mapped():
+            outputs, push, aux = self.linearize(func, primals)
+            return outputs, push(*tangents), aux
         outputs, found, aux = LIBRARY.jvp(_tuples(func, "forward"), tuple(primals), tuple(tangents), has_aux=True)
         return list(outputs), list(found), list(aux)
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
+        if _is_mapped():
+            _, transposed, aux = self.linearize(func, primals)
+            return transposed, lambda: aux
         flat = _tuples(func, "forward")
 
         def push(*tangents: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

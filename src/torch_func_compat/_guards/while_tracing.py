@@ -27,6 +27,7 @@ _FORWARD = (
     *("logdet", "slogdet", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
     *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "_linalg_solve_ex"),
     *("cholesky_solve", "triangular_solve", "cholesky_inverse", "scatter_reduce", "scatter_reduce_"),
+    *("quantile", "nanquantile", "addr"),  # torch cannot trace their forward mode (2.6 to 2.15)
 )
 # Further names of operations in torch.ops.aten, by the names of torch's functions.
 _ATEN = {
