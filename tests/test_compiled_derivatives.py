@@ -95,6 +95,32 @@ def test_the_graph_breaks_around_forward_mode_that_cannot_be_traced(operation):
     assert_close(compiled(function, backend="aot_eager")(X), tfc.jacrev(operation)(X))
 
 
+def filled(x):
+    made = torch.zeros(2, dtype=x.dtype)
+    made[0] = x[0] * x[1]
+    return made
+
+
+def filled_by_a_method(x):
+    return torch.ones(4, dtype=x.dtype).mul_(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", (filled, filled_by_a_method))
+def test_the_graph_breaks_where_mapped_values_are_written_into_a_new_tensor(function):
+    mapped = tfc.vmap(tfc.jacrev(function))
+    with tfc.use_fallback("silent"):
+        assert_close(
+            compiled(lambda x: mapped(x), backend="aot_eager")(XS), torch.stack([tfc.jacrev(function)(x) for x in XS])
+        )
+
+
+@traced
+def test_it_does_not_where_they_are_not_mapped():
+    function = lambda x: tfc.jacrev(filled)(x)
+    assert_close(compiled(function, fullgraph=True, backend="aot_eager")(X), function(X))
+
+
 @traced
 def test_rows_and_aux_are_of_one_evaluation():
     def dropped(x):

@@ -36,6 +36,9 @@ _ATEN = {
     "_weight_norm": ("_weight_norm_interface",),
 }
 _POWERS = ("pow", "__rpow__", "float_power")
+# What these make has no batch, and vmap refuses to write mapped values into it. Before torch 2.14 its error within a
+# trace ends the program, and the graph does not break.
+_FACTORIES = ("zeros", "ones", "empty", "full", "eye")
 
 
 def _names(functions: Any) -> set[str]:
@@ -74,17 +77,33 @@ _name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], mapped: bool) -> None:
         super().__init__()
         self._names = names
+        self._mapped = mapped
+        self._made: list[Tensor] = []
         self._functions = functions_traced()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = _name(func)
         if name in self._names and not (name in _POWERS and _is_real(args)):
             raise MistakenRule(MISTAKEN_COMPILED.format(name))
+        if self._mapped and self._writes(name, args):
+            raise MistakenRule(MISTAKEN_COMPILED.format(name))
         self.refuse_functions()
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if name in _FACTORIES:
+            self._made.append(result)
+        return result
+
+    def _writes(self, name: str, args: Any) -> bool:
+        """Whether an operation writes a tensor into one that the function has made."""
+        if name != "__setitem__" and (name[-1:] != "_" or name[-2:] == "__"):
+            return False
+        for made in self._made:
+            if made is args[0]:
+                return any(isinstance(arg, Tensor) for arg in args[1:])
+        return False
 
     def refuse_functions(self) -> None:
         """Raise if a Function may have been called: torch may differentiate its forward and not use its backward."""
@@ -105,7 +124,7 @@ def watched(func: Callable[..., Any], kind: str) -> Callable[..., Any]:
     names = fragile(kind)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        watch = _Watch(names)
+        watch = _Watch(names, kind == "vmap")
         with watch:
             result = func(*args, **kwargs)
         watch.refuse_functions()
