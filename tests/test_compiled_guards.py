@@ -127,6 +127,8 @@ WRONG = {
         POINTS,
     ),
     "jacfwd(jacfwd) of layer_norm": (tfc.jacfwd(tfc.jacfwd(cubes)), X),
+    "jacfwd of linearize of layer_norm": (tfc.jacfwd(lambda x: tfc.linearize(cubes, x)[1](x)), X),
+    "vmap(jacfwd(jacfwd)) of layer_norm": (tfc.vmap(tfc.jacfwd(tfc.jacfwd(cubes))), BATCH),
     "jacrev(jacfwd) of a module": (tfc.jacrev(tfc.jacfwd(NET)), X),
     "jacfwd of cholesky_inverse": (tfc.jacfwd(lambda x: torch.cholesky_inverse(x.tril())), MATRIX),
     "jacfwd of det": (tfc.jacfwd(torch.det), SINGULAR),

@@ -131,7 +131,7 @@ class TracedBackend:
     def linearize(
         self, func: Differentiable, primals: Sequence[Tensor]
     ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
-        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "reverse"), *primals, has_aux=True)
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "transposed"), *primals, has_aux=True)
         zeros = [torch.zeros_like(output) for output in outputs]
         _, push = LIBRARY.vjp(lambda *cotangents: pull(tuple(cotangents)), *zeros)
         return list(outputs), _TracedMap(lambda *tangents: (push(tuple(tangents)), ())), list(aux)

@@ -49,7 +49,7 @@ def _names(functions: Any) -> set[str]:
 def fragile(kind: str) -> tuple[str, ...]:
     """Names of operations that torch may get wrong in a transform of that kind that starts here.
 
-    The kinds are 'vmap', 'reverse' and 'forward'.
+    The kinds are 'vmap', 'reverse', 'forward' and 'transposed', a pullback of a pullback.
 
     torch.compile calls this while it traces, and takes the result for constant.
     """
@@ -58,6 +58,8 @@ def fragile(kind: str) -> tuple[str, ...]:
     around = by_operation.derivatives_around()
     if kind == "reverse":
         return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 1)) if around else ()))
+    if kind == "transposed":
+        return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 2))))
     names = _names(composed(3 if around else 2))
     if around:
         names |= _names(by_operation.FORWARD)
