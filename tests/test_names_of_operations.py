@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -201,6 +202,7 @@ def names_of(operations):
     return [name for name in found if name not in REMOVED and any(True for _ in functions(name))]
 
 
+COMPOSED = {name for row in COMPOSITIONS if row.is_needed() for name in row.functions}
 HERE, REFUSED = names_of(CALLS), names_of(WITHOUT_DERIVATIVE)
 
 
@@ -232,8 +234,17 @@ def overloads(name):
     return [f for f in functions(name) if getattr(f, "_overloadname", of_these_arguments) == of_these_arguments]
 
 
+@pytest.fixture
+def no_fallback(backend, name):
+    """A composition is there so that the native backend answers."""
+    with warnings.catch_warnings():
+        if backend == "torch.func" and name in COMPOSED:
+            warnings.simplefilter("error", tfc.FallbackWarning)
+        yield
+
+
 @pytest.mark.parametrize("name", HERE)
-def test_derivatives_under_each_name(backend, name, without_checks):
+def test_derivatives_under_each_name(backend, name, without_checks, no_fallback):
     call = call_of(name)
     origin = torch.zeros((), dtype=DOUBLE)
     for function in overloads(name):
