@@ -221,13 +221,6 @@ def test_each_name_of_the_tables_is_called():
     assert {name for name in of_the_tables if any(True for _ in functions(name))} <= {*HERE, *REFUSED, *REMOVED}
 
 
-@pytest.fixture
-def without_checks():
-    """The rows alone: the test of a first call would find many a wrong answer, too."""
-    with tfc.use_checks("off"):
-        yield
-
-
 def overloads(name):
     """The operation, and where it has overloads, the one that takes the same arguments."""
     of_these_arguments = "n_scalar" if "polynomial" in name else "default"
