@@ -17,9 +17,10 @@ import torch
 from .. import _backends
 from .._arguments.protocol import Backend
 from .._backends.autograd.level import recordings
+from .._guards.capability import Capability
 from .._guards.checks import is_testing
 from .._guards.recognition import LoopError, ends_recomputation, is_doubtful, refusal
-from .._guards.refusals import UNKNOWN, Capability
+from .._guards.refusals import UNKNOWN
 from .._torch import facts
 from .._torch.closures import captured_tensors, transformed
 from .._torch.compiling import eager

@@ -49,11 +49,11 @@ def nodes_of(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
 # derivative takes for constant; with normalisations, a third derivative does so in any mode.
 NORMALISATIONS = ("NativeLayerNorm", *BATCH_NODES)
 IN_FORWARD_MODE = (
-    *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
-    *("LinalgEigh", "LinalgEig", "Cumprod"),  # NaN: for eigenvectors, and for products with a zero
-    *("LinalgDet", "DetLu"),  # inaccurate next to a singular matrix
+    *(*NORMALISATIONS, "LinalgHouseholderProduct"),
+    *("LinalgEig", "Cumprod"),  # NaN: for eigenvectors (also of LinalgEigh), and for products with a zero
+    "LinalgDet",  # inaccurate next to a singular matrix
     *(("KlDiv",) if facts.TORCH < (1, 13) else ()),
-    *(("LinalgSlogdet", "LinalgSolve", "SlogdetB", "LogdetB") if facts.TORCH < (2, 15) else ()),
+    *(("LinalgSlogdet", "LinalgSolve") if facts.TORCH < (2, 15) else ()),
 )
 
 

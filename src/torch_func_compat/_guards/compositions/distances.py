@@ -54,8 +54,8 @@ ROWS: tuple[Composition, ...] = (
         ("Cdist",),
         1 if facts.TORCH < (1, 11) else 2,
         _cdist,
-        "no second derivative (to torch 2.13); torch.func batches its backward wrongly. First derivatives of batches that "
-        "are broadcast read other memory (measured on torch 1.8)",
+        "no second derivative (to torch 2.13); torch.func batches its backward wrongly. First derivatives of batches "
+        "that are broadcast read other memory (measured on torch 1.8)",
     ),
     Composition(
         ("pdist", "ops.aten.pdist"),
