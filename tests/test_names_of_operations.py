@@ -157,7 +157,7 @@ CALLS = {
     "tensorsolve": solution,
     "cholesky_inverse": Call(lambda f, x: f(x.tril()), REGULAR),
     "scatter_reduce": products,
-    "scatter_reduce_": products,
+    "scatter_reduce_": Call(lambda f, x: f(torch.ones_like(x), 0, TARGETS, x.sin(), "prod"), VECTOR),
     "cholesky": cholesky,
     "cholesky_ex": Call(lambda f, x: f(x)[0], POSITIVE, lambda f, x: f(symmetric(x))[0], numbers(3, 3, seed=19)),
     **dict.fromkeys(
