@@ -54,7 +54,7 @@ class Transform:
 
 def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Options) -> Callable[..., Any]:
     if name in ("vmap", "grad", "grad_and_value") and options.chunks.trivial:
-        # torch.compile cannot trace isinstance() of a function.
+        # torch.compile does not trace a test of the type of a function.
         if not (backend.remembers and isinstance(func, (JvpFunction, VjpFunction))):
             native: Callable[..., Any] | None = backend.native(name, func, options)
             if native is not None:

@@ -36,7 +36,7 @@ def require_independent(name: str, order: int, gradient: Tensor, scaled: Tensor,
         what = "its value" if order == 0 else f"its derivative of order {order}"
         raise RuntimeError(
             f"{name}: the points are not independent: {what} at one point depends on other points ({wrong} of "
-            f"{numbers.numel()} are affected), so derivatives by coordinates would be wrong. Batch normalisation in "
-            f"train mode (call eval() on the module), a softmax, mean or sum over the batch dimension, or a reshape "
-            f"that moves it does that"
+            f"{numbers.numel()} are affected), so derivatives by coordinates would be wrong. Usual causes are "
+            f"batch normalisation in train mode (call eval() on the module), a softmax, mean or sum over the batch "
+            f"dimension, and a reshape that moves it"
         )

@@ -158,8 +158,8 @@ def _message(
         f"Its graph has {', and '.join(found)}"
         if found
         else (
-            "Batch normalisation in train mode, a softmax, mean or sum over the batch dimension, or a reshape that "
-            "moves it does that"
+            "Usual causes are batch normalisation in train mode, a softmax, mean or sum over the batch dimension, "
+            "and a reshape that moves it"
         )
     )
     return (

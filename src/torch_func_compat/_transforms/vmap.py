@@ -22,7 +22,7 @@ def vmap(backend: Backend, func: Function, options: Options) -> Function:
     def mapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, options.out_dims)
         call = BatchedCall(func, options.in_dims, options.out_dims, args, kwargs)
-        # torch.compile cannot trace isinstance() of a function.
+        # torch.compile does not trace a test of the type of a function.
         if backend.remembers and isinstance(func, (JvpFunction, VjpFunction)):
             whole = func.mapped(call) if func.batches_itself and backend.innermost() is None else None
             if whole is not None:
