@@ -82,18 +82,8 @@ def _batch_norm(
     return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
 
 
-def _batch_norm_of_operator(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> Tensor:
-    return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+def _batch_norm_of_operator(*args: Any, cudnn_enabled: bool = True, **kwargs: Any) -> Tensor:
+    return _native_batch_norm(*args[:8], **kwargs)[0]
 
 
 def _instance_norm(
