@@ -828,7 +828,7 @@ CAUSES: dict[str, list[Cause]] = {
         Cause("expected max_iterations of", "no iteration at all", "at least one"),
         Cause("expected history of anderson", "a negative length", "0 is the plain iteration"),
         Cause("expected restart to be positive", "no vector at all", "at least one"),
-        Cause("a solver is not differentiated", "a fault of this library", "report it"),
+        Cause("a solver cannot be differentiated", "a fault of this library", "report it"),
         Cause("… (implicit/", "a fault of this library: a base class was used", "report it"),
     ],
     "torch_func_compat.testing": [

@@ -66,3 +66,10 @@ def _seed():
 def _no_verdicts(monkeypatch):
     """Each test is the first to call its functions."""
     monkeypatch.setattr(trial, "_verdicts", Verdicts())
+
+
+@pytest.fixture
+def without_checks():
+    """The rows alone: the test of a first call would find many a wrong answer, too."""
+    with tfc.use_checks("off"):
+        yield

@@ -14,6 +14,7 @@ from support import hermite
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
+from torch_func_compat._guards.by_graph import NORMALISATIONS
 from torch_func_compat._guards.compositions import (
     COMPOSITIONS,
     composing,
@@ -511,6 +512,19 @@ def test_a_composed_normalisation_updates_its_statistics(normalise):
         normalise(given([VALUES], 3)[0], *found, None, None, True, 0.3)
     for statistic, wanted in zip(found, expected):
         assert_close(statistic, wanted)
+
+
+@pytest.mark.parametrize(
+    "node, order",
+    [
+        *((name, 3) for name in ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormWithUpdate")),
+        *((name, 2) for name in ("CtcLoss", "CudnnCtcLoss")),
+    ],
+)
+def test_nodes_of_other_devices(node, order):
+    """A machine without a GPU makes only some of them."""
+    assert table.order_of(f"{node}Backward0") == order
+    assert order == 2 or f"{node}Backward0".startswith(NORMALISATIONS)
 
 
 def test_rows():

@@ -61,10 +61,13 @@ def test_derivatives_of_determinants(backend, det, name, derivative, where):
 
 
 @pytest.mark.parametrize("name", ["the identity", "rank two", "rank one"])
-def test_derivatives_of_determinants_of_more_rows(backend, name):
+@pytest.mark.parametrize(
+    "det", [torch.det, torch.linalg.det, torch.Tensor.det], ids=["det", "linalg.det", "Tensor.det"]
+)
+def test_derivatives_of_determinants_of_more_rows(backend, det, name):
     """These are composed at singular matrices only, on torch < 1.13."""
     point = torch.block_diag(MATRICES[name], torch.tensor([[2.0]], dtype=DOUBLE))
-    func = lambda a: torch.det(a)
+    func = lambda a: det(a)
     for derivative in (tfc.jacfwd, lambda f: tfc.jacfwd(tfc.jacfwd(f)), tfc.hessian):
         expected = derivative(by_cofactors)(point)
         assert_close(derivative(func)(point), expected, atol=1e-10)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -20,10 +21,12 @@ from torch_func_compat._guards.wrong_answers import SYMMETRIC, WRONG_FORMULAS
 from torch_func_compat._torch import facts
 
 WATCHED = {*SYMMETRIC, *WRONG_FORMULAS}
+REFUSED_HERE = set()
 if facts.has("torch_func"):
     from torch_func_compat._guards import by_operation
 
     WATCHED |= {*by_operation.WATCHED}
+    REFUSED_HERE = {re.sub("^(linalg|special)_", "", name.rpartition(".")[2]) for name in by_operation.WATCHED}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning"),
@@ -156,7 +159,7 @@ CALLS = {
     "tensorsolve": solution,
     "cholesky_inverse": Call(lambda f, x: f(x.tril()), REGULAR),
     "scatter_reduce": products,
-    "scatter_reduce_": products,
+    "scatter_reduce_": Call(lambda f, x: f(torch.ones_like(x), 0, TARGETS, x.sin(), "prod"), VECTOR),
     "cholesky": cholesky,
     "cholesky_ex": Call(lambda f, x: f(x)[0], POSITIVE, lambda f, x: f(symmetric(x))[0], numbers(3, 3, seed=19)),
     **dict.fromkeys(
@@ -201,6 +204,7 @@ def names_of(operations):
     return [name for name in found if name not in REMOVED and any(True for _ in functions(name))]
 
 
+COMPOSED = {name for row in COMPOSITIONS if row.is_needed() for name in row.functions}
 HERE, REFUSED = names_of(CALLS), names_of(WITHOUT_DERIVATIVE)
 
 
@@ -219,21 +223,24 @@ def test_each_name_of_the_tables_is_called():
     assert {name for name in of_the_tables if any(True for _ in functions(name))} <= {*HERE, *REFUSED, *REMOVED}
 
 
-@pytest.fixture
-def without_checks():
-    """The rows alone: the test of a first call would find many a wrong answer, too."""
-    with tfc.use_checks("off"):
-        yield
-
-
 def overloads(name):
     """The operation, and where it has overloads, the one that takes the same arguments."""
     of_these_arguments = "n_scalar" if "polynomial" in name else "default"
     return [f for f in functions(name) if getattr(f, "_overloadname", of_these_arguments) == of_these_arguments]
 
 
+@pytest.fixture
+def no_fallback(backend, name):
+    """The native backend answers where operations are composed, and where this torch has them right."""
+    with warnings.catch_warnings():
+        if backend == "torch.func" and (name in COMPOSED or short(name) not in REFUSED_HERE):
+            warnings.simplefilter("error", tfc.FallbackWarning)
+            warnings.filterwarnings("ignore", ".*Trying to use forward AD", tfc.FallbackWarning)  # torch has no formula
+        yield
+
+
 @pytest.mark.parametrize("name", HERE)
-def test_derivatives_under_each_name(backend, name, without_checks):
+def test_derivatives_under_each_name(backend, name, without_checks, no_fallback):
     call = call_of(name)
     origin = torch.zeros((), dtype=DOUBLE)
     for function in overloads(name):

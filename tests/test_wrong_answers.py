@@ -204,13 +204,13 @@ def test_indexing_by_mapped_tensors(backend, i, j):
 
 @pytest.mark.parametrize("outer", [tfc.jacrev, tfc.jacfwd], ids=["jacrev", "jacfwd"])
 @pytest.mark.parametrize("inner", [tfc.jacrev, tfc.jacfwd, tfc.grad], ids=["jacrev", "jacfwd", "grad"])
-def test_second_derivatives_of_weight_norm(backend, inner, outer):
+def test_second_derivatives_of_weight_norm(backend, inner, outer, without_checks):
     v, g = X.reshape(2, 3), X[:2].exp().reshape(2, 1)
     derivative = outer(inner(lambda v: torch._weight_norm(v, g, 0).sin().sum()))
     assert_close(derivative(v), outer(inner(lambda v: (v * g / v.norm(dim=1, keepdim=True)).sin().sum()))(v))
 
 
-def test_second_derivatives_of_a_network_with_weight_norm_by_its_input(backend):
+def test_second_derivatives_of_a_network_with_weight_norm_by_its_input(backend, without_checks):
     """Which pass its backward once, also where the weights are differentiated by afterwards."""
     v = X.reshape(2, 3).clone().requires_grad_()
 
@@ -225,7 +225,7 @@ def test_second_derivatives_of_a_network_with_weight_norm_by_its_input(backend):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("take", [tfc.jacrev, tfc.hessian, tfc.grad], ids=["jacrev", "hessian", "grad"])
-def test_mapped_rows_of_prelu(backend, take, size):
+def test_mapped_rows_of_prelu(backend, take, size, without_checks):
     """From torch 2.0 on, they are those of other samples where there are as many samples as elements of one."""
     slope = torch.tensor([0.2], dtype=X.dtype)
     xs = X.reshape(3, 2).repeat(1, 2)[:, :size]
@@ -267,7 +267,9 @@ FUSED = {
 @pytest.mark.parametrize("once_without", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("transform", ONE)
 @pytest.mark.parametrize("name", FUSED)
-def test_one_derivative_by_a_transform_and_one_by_plain_autograd(backend, name, transform, once_without):
+def test_one_derivative_by_a_transform_and_one_by_plain_autograd(
+    backend, name, transform, once_without, without_checks
+):
     func, by_hand, values = FUSED[name]
 
     def then(func, first, second):
@@ -346,7 +348,7 @@ def wave(size, part):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_that_some_torch_gets_wrong(backend, name):
+def test_operations_that_some_torch_gets_wrong(backend, name, without_checks):
     func, by_hand = OPERATIONS[name]
     assert_close(func(X), by_hand(X))
     assert_close(tfc.jacrev(func)(X), rows(by_hand, X))
@@ -357,6 +359,52 @@ def test_operations_that_some_torch_gets_wrong(backend, name):
     expected = tfc.jacrev(tfc.jacrev(by_hand))(X)
     for second in (tfc.jacrev(tfc.jacrev(func)), tfc.jacfwd(tfc.jacrev(func)), tfc.jacrev(tfc.jacfwd(func))):
         assert_close(second(X), expected)
+
+
+COMPLEX = torch.tensor([0.3 - 0.8j, -0.5 + 0.2j, 1.1 + 0.4j, 0.7j, -0.2 - 0.6j, 0.9 + 0j], dtype=torch.complex128)
+TWICE = {
+    "abs of complex numbers": (
+        lambda x: ((x * COMPLEX).abs() ** 1.5).sum(),
+        lambda x: ((x * x).sqrt() * COMPLEX.abs()).pow(1.5).sum(),
+    ),
+    "sgn of complex numbers": (
+        lambda x: ((x + COMPLEX).sgn() * COMPLEX).real.pow(3).sum(),
+        lambda x: (
+            (((x + COMPLEX.real) * COMPLEX.real - COMPLEX.imag**2) / ((x + COMPLEX.real) ** 2 + COMPLEX.imag**2).sqrt())
+            .pow(3)
+            .sum()
+        ),
+    ),
+    "kl_div": (
+        lambda x: torch.kl_div(x, x.exp(), 0).sin().sum(),
+        lambda x: (x.exp() * (x - x)).sin().sum(),
+    ),
+    "layer_norm": (
+        lambda x: (torch.nn.functional.layer_norm(x, (6,)) ** 3).sum(),
+        lambda x: ((x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()).pow(3).sum(),
+    ),
+    "batch_norm": (
+        lambda x: (torch.nn.functional.batch_norm(x[:, None], None, None, training=True) ** 3).sum(),
+        lambda x: ((x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()).pow(3).sum(),
+    ),
+}
+if refused.TORCH < (2, 0):
+    TWICE["triangular_solve"] = (
+        lambda x: torch.triangular_solve(x[:2, None], matrix(x).triu())[0].sum(),
+        lambda x: (torch.inverse(matrix(x).triu()) @ x[:2, None]).sum(),
+    )
+NESTED_MODES = {
+    "jacfwd of grad": lambda f: tfc.jacfwd(tfc.grad(f)),
+    "mapped jacrev of grad": lambda f: lambda x: tfc.vmap(tfc.jacrev(tfc.grad(f)))(torch.stack([x, x.cos()])),
+    "jacfwd of jacrev of grad": lambda f: tfc.jacfwd(tfc.jacrev(tfc.grad(f))),
+}
+
+
+@pytest.mark.parametrize("modes", NESTED_MODES)
+@pytest.mark.parametrize("name", TWICE)
+def test_derivatives_of_gradients(backend, name, modes, without_checks):
+    func, by_hand = (NESTED_MODES[modes](f)(X) for f in TWICE[name])
+    assert_close(func, by_hand)
 
 
 # --- TorchScript --------------------------------------------------------------------------------------------------
@@ -461,7 +509,7 @@ TAKEN = {
 
 @pytest.mark.parametrize("way", TAKEN)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_forward_mode_that_plain_autograd_differentiates(backend, layer, way):
+def test_forward_mode_that_plain_autograd_differentiates(backend, layer, way, without_checks):
     def by_rows(x):
         return torch.stack([torch.autograd.grad(y, x, create_graph=True)[0] for y in LAYERS[layer](x)])
 
@@ -469,7 +517,7 @@ def test_forward_mode_that_plain_autograd_differentiates(backend, layer, way):
     weights = torch.arange(1.0, 17.0, dtype=x.dtype).cos().reshape(4, 4)
     expected = by_rows(x)
     (second,) = torch.autograd.grad((expected * weights[: len(expected)]).sum(), x)
-    with tfc.use_fallback("silent"), tfc.use_checks("off"):  # a first call's test finds many a mistake, too
+    with tfc.use_fallback("silent"):
         found = TAKEN[way](LAYERS[layer])(x)
         (derivative,) = torch.autograd.grad((found * weights[: len(found)]).sum(), x)
     assert_close(found.detach(), expected.detach())
@@ -477,7 +525,7 @@ def test_forward_mode_that_plain_autograd_differentiates(backend, layer, way):
 
 
 @pytest.mark.parametrize("layer", ("layer_norm", "batch_norm"))
-def test_third_derivatives_by_plain_autograd(backend, layer):
+def test_third_derivatives_by_plain_autograd(backend, layer, without_checks):
     def by_hand(x):
         return ((x - x.mean()) ** 2) / (x.var(unbiased=False) + 1e-5)
 

@@ -346,11 +346,11 @@ def within_a_transform(rank, size):
 def cpu_tensors_and_nccl(rank, size):
     real = dist.get_backend
     dist.get_backend = lambda group=None: "nccl"
-    tell, Team._messages = Team._messages, lambda self: torch.device("cpu")
+    tell, Team._message_device = Team._message_device, lambda self: torch.device("cpu")
     try:
         raises(ValueError, "nccl, which moves tensors on GPUs only", lambda: distributed.jacrev(torch.sin)(X))
     finally:
-        dist.get_backend, Team._messages = real, tell
+        dist.get_backend, Team._message_device = real, tell
 
 
 @once

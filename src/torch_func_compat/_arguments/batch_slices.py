@@ -17,7 +17,7 @@ class BatchSlices:
     Raises
     ------
     ValueError
-        `in_dims` do not fit the arguments, or leave open whether a tensor that looks like a batch is one.
+        `in_dims` do not fit the arguments, or do not say whether a tensor of the batch's size is a batch.
     """
 
     def __init__(self, api: str, in_dims: Any, argnums: Argnums, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

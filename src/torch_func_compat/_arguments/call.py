@@ -250,12 +250,6 @@ def require_tuple(api: str, primals: Any) -> None:
         raise RuntimeError(f"{api}: Expected primals to be a tuple. E.g. it should be valid to call f(*primals).")
 
 
-def directional_call(api: str, func: Function, primals: Any, has_aux: bool) -> Call:
-    """The call of a function at a tuple of primals, all of which are differentiated."""
-    require_tuple(api, primals)
-    return Call(api, func, primals, {}, ALL, has_aux)
-
-
 def check_tangents(call: Call, tangents: Any) -> list[Tensor]:
     """The tangents as a flat list, which must match the primals."""
     api = call.api

@@ -75,7 +75,7 @@ def _bytes(api: str, memory: Memory) -> int | None:
 
 
 class Gathered:
-    """Results of consecutive chunks; written to where they belong at once, unless they are differentiable."""
+    """Results of consecutive chunks. They are written into the whole result at once, unless they are differentiable."""
 
     def __init__(self, total: int, in_place: bool) -> None:
         self._total = total
@@ -132,7 +132,7 @@ class Sizes:
         self._measurements = 2 if self.automatic and total > 1 else 0  # a single row is not divided
 
     def run(self, run: Callable[[], list[Tensor]], rows: int) -> list[Tensor]:
-        """``run()``, from whose memory the next size follows."""
+        """Evaluate ``run()``, and choose the next size by the memory that it took."""
         if not self._measurements:
             return run()
         self._measurements -= 1
@@ -175,11 +175,11 @@ def in_chunks(
 ) -> tuple[list[Tensor], int]:
     """Concatenated results of ``run(start, rows)`` over `total` rows, and the size of the chunks.
 
-    `in_place` allows to write results into preallocated memory, so that they are never held twice.
+    With `in_place`, results may be written into preallocated memory, so that they are never held twice.
     """
     if chunks.trivial or total == 0:
         return run(0, total), total
-    if is_compiling():  # a graph neither measures its memory nor shows progress
+    if is_compiling():  # a compiled graph can neither measure memory nor show progress
         step = chunks.size if isinstance(chunks.size, int) else total
         parts = [run(start, min(step, total - start)) for start in range(0, total, step)]
         return [torch.cat(column) for column in zip(*parts)], step
@@ -195,7 +195,7 @@ def in_chunks(
 
 @contextlib.contextmanager
 def _progress(name: Callable[[], str], total: int, wanted: bool) -> Iterator[Callable[[int], Any]]:
-    """A function to tell how many rows are done: to tqdm where that is installed, else on a line of stderr."""
+    """Return a function that reports how many rows are done: to tqdm if it is installed, else on a line of stderr."""
     if not wanted:
         yield lambda rows: None
         return

@@ -10,22 +10,22 @@ from .protocol import Backend
 
 
 def bounds(rank: int, size: int, total: int) -> tuple[int, int]:
-    """Where the share of `rank` starts and stops, if `size` ranks share `total`; no two differ by more than one."""
+    """Start and stop of the share of `rank`, if `size` ranks share `total`. Shares differ by at most one."""
     each, rest = divmod(total, size)
     start = rank * each + min(rank, rest)
     return start, start + each + (rank < rest)
 
 
 class Partition:
-    """Which process this is; asked when something is computed, not before.
+    """The place of this process in its group, looked up only when something is computed.
 
     Parameters
     ----------
     place : callable
         Returns the rank of this process and how many there are.
     forward_mode : callable
-        Returns whether to count on forward mode. Not every process need end on the same backend, but all have to
-        differentiate in the same mode.
+        Returns whether to count on forward mode. Processes may end on different backends, but all must use the same
+        mode.
     """
 
     def __init__(self, place: Callable[[], tuple[int, int]], forward_mode: Callable[[], bool]) -> None:
@@ -33,7 +33,7 @@ class Partition:
         self._forward_mode = forward_mode
 
     def bounds(self, total: int) -> tuple[int, int]:
-        """Where the share of `total` that is this process's starts and stops."""
+        """Start and stop of this process's share of `total`."""
         return bounds(*self._place(), total)
 
     def has_forward_mode(self, backend: Backend) -> bool:
@@ -54,7 +54,7 @@ class PartialResult(NamedTuple):
     shard : callable
         Puts the parts into the structure that belongs to one row, column or sample.
     whole : callable
-        Puts such parts of everything into the structure of the result.
+        Puts the parts of all processes into the structure of the result.
     """
 
     axis: str

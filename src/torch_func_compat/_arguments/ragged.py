@@ -116,7 +116,7 @@ class Ragged:
         return changed
 
     def _axes(self, number: int, features: Sequence[int], orders: int) -> list[int]:
-        """Where the blocks with that number have rows, counted from the end."""
+        """The dimensions of a block that run over rows, counted from the end."""
         axes, offset = [], 0
         for _ in range(orders):
             number, which = divmod(number, len(features))

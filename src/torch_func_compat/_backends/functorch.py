@@ -36,7 +36,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # mode over the backward of triangular_solve (measured: 1.11 to 1.13)
 _TWICE = ("WeightNormInterface", "KlDiv", "TriangularSolve")
 # And of complex numbers (fact "functorch_loses_complex_parts"), however these were made.
-_TWICE_OF_COMPLEX = ("Abs", "Angle", "Norm", "LinalgVectorNorm")
+_TWICE_OF_COMPLEX = ("Abs", "Sgn")
 
 
 def _is_wrong_twice(node: Any) -> bool:
@@ -49,7 +49,7 @@ def _is_wrong_twice(node: Any) -> bool:
 
 
 def _is_wrong_three_times(node: Any) -> bool:
-    return _is_wrong_twice(node) or type(node).__name__.startswith((*NORMALISATIONS, "Logcumsumexp"))
+    return _is_wrong_twice(node) or type(node).__name__.startswith(NORMALISATIONS)
 
 
 def is_active() -> bool:

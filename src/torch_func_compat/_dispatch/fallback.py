@@ -17,9 +17,10 @@ import torch
 from .. import _backends
 from .._arguments.protocol import Backend
 from .._backends.autograd.level import recordings
+from .._guards.capability import Capability
 from .._guards.checks import is_testing
 from .._guards.recognition import LoopError, ends_recomputation, is_doubtful, refusal
-from .._guards.refusals import UNKNOWN, Capability
+from .._guards.refusals import UNKNOWN
 from .._torch import facts
 from .._torch.closures import captured_tensors, transformed
 from .._torch.compiling import eager
@@ -46,7 +47,7 @@ def answer(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """The value of a transformed function by the backend of the moment.
+    """The value of a transformed function on the backend in use.
 
     ``on(backend)`` is the transformed function of a backend.
     """
@@ -89,8 +90,8 @@ def _with_fallback(
     text, doubtful = "", None
     refused = record.refused or refused_in_this_loop(name, func)
     if refused is None:
-        # A function that was answered without a refusal is trusted: the tensors around it are not kept, since that
-        # costs more than all else here.
+        # A function that was answered without a refusal is trusted: the tensors around it are not kept, which would be
+        # the largest cost here.
         tensors = tensors_in((args, kwargs))
         trusted = _is_trusted(name, func, backend)
         before = RandomState() if trusted else Surroundings([*tensors, *captured_tensors(func)], (), func)
@@ -107,13 +108,13 @@ def _with_fallback(
         except Exception as error:
             written = [version(tensor) for tensor in tensors] != counts
             if not before.can_restore() if isinstance(before, Surroundings) else written:
-                raise  # the function would change them once more
+                raise  # a second evaluation would write to them again
             refused, error = _refusal(error, around)
             if refused is UNKNOWN:
                 doubtful = error
             text = str(error)
         before.restore()
-    # Out of the except blocks: an error from here on did not happen "during handling of" the refusal.
+    # Leave the except block first, so that Python does not report later errors as "during handling of" the refusal.
     if doubtful is None and record.refused is None:
         _note(record, name, func, refused, text, args)
     record.backend = "autograd"

@@ -1,4 +1,4 @@
-"""The setting that says what a refusal of a library leads to: a warning, silence, or the library's error."""
+"""The setting for a library's refusal: warn, stay silent, or raise the library's error."""
 
 from __future__ import annotations
 

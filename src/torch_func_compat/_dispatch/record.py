@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Mapping
 
-from .._guards.refusals import Capability
+from .._guards.capability import Capability
 from .._transforms.options import Report
 
 

@@ -11,8 +11,8 @@ from contextvars import ContextVar
 from typing import Any, Callable, Iterator
 
 from .._arguments.call import name_of
+from .._guards.capability import Capability
 from .._guards.checks import is_testing
-from .._guards.refusals import Capability
 from .._torch.callers import warn_user
 from .fallback_mode import get_fallback
 

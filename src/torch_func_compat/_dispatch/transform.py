@@ -54,7 +54,7 @@ class Transform:
 
 def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Options) -> Callable[..., Any]:
     if name in ("vmap", "grad", "grad_and_value") and options.chunks.trivial:
-        # The kind of a function is not traced.
+        # torch.compile does not trace a test of the type of a function.
         if not (backend.remembers and isinstance(func, (JvpFunction, VjpFunction))):
             native: Callable[..., Any] | None = backend.native(name, func, options)
             if native is not None:
@@ -68,7 +68,7 @@ def _derive(backend: Backend, name: str, func: Callable[..., Any], options: Opti
 def _by_batch(
     backend: Backend, func: Callable[..., Any], options: Options, by_samples: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """The vmap of `func` by samples; where that is a derivative of this library, the derivative of the batch."""
+    """The vmap of `func`. If `func` is a derivative of this library, differentiate the whole batch instead."""
     made = getattr(func, "__transform__", None)
     if not (backend.remembers and isinstance(made, Transform) and func.__wrapped__ is made.func):  # type: ignore[attr-defined]
         return by_samples
@@ -78,7 +78,7 @@ def _by_batch(
 def transform(
     name: str, func: Callable[..., Any], *, create_graph: bool | None = None, **asked: Any
 ) -> Callable[..., Any]:
-    """A function that, when called, calls the transform of `func` by the backend of that moment."""
+    """Return a function that applies the transform to `func` on the backend in use when it is called."""
     if create_graph is False:
         made_without = transform(name, func, **asked)
 

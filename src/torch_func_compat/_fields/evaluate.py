@@ -65,7 +65,7 @@ class Evaluation:
         self.size = size
         self.named = named
         self.check = check
-        self._direct = True  # until an operation comes that is not known to be right
+        self._direct = True  # until the field has an operation that is not known to be right
 
     def __call__(self, points: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Values, Tensor]:
         """The derivatives of each component, and the field's value."""

@@ -1,4 +1,4 @@
-"""Questions to the graph of a field: are derivatives of all orders right, and does it reach tensors outside?"""
+"""What a field's graph tells: are derivatives of all orders right, and does it reach tensors outside?"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def look(output: Tensor, own: Tensor) -> tuple[bool, bool]:
             continue
         seen.add(node)
         if node is end:
-            outside = True  # what is differentiated belongs to a graph itself
+            outside = True  # the tensor to differentiate by belongs to a graph itself
             continue
         cls = type(node)
         if not _is_right(cls):

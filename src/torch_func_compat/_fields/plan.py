@@ -64,7 +64,7 @@ def _index(api: str, entry: Any, coordinates: Sequence[str]) -> Index:
 
 
 def _passes(wanted: set[Index], needed: set[Index]) -> Passes:
-    """Few derivatives of one order less that give all wanted ones; those that are needed anyway come first."""
+    """A few derivatives of one order less that give all wanted ones. Those that are needed anyway come first."""
     passes: Passes = {}
     left = set(wanted)
     while left:

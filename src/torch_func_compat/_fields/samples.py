@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 _FACTORS = [sign * 2.0**power for power in range(-3, 4) for sign in (1, -1)]
-# Deviations that are forgiven, in units of the machine's precision: kernels that add up in any order.
+# The allowed deviation in units of machine epsilon, since kernels may add in any order.
 _FORGIVEN = 64
 
 
 def factors(like: Tensor) -> Tensor:
-    """A number for each point, neighbours with different ones; no random state moves."""
+    """A number for each point; neighbours have different ones. No random state changes."""
     size = like.numel()
     generator = torch.Generator().manual_seed(size)
     order = torch.randperm(len(_FACTORS), generator=generator)
@@ -29,14 +29,14 @@ def require_independent(name: str, order: int, gradient: Tensor, scaled: Tensor,
     expected = (gradient * numbers.unsqueeze(-1)).detach()
     actual = scaled.detach()
     limit = _FORGIVEN * torch.finfo(actual.dtype).eps * expected.abs().max(-1, keepdim=True)[0]
-    # what is not finite is equal where it is the same
+    # non-finite numbers agree if they are equal
     same = ((actual - expected).abs() <= limit) | (actual == expected) | ((actual != actual) & (expected != expected))
     wrong = int((~same.all(-1)).sum())
     if wrong:
         what = "its value" if order == 0 else f"its derivative of order {order}"
         raise RuntimeError(
             f"{name}: the points are not independent: {what} at one point depends on other points ({wrong} of "
-            f"{numbers.numel()} are affected), so derivatives by coordinates would be wrong. Batch normalisation in "
-            f"train mode (call eval() on the module), a softmax, mean or sum over the batch dimension, or a reshape "
-            f"that moves it does that"
+            f"{numbers.numel()} are affected), so derivatives by coordinates would be wrong. Usual causes are "
+            f"batch normalisation in train mode (call eval() on the module), a softmax, mean or sum over the batch "
+            f"dimension, and a reshape that moves it"
         )

@@ -54,7 +54,7 @@ class Run:
         self.recording = recording
         self.within_a_rule = False
         self.refused: Refused | None = None  # also where the function caught it
-        self.ended = False  # what the function keeps of it acts as its value
+        self.ended = False  # tensors that the function has kept act as their values
         self.replaced = False  # another evaluation is to give the result of this one
 
     def weighted(self, columns: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def _inverse(x: Tensor) -> Tensor:
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
-    """The inverse of the matrix times the right side; more exact than by the inverse itself."""
+    """The inverse of the matrix times the right side, by a solver, which is more exact than the inverse itself."""
     try:
         found: Tensor = torch.linalg.solve(matrix, right)
     except RuntimeError as error:  # singular

@@ -1,4 +1,4 @@
-"""One rule for all elementwise operations, whose derivatives are those of torch.autograd; and those of sums.
+"""One rule for all elementwise operations, with derivatives by torch.autograd, and the rules of sums.
 
 With the derivatives f' and f'' of the operation, J becomes f' J and L becomes f' L + f'' (J, J); with several
 arguments there are partial derivatives and pairs of them.

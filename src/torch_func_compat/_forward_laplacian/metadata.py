@@ -1,4 +1,4 @@
-"""Rules of questions to a tensor, such as its shape, and of constants that are made like it."""
+"""Rules of queries, such as a tensor's shape, and of constants that are made like a tensor."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def _converted(x: Any, dtype: Any) -> Any:
 
 
 def _exponentials(x: Any, dim: int) -> Any:
-    """Of differences from the largest element, which is not differentiated; and that element."""
+    """Exponentials of the differences from the largest element, and that element, which is a constant."""
     largest = plain(x).detach().max(dim, keepdim=True)[0]
     largest = largest.masked_fill((largest - largest) != 0, 0.0)  # infinities
     return torch.exp(x - largest), largest

@@ -1,4 +1,4 @@
-"""Tests whether numbers have left the range of their dtype on the way, where rows of the Hessian may not leave it."""
+"""Tests for intermediate numbers out of the range of their dtype, where rows of the Hessian may stay in range."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def require_range(second: Tensor, firsts: Sequence[Tensor], jacs: Sequence[Tenso
 
 
 def require_finite(lap: Tensor | None) -> None:
-    """Raise `RefusedNow` where a Laplacian is not finite: rows of the Hessian tell whether that is true."""
+    """Raise `RefusedNow` where a Laplacian is not finite: rows of the Hessian show whether it truly is not."""
     if lap is not None and not lap.is_complex() and not bool((lap.detach() - lap.detach() == 0).all()):
         raise RefusedNow(_WHY)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from .._torch import facts, pytree
-from .compositions import order_of
+from .compositions import BATCH_NODES, order_of
 from .wrong_answers import MISTAKEN_NESTING, MISTAKEN_ROWS, MISTAKEN_SCRIPT, TWICE, MistakenRule, wrong_twice
 
 # Nodes that the libraries batch wrongly, without an error, where cotangents are mapped and inputs are not: rows of
@@ -47,13 +47,13 @@ def nodes_of(output: Any, until: Iterable[Any] = ()) -> Iterator[Any]:
 
 # Nodes of the operations that by_operation.py watches. Forward mode saves intermediate results of them, which another
 # derivative takes for constant; with normalisations, a third derivative does so in any mode.
-NORMALISATIONS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
+NORMALISATIONS = ("NativeLayerNorm", *BATCH_NODES)
 IN_FORWARD_MODE = (
-    *(*NORMALISATIONS, "LinalgHouseholderProduct", "WeightNormInterface"),
-    *("LinalgEigh", "LinalgEig", "Cumprod"),  # NaN: for eigenvectors, and for products with a zero
-    *("LinalgDet", "DetB"),  # inaccurate next to a singular matrix
+    *(*NORMALISATIONS, "LinalgHouseholderProduct"),
+    *("LinalgEig", "Cumprod"),  # NaN: for eigenvectors (also of LinalgEigh), and for products with a zero
+    "LinalgDet",  # inaccurate next to a singular matrix
     *(("KlDiv",) if facts.TORCH < (1, 13) else ()),
-    *(("LinalgSlogdet", "LinalgSolve", "SlogdetB", "LogdetB") if facts.TORCH < (2, 15) else ()),
+    *(("LinalgSlogdet", "LinalgSolve") if facts.TORCH < (2, 15) else ()),
 )
 
 

@@ -94,7 +94,7 @@ _refused = _found(), dict.fromkeys(_COMPLEX, MISTAKEN_COMPLEX)
 _GRAD_MODE = {torch.set_grad_enabled.__init__.__code__: MISTAKEN_GRAD_MODE}
 # Reverse mode treats the row of padding as a constant.
 _PADDING = MISTAKEN_FORMULA.format("embedding")
-_symmetric = {name.replace("linalg.", "linalg_").replace("Tensor.", "") for name in SYMMETRIC}
+_symmetric = {name.replace("linalg.", "linalg_") for name in SYMMETRIC}
 _formulas: tuple[dict[CodeType, str], dict[str, str]] = (
     {**_GRAD_MODE, torch.nn.functional.embedding.__code__: _PADDING},
     {name: MISTAKEN_FORMULA.format(name) for name in (*WRONG_FORMULAS, *_symmetric)},

@@ -57,8 +57,7 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
     ),
     WrongAnswer(
         "Batched rows of `layer_norm` (1.8), `group_norm` (to 2.6 at least) with `create_graph`, and of "
-        "`as_strided_scatter` (1.13 and newer), by `is_grads_batched` or `torch.autograd.functional` "
-        "with `vectorize=True`",
+        "`as_strided_scatter` (1.13 and newer), by `is_grads_batched` or by `vectorize=True` in `torch.autograd`",
         "1.8 and newer",
         "compares rows with an unbatched pass",
         test="tests/test_rows.py",
@@ -128,12 +127,6 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
     ),
     WrongAnswer(
-        "forward mode over the backward of `triangular_solve`",
-        "1.11 to 1.13",
-        "notices the operation and takes the autograd backend",
-        test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",
-    ),
-    WrongAnswer(
         "forward mode of `logcumsumexp` by the double-backward trick is not a number",
         "every torch",
         "contracts the rows of the pullback",
@@ -158,6 +151,12 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         "1.8 to 2.15",
         "likewise",
         test="tests/test_wrong_answers.py::test_third_derivatives_by_plain_autograd",
+    ),
+    WrongAnswer(
+        "first derivatives of `cdist` of batches that are broadcast (1.8), and third derivatives of `pdist` (2.15)",
+        "1.8, 2.15",
+        "likewise",
+        test="tests/test_composed_operations.py",
     ),
     WrongAnswer(
         "forward mode of an operation in place on a tensor and itself, as `x.mul_(x)`",
@@ -192,18 +191,6 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_matrices.py::test_the_row_of_padding_is_constant_in_every_mode",
     ),
     WrongAnswer(
-        "third derivatives of `pdist`",
-        "2.15",
-        "likewise",
-        test="tests/test_composed_operations.py::test_third_derivatives",
-    ),
-    WrongAnswer(
-        "first derivatives of `cdist` of batches that are broadcast",
-        "1.8",
-        "likewise",
-        test="tests/test_composed_operations.py::test_operations_without_a_first_derivative",
-    ),
-    WrongAnswer(
         "forward mode differentiates operations within `no_grad()` ([78961](https://github.com/pytorch/pytorch/issues/78961))",
         "functorch 0.1 to torch 2.15",
         "notices the switch of grad mode and takes the transpose of reverse mode",
@@ -217,7 +204,8 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_backends.py",
     ),
     WrongAnswer(
-        "forward mode of `cholesky_inverse` (1.12 and newer) and of products by `scatter_reduce` (1.13 and newer)",
+        "forward mode of `cholesky_inverse` (1.12 and newer), of products by `scatter_reduce` (1.13 and newer), and of "
+        "the gradient of `triangular_solve` (1.11 to 1.13)",
         "functorch 0.2 to torch 2.15",
         "notices the operation and takes the autograd backend",
         test="tests/test_wrong_answers.py::test_operations_that_some_torch_gets_wrong",

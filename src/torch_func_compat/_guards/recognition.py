@@ -14,7 +14,8 @@ import re
 from typing import Iterator
 
 from .._torch import facts
-from .refusals import CAPABILITIES, HIGHER_ORDER, INTERNAL, Capability
+from .capability import Capability
+from .refusals import CAPABILITIES, HIGHER_ORDER, INTERNAL
 
 _RAISE = opcode.opmap["RAISE_VARARGS"]
 _OWN = f"{__name__.partition('._guards')[0]}."

@@ -3,62 +3,16 @@
 A row has the words of torch that a refusal is known by, its meaning, and what the user can do to stay fast. Torch has
 more words than there are rows: ``recognition.py`` knows the others by where they come from, and by what a loop does.
 The user's own errors, randomness='error', memory and interrupts pass through untouched.
-
-The file is longer than others because it is one table.
 """
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
-
-from .wrong_answers import (
-    FOREIGN,
-    LEFT_BY_ROWS,
-    LEGACY_IN_PLACE,
-    MISTAKEN_AUTOCAST,
-    MISTAKEN_BATCH,
-    MISTAKEN_COMPLEX,
-    MISTAKEN_EAGER,
-    MISTAKEN_FORMULA,
-    MISTAKEN_GRAD_MODE,
-    MISTAKEN_GRAPH,
-    MISTAKEN_INDEX,
-    MISTAKEN_NESTING,
-    MISTAKEN_ROWS,
-    MISTAKEN_SCRIPT,
-    MISTAKEN_SUBCLASS,
-    MISTAKEN_TANGENT,
-    MISTAKEN_TANGENTS,
-    NOT_TRANSPOSED,
-)
-
-# The costs on the autograd backend
-LOOPED = "one evaluation for each sample; derivatives within it stay native"
-RECORDED = "derivatives on the autograd backend, with Jacobian rows still batched where they can be; vmap is a loop"
-TRANSPOSED = "forward mode as the transpose of reverse mode: one backward pass, and one through both for each tangent"
-BY_ROWS = "one backward pass for each row of the Jacobian"
-
-
-class Capability(NamedTuple):
-    """A refusal, known by the text of an exception."""
-
-    name: str
-    pattern: str
-    meaning: str
-    advice: str
-    until: tuple[int, int] | None = None  # the first release on which the text means something else
-    cost: str = RECORDED
-    lasting: bool = True  # whether each call of the function is refused, and not only calls in these surroundings
-
+from .capability import LOOPED, TRANSPOSED, Capability
+from .own_refusals import OWN
+from .wrong_answers import MISTAKEN_EAGER
 
 CAPABILITIES: tuple[Capability, ...] = (
-    Capability(
-        "mapped_indices",
-        MISTAKEN_INDEX.format("functorch"),
-        "it maps over integers, and functorch on torch 1.11 silently indexes by several mapped tensors wrongly",
-        "upgrade to torch >= 1.12",
-    ),
+    *OWN,
     Capability(
         "legacy_function",
         r"In order to use an autograd\.Function with functorch transforms"
@@ -88,42 +42,10 @@ CAPABILITIES: tuple[Capability, ...] = (
         cost=TRANSPOSED,
     ),
     Capability(
-        "function_without_transpose",
-        NOT_TRANSPOSED.format(r"\w+"),
-        "it uses a Function in forward mode that has no jvp rule, and a backward that is not differentiable",
-        "give the Function a jvp() staticmethod",
-    ),
-    Capability(
-        "legacy_function_in_place",
-        LEGACY_IN_PLACE.format(r"\w+"),
-        "it uses an adapted Function in the old style that modifies its input in place",
-        "write the Function with setup_context()",
-    ),
-    Capability(
-        "backward_leaves_torch",
-        LEFT_BY_ROWS,
-        "it maps over the pullback of an autograd.Function whose backward uses numpy or an extension",
-        "call another Function in that backward, with a backward and a vmap rule of its own",
-        cost=LOOPED,
-    ),
-    Capability(
-        "foreign_tensor",
-        FOREIGN.format(r"\S+"),
-        "it uses a custom derivative rule that closes over a tensor of a transform",
-        "pass that tensor to the function as an argument",
-    ),
-    Capability(
         "no_forward_formula",
         r"Trying to use forward AD with .* that does not support it",
         "it uses an operation without a forward-mode formula",
         "use reverse mode (jacrev, vjp) for this function",
-        cost=TRANSPOSED,
-    ),
-    Capability(
-        "grad_mode",
-        re.escape(MISTAKEN_GRAD_MODE),
-        "it switches grad mode off, which torch's forward mode ignores",
-        "call detach() on the constant part instead",
         cost=TRANSPOSED,
     ),
     Capability(
@@ -219,47 +141,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         cost=LOOPED,
     ),
     Capability(
-        "mistaken_rows_of_prelu",
-        MISTAKEN_ROWS.format(r"Prelu\w*"),
-        "it uses prelu, whose batched backward is wrong in torch, without an error",
-        "write it as torch.where(x > 0, x, weight * x)",
-        cost=BY_ROWS,
-    ),
-    Capability(
-        "mistaken_rows",
-        MISTAKEN_ROWS.format(r"\w+"),
-        "it uses an operation whose batched backward is wrong in torch, without an error (torch.cdist)",
-        "write the distance as (x[:, None] - y[None]).norm(dim=-1)",
-        cost=BY_ROWS,
-    ),
-    Capability(
-        "optimized_script",
-        MISTAKEN_SCRIPT,
-        "it uses TorchScript, and torch silently loses terms of its nested derivatives",
-        "use the function that was scripted or traced",
-    ),
-    Capability(
-        "script_parameters",
-        MISTAKEN_GRAPH,
-        "it uses a scripted or traced module with parameters that require grad, and torch silently loses the graph to "
-        "them",
-        "use the module that was scripted or traced, or take the derivative within torch.no_grad()",
-    ),
-    Capability(
         "functorch_unique",
         r"stack expects each tensor to be equal size",
         "functorch 0.1 and 0.2 batch an operation whose output shape depends on values: unique",
         "use torch.where() in place of unique()",
         until=(1, 13),
         cost=LOOPED,
-    ),
-    Capability(
-        "functorch_complex",
-        MISTAKEN_COMPLEX,
-        "functorch 0.1 and 0.2 differentiate complex numbers wrongly",
-        "upgrade to torch >= 1.13",
-        until=(1, 13),
-        cost=TRANSPOSED,
     ),
     Capability(
         "inplace_in_formula",
@@ -297,43 +184,6 @@ CAPABILITIES: tuple[Capability, ...] = (
         until=(2, 0),
     ),
     Capability(
-        "mistaken_nesting",
-        MISTAKEN_NESTING.format(r"\w+"),
-        "it uses an operation that torch gets wrong, without an error, in forward mode within another derivative "
-        "(layer_norm, batch_norm, det, solve, the jvp rule of an autograd.Function)",
-        "take the inner derivative in reverse mode (jacrev, vjp), and use this library's Function",
-        cost=TRANSPOSED,
-    ),
-    Capability(
-        "mistaken_tangent",
-        MISTAKEN_TANGENT.format(r"\S+"),
-        "it uses a custom operator with register_autograd, which torch takes for constant in forward mode",
-        "use reverse mode (jacrev, vjp) for this function",
-        cost=TRANSPOSED,
-    ),
-    Capability(
-        "mistaken_formula",
-        MISTAKEN_FORMULA.format(r"\w+"),
-        "it uses an operation whose formula for forward mode is wrong in torch, without an error (cholesky_inverse, "
-        "scatter_reduce, polynomials of torch.special)",
-        "use reverse mode (jacrev, vjp) for this function",
-        cost=TRANSPOSED,
-    ),
-    Capability(
-        "mistaken_tangents",
-        MISTAKEN_TANGENTS.format(".*"),
-        "forward mode of torch gives another derivative than reverse mode and finite differences",
-        "use reverse mode (jacrev, vjp) for this function",
-        cost=TRANSPOSED,
-    ),
-    Capability(
-        "mistaken_batch",
-        MISTAKEN_BATCH.format(".*"),
-        "torch's batch gives another value for a sample than that sample alone",
-        "write the operation in terms of others",
-        cost=LOOPED,
-    ),
-    Capability(
         "random_operation",
         r"Vmap does not currently support same randomness with a batched tensor input"
         r"|We do not (yet )?support calling (out variants of )?random operations (inside of vmap)?"
@@ -341,21 +191,6 @@ CAPABILITIES: tuple[Capability, ...] = (
         "it uses a random operation that torch cannot batch in this randomness mode",
         "draw outside and pass the numbers in",
         cost=LOOPED,
-    ),
-    Capability(
-        "autocast",
-        MISTAKEN_AUTOCAST,
-        "it uses autocast, which under vmap casts other operations than for a sample",
-        "cast by hand: pass a model and inputs of the dtype that you want",
-        cost=LOOPED,
-        lasting=False,
-    ),
-    Capability(
-        "tensor_subclass",
-        MISTAKEN_SUBCLASS.format(r"\w+"),
-        "it gets a subclass of Tensor, and torch's transforms would pass a plain tensor instead",
-        "pass a plain tensor, and make the subclass inside",
-        lasting=False,
     ),
     Capability(
         "memory_format",
@@ -385,7 +220,6 @@ CAPABILITIES: tuple[Capability, ...] = (
         "write that part in another way",
     ),
 )
-
 # These are known by where they were raised and not by a text: torch's assertions may have none, and tracers raise
 # exceptions of all types.
 INTERNAL = Capability(

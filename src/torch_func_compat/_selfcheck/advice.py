@@ -73,7 +73,7 @@ LIMITS = {
         "Install torch 1.13 or newer, or write target * (target.log() - input) yourself",
     ),
     "autograd.Function twice": Limit(
-        lambda backends: facts.has("saved_intermediates_are_constant"),
+        lambda backends: True,
         "PyTorch treats what a torch.autograd.Function stores on ctx beside its inputs and outputs as constant: "
         "second derivatives raise, or are zero where the whole gradient consists of it",
         "Derive from this package's Function, or return the intermediate as an output",

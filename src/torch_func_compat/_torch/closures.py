@@ -32,9 +32,10 @@ def names_of(code: types.CodeType) -> list[str]:
 def captured(root: Any, limit: int = 200, parameters: bool = False, called: bool = False) -> list[Any]:
     """Tensors and random generators that a function can reach, as far as one can see from outside.
 
-    Closures, default arguments, partials, bound methods, buffers of modules, attributes of other objects, the
-    globals that the function names, and built-in containers of those; `limit` objects at most. Of modules also the
-    `parameters`, and of globals also the functions and modules that it may have `called`, where asked for.
+    The search follows closures, default arguments, partials, bound methods, buffers of modules, attributes of other
+    objects, globals that the function names, and built-in containers of those. It visits `limit` objects at most. With
+    `parameters` it also finds the parameters of modules; with `called` it also follows the functions and modules among
+    the globals.
     """
     found: list[Any] = []
     seen: dict[int, Any] = {}
@@ -102,7 +103,7 @@ _SCRIPTS = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
 
 
 def scripts_in(func: Callable[..., Any]) -> list[Any]:
-    """The TorchScript, which no mode sees, that a function could call at its first call, as far as one can see."""
+    """The TorchScript that a function could call at its first call, as far as one can see; no mode sees into it."""
     return alive(_scripts.of(func))
 
 
@@ -150,9 +151,7 @@ def _asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
 
 
 class Memory(Generic[Found]):
-    """By function, what was found when it was first asked for: looking at each call would cost too much.
-
-    Of a function of this library, it is what was found of the functions that it calls.
+    """What was found for each function when it was first asked for; a search in each call would cost too much.
 
     Parameters
     ----------
@@ -165,7 +164,7 @@ class Memory(Generic[Found]):
     def __init__(self, find: Callable[[Any], Found], join: Callable[[list[Found]], Found]) -> None:
         self._find = find
         self._join = join
-        # Less than half the time of a WeakKeyDictionary, twice in each derivative.
+        # A WeakKeyDictionary would take more than twice the time, and each derivative asks twice.
         self._known: dict[weakref.ref[Any], Found] = {}
 
     def of(self, func: Callable[..., Any]) -> Found:
@@ -246,7 +245,7 @@ def _look(cls: type) -> _Look | None:
     if issubclass(cls, (type, types.ModuleType, str, int, float, complex, type(None))):
         return None
     if issubclass(cls, (Tensor, torch.Generator)):
-        # A stand-in of an ended computation that the function has kept is no tensor to ask anything of.
+        # A stand-in that the function has kept from a computation that has ended has no values.
         return None if getattr(cls, "is_stand_in", False) else _found
     if issubclass(cls, torch.nn.Module):
         return lambda module: module.buffers()

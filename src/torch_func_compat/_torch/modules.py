@@ -10,7 +10,7 @@ import torch
 
 from .closures import alive, is_ours, names_of, references, transformed
 
-# The most objects that are looked at; of a function that reaches more, only the first ones count.
+# The most objects that are visited. If a function reaches more, the rest is ignored.
 _MOST = 64
 
 
@@ -22,7 +22,7 @@ def modules(root: Any) -> Iterator[torch.nn.Module]:
 
 
 class Buffers:
-    """Which tensors are the buffers of the modules that a function reaches: another evaluation finds the same ones.
+    """The buffers of the modules that a function reaches, so that another evaluation finds the same tensors.
 
     A module may put another tensor in the place of a buffer, as batch norm did to its counter before torch 1.11.
     """
@@ -32,7 +32,7 @@ class Buffers:
         self._held = [(module._buffers, dict(module._buffers)) for module in inner if module._buffers]
 
     def moved(self) -> bool:
-        """Whether another tensor is in the place of one of them."""
+        """Whether a module has replaced one of them."""
         return any(buffers.get(name) is not tensor for buffers, held in self._held for name, tensor in held.items())
 
     def restore(self) -> None:
@@ -44,7 +44,7 @@ _modules = references(modules)
 
 
 def switches(root: Any) -> tuple[Any, ...]:
-    """Whether each reached module, and each module within it, is in train mode; and the whole numbers of closures.
+    """The train mode of each reached module and its submodules, and the whole numbers in closures.
 
     Such a number may be a dimension. Numbers in containers, attributes and globals are left out: they may count steps.
     """

@@ -19,7 +19,7 @@ _ERROR = (
 
 
 def _bytes(state: Tensor) -> bytes:
-    """A generator's state; torch.equal would go through the modes that are active, as FakeTensorMode."""
+    """A generator's state as bytes. torch.equal() would run under the active modes, such as FakeTensorMode."""
     return ctypes.string_at(state.data_ptr(), state.numel())
 
 

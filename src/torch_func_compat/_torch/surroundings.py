@@ -33,7 +33,7 @@ def differ(a: Tensor, b: Tensor) -> bool:
 
 
 class Surroundings(RandomState):
-    """The random state and some tensors, as they were when this was made; also which tensors `func` has for buffers."""
+    """The random state, some tensors, and the buffers of `func`, as they were when this was made."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Surroundings(RandomState):
     def written(self) -> list[int]:
         """The positions of tensors that were written to since.
 
-        Also by value: some kernels write without counting it, as that of batch norm to its statistics.
+        Values are compared, too: some kernels do not count their writes, such as that of batch norm to its statistics.
         """
         return [
             k
@@ -84,7 +84,7 @@ class Surroundings(RandomState):
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Everything is within as it was then; afterwards as it is now."""
+        """A context in which everything is as it was then. On exit, everything is put back as it is now."""
         now = Surroundings(self._tensors, self._generators, self._func)
         self.restore()
         try:
@@ -95,7 +95,7 @@ class Surroundings(RandomState):
 
 @contextlib.contextmanager
 def unchanged(tensors: Sequence[Tensor], generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """Everything is afterwards as it is now."""
+    """A context that puts everything back on exit."""
     now = Surroundings(tensors, generators)
     try:
         yield

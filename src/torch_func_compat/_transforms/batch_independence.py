@@ -3,8 +3,8 @@
 If they are, scaling a cotangent by one factor for each sample scales the derivative of each sample by the same factor:
 J^T (w v) = w (J^T v). All factors are powers of two, so where the samples are independent both sides agree to the last
 bit, and even a weak dependence shows. Where the rows of J are known, J^T v is their sum with weights v. That agrees to
-rounding only; where it does not, a second pullback decides. Before the error, samples without a cotangent of their own
-confirm it: their derivatives are zero, unless those of others reach them.
+rounding only; where it does not, a second pullback decides. Before an error is raised, a second test confirms the
+dependence: samples whose cotangents are zero must have zero derivatives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .._torch.surroundings import unchanged
 from .._torch.tensors import movedim
 from .options import Options
 
-# The usual operations that mix samples, by the names of nodes in torch's graphs, and the way out.
+# The usual operations that mix samples, by their nodes' names in torch's graphs, each with advice.
 _SYMPTOMS = {
     "BatchNorm": "batch normalisation in train mode (call eval() on the module)",
     "Softmax": "a softmax (give it dim=-1 if it is over the batch dimension)",
@@ -38,7 +38,7 @@ _SYMPTOMS = {
 _REDUCTIONS = {"Mean": "a mean", "Sum": "a sum", "Var": "a variance", "Std": "a standard deviation", "Norm": "a norm"}
 # The factors lie between -8 and 8, so that no number overflows.
 _FACTORS = [sign * 2.0**power for power in range(-3, 4) for sign in (1, -1)]
-# Deviations that are allowed, in units of the machine's precision, since kernels may add in any order.
+# The allowed deviation in units of machine epsilon, since kernels may add in any order.
 _FORGIVEN = 64
 
 
@@ -50,7 +50,7 @@ def _factors(size: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(size)  # torch's own random state does not move
     order = torch.randperm(len(_FACTORS), generator=generator)
     more = torch.randint(len(_FACTORS), (size,), generator=generator)
-    chosen = torch.cat([order, more])[:size]  # no two alike as long as that is possible
+    chosen = torch.cat([order, more])[:size]  # all different, while there are enough
     return torch.tensor(_FACTORS, dtype=torch.float64)[chosen].to(like)
 
 
@@ -71,7 +71,7 @@ def _deviating(actual: Tensor, expected: Tensor, dim: int) -> Tensor:
     if not a.numel():
         return torch.zeros(size, dtype=torch.bool, device=a.device)
     limit = _FORGIVEN * torch.finfo(a.dtype).eps * e.abs().max(1, keepdim=True)[0]
-    # numbers that are not finite agree if they are the same
+    # non-finite numbers agree if they are equal
     return ~(((a - e).abs() <= limit) | (a == e) | ((a != a) & (e != e))).all(1)
 
 
@@ -120,16 +120,17 @@ def require_independent(
         expected = _scaled(pull(vectors), call.dims, call.size)
         samples = _differing(actual, expected, call.dims)
         if samples and not _reached_by_others(pull, vectors, call):
-            # kernels that add in any order, or scale by the cotangent (matrix_exp): rounding is no dependence
+            # Rounding is no dependence: some kernels add in any order, or scale by the cotangent (matrix_exp).
             samples = []
     if samples:
         raise DependentSamples(_message(call, outputs, pullback, order, func, samples))
 
 
 def _reached_by_others(pull: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], call: BatchCall) -> bool:
-    """Whether samples whose own cotangents are zero have other derivatives than zero.
+    """Whether samples with zero cotangents have nonzero derivatives.
 
-    In each pass these are the samples with one value of one bit of their number, so that any two are told apart.
+    Each pass zeroes the cotangents of the samples whose index has a given value in a given bit, so that every pair of
+    samples is separated in some pass.
     """
     for bit in range((call.size - 1).bit_length()):
         for value in (0, 1):
@@ -157,8 +158,8 @@ def _message(
         f"Its graph has {', and '.join(found)}"
         if found
         else (
-            "Batch normalisation in train mode, a softmax, mean or sum over the batch dimension, or a reshape that "
-            "moves it does that"
+            "Usual causes are batch normalisation in train mode, a softmax, mean or sum over the batch dimension, "
+            "and a reshape that moves it"
         )
     )
     return (

@@ -43,7 +43,7 @@ def _by_rows(backend: Backend, func: Function, options: Options) -> Function:
         require_floating("primal", call.primals)
         blocks, pullback, aux = backend.vjp(call, call.primals)
         inputs, space = space_of_inputs(call), space_of_outputs(call, blocks)
-        # The blocks are those of a Jacobian: for each output, one for each primal, whose elements vary fastest.
+        # As in a Jacobian, each output has one block for each primal; the primal's elements vary fastest.
         sizes = [like.numel() for like in inputs]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
         columns = [

@@ -19,9 +19,9 @@ from .options import Options
 class RunningLibrary:
     """The library whose transforms may run around a linear map that was recorded outside of them.
 
-    Its levels do not reach into a graph of plain autograd: forward mode is zero there, and gradients keep the graph of
-    an inner level. So where the levels track the vectors, the function is recorded on the levels, with the same random
-    numbers: an instance is made before the first recording.
+    Its levels do not reach into a graph of plain autograd: forward mode would be zero there, and gradients would keep
+    the graph of an inner level. Where the levels track the vectors, the function is therefore recorded again, on the
+    levels and with the same random numbers. Make the instance before the first recording.
     """
 
     def __init__(self, backend: Backend, options: Options) -> None:
@@ -35,11 +35,11 @@ class RunningLibrary:
         return [] if found is None or found is self._backend else [found]
 
     def tracking(self, vectors: Sequence[Tensor]) -> list[Any]:
-        """The same where its levels track the vectors."""
+        """That backend, if its levels track the vectors."""
         return [library for library in self._running() if library.is_tracked(vectors)]
 
     def check_rows(self, outputs: Sequence[Tensor]) -> None:
-        """Raise where such a transform would batch the backward of `outputs` wrongly."""
+        """Raise if a running transform of the library would batch the backward of `outputs` wrongly."""
         for library in self._running():
             library.check_rows(outputs)
 
@@ -71,7 +71,7 @@ class _LinearFunction:
         return (self._call.func, *self._call.primals)
 
     def mapped(self, call: BatchedCall) -> Any:
-        """The value of a vmap over this, from all vectors at once; None where a loop must do it."""
+        """The value of a vmap over this function, from all vectors at once; None if only a loop can compute it."""
         if call.kwargs or len(call.where) < len(call.leaves) or not call.batch_size:
             return None
         if not self._require_mapped(call.spec):

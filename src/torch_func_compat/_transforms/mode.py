@@ -41,7 +41,7 @@ def check_mode(api: str, mode: str, modes: tuple[str, ...]) -> None:
 
 
 def jacobian_mode(has_forward_mode: bool, outputs: int, inputs: int, samples: int) -> tuple[str, str]:
-    """The cheaper mode for so many elements of outputs and inputs of each sample, and why."""
+    """The cheaper mode, by the numbers of output and input elements of a sample, and why."""
     # A column costs more than a row: about 1.5 times with forward mode (median over networks, convolutions and linear
     # algebra on CPU), and one more backward pass with the transpose of reverse mode.
     ratio = 1.5 if has_forward_mode else 3.0
@@ -57,7 +57,7 @@ def jacobian_mode(has_forward_mode: bool, outputs: int, inputs: int, samples: in
 
 
 def hessian_mode(has_forward_mode: bool, outputs: int, inputs: int, samples: int) -> tuple[str, str]:
-    """The cheaper order of modes for a function with so many outputs, and why."""
+    """The cheaper order of modes, by the number of outputs, and why."""
     if outputs <= 1:
         return "reverse-reverse", "reverse over reverse mode, since the function has one output"
     if not has_forward_mode:
@@ -86,7 +86,7 @@ def _count_samples(options: Options, args: tuple[Any, ...]) -> int:
 
 
 class _OtherModeIsCheaper(Exception):
-    """The outputs have a size for which another mode is cheaper: leave the one that was begun."""
+    """Another mode is cheaper for outputs of this size: abandon the one that was begun."""
 
 
 def automatic(

@@ -33,13 +33,13 @@ _DERIVATIVES: dict[str, Callable[..., Function]] = {
     "hessian": hessian.hessian,
 }
 
-# Up to how many inputs a Hessian is quicker so. With more, a vmap over it multiplies by the unit vectors, which all
-# samples share, once for all of them.
+# The most inputs for which a Hessian of the batch is faster. With more, vmap is faster: it multiplies by the unit
+# vectors once for all samples.
 _MOST_INPUTS = 128
 
 
 class _Inseparable(Exception):
-    """No derivative passes to the output, which is seen in samples only, or samples may depend on each other."""
+    """The batch has no graph to its output, which only samples can explain, or samples may depend on each other."""
 
 
 def derivative_of_batch(

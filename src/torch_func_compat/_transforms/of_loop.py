@@ -1,6 +1,6 @@
-"""What the derivative of a loop over samples needs to be that of each sample: blocks, and samples that are independent.
+"""Differentiate a loop over samples in blocks, if its graph shows that the samples are independent.
 
-One backward pass through a block of samples takes less time than one for each of them.
+One backward pass through a block of samples takes less time than one pass for each sample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = 64
 
 
 def in_blocks(func: Function, in_dims: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-    """``func(*args, **kwargs)`` for a block of samples at a time, which are along dimension 0."""
+    """``func(*args, **kwargs)`` for one block of samples at a time. The samples are along dimension 0."""
     leaves, spec = pytree.flatten(args)
     mapped = [dim == 0 for dim in pytree.broadcast_prefix(tuple(in_dims), spec) or ()]
     sizes = {leaf.size(0) for leaf, is_mapped in zip(leaves, mapped) if is_mapped and isinstance(leaf, Tensor)}
@@ -37,8 +37,8 @@ def in_blocks(func: Function, in_dims: Sequence[Any], *args: Any, **kwargs: Any)
 def are_independent(stacked: Tensor, args: tuple[Any, ...]) -> bool:
     """Whether the graph shows that row `i` of a loop's result depends on row `i` of its inputs alone.
 
-    The loop takes the first sample by a view of its own, and the others by one ``unbind``. So the edges from a sample
-    to its inputs have the number of the sample.
+    The loop takes the first sample by a view of its own, and the others by one ``unbind``. So the edge from a sample to
+    its inputs carries the sample's number.
     """
     top: Any = stacked.grad_fn
     if len(top.next_functions) != len(stacked) or any(node is None for node, _ in top.next_functions):

@@ -26,7 +26,7 @@ class Report:
 
 
 class Options:
-    """The options of all operators here. Each operator reads those that it has.
+    """The options of all operators. Each operator reads its own.
 
     Parameters
     ----------

@@ -15,7 +15,6 @@ from .._arguments.call import (
     Function,
     ScalarCall,
     check_tangents,
-    directional_call,
     require_differentiable,
     require_floating,
     require_tensors,
@@ -42,7 +41,9 @@ def vjp(backend: Backend, func: Function, *primals: Any, options: Options) -> An
 
 def jvp(backend: Backend, func: Function, primals: Any, tangents: Any, *, options: Options) -> Any:
     """See `torch_func_compat.jvp`."""
-    call = directional_call("jvp(f, primals, tangents)", func, primals, options.has_aux)
+    api = "jvp(f, primals, tangents)"
+    require_tuple(api, primals)
+    call = Call(api, func, primals, {}, ALL, options.has_aux)
     flat_tangents = check_tangents(call, tangents)
     outputs, output_tangents, aux = backend.jvp(call, call.primals, flat_tangents, options.strict)
     result = (call.output(outputs), call.output(output_tangents))

@@ -22,12 +22,12 @@ def vmap(backend: Backend, func: Function, options: Options) -> Function:
     def mapped(*args: Any, **kwargs: Any) -> Any:
         check_out_dims(func, options.out_dims)
         call = BatchedCall(func, options.in_dims, options.out_dims, args, kwargs)
-        # The kind of a function is not traced.
+        # torch.compile does not trace a test of the type of a function.
         if backend.remembers and isinstance(func, (JvpFunction, VjpFunction)):
             whole = func.mapped(call) if func.batches_itself and backend.innermost() is None else None
             if whole is not None:
                 return whole
-        # The chunks of a loop are its samples.
+        # A loop needs no chunks: it takes one sample at a time.
         if chunks.trivial or (backend.loops and not chunks.progress):
             return call.result(*backend.vmap(call, call.tensors, randomness))
         state = backend.draws(call) if randomness == "same" else None

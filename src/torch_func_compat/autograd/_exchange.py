@@ -106,7 +106,7 @@ def _unparametrized(module: nn.Module, name: str, tensor: Tensor) -> Callable[[]
 
 
 def _forget_cached_parametrizations() -> Callable[[], None]:
-    """Within ``parametrize.cached()``, no tensor that was computed of others is used, now or later."""
+    """Within ``parametrize.cached()``, start from an empty cache; afterwards the old one is back."""
     parametrize: Any = getattr(nn.utils, "parametrize", None)
     if not getattr(parametrize, "_cache_enabled", 0):
         return lambda: None

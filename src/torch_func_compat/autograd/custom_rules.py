@@ -113,7 +113,7 @@ def _describe(value: Any) -> str:
     return f"{len(value)}" if isinstance(value, (tuple, list)) else f"{type(value)}"
 
 
-# an autograd.Function turns torch's forward mode off in its forward; it is turned on here to see lost tangents
+# torch switches forward mode off in the forward of an autograd.Function; it is on here, so that lost tangents show
 _forward_mode: Any = getattr(forward_ad, "_set_fwd_grad_enabled", None)
 _forward_mode = contextlib.nullcontext if _forward_mode is None else functools.partial(_forward_mode, True)
 
@@ -422,7 +422,7 @@ class _Jvp(Function):
             found = call.rule.push(call, primals, tangents)
             return tuple(torch.zeros_like(grads[n]) if found[n] is None else found[n] for n in wanted)
 
-        # any tangents would do for a linear rule; these show if it is not linear
+        # a linear rule has its transpose at any tangents; these show whether it is linear
         fixed = [wave(primals[i]) for i in moving]
         cotangents = tuple(grads[n] for n in wanted)
         with torch.enable_grad():
@@ -430,7 +430,7 @@ class _Jvp(Function):
         found = pull(cotangents)
         if not agree(cotangents, pushed, found, fixed):
             raise RuntimeError(
-                f"the rule of {call.rule.name} is not linear in the tangents, or takes them out of autograd's sight "
+                f"the rule of {call.rule.name} is not linear in the tangents, or hides them from autograd "
                 f"(detach(), numpy): it has no transpose for reverse mode. Write it in torch operations, or a "
                 f"custom_vjp"
             )

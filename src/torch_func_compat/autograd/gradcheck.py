@@ -251,7 +251,7 @@ def jacrev_matches_finite_diff(
 
 
 def finite_difference_jacobian(func: Callable[[Tensor], Any], x: Tensor, eps: float = 1e-4) -> Any:
-    """Jacobian from central differences: an oracle that knows nothing of autograd.
+    """Jacobian from central differences, independent of autograd.
 
     Parameters
     ----------
@@ -374,7 +374,7 @@ def no_vmap_fallback() -> Iterator[None]:
     tensor([[0., 0., 0.],
             [0., 0., 0.]])
     """
-    available_backends()  # imports functorch, if it is installed, whose switch is next
+    available_backends()  # imports functorch if it is installed; its switch is set below
     library = checks.native()
     with use_fallback("error"):
         before = library._is_vmap_fallback_enabled()

@@ -1,4 +1,4 @@
-"""The transforms of torch.func, each computed by the backend of the moment.
+"""The transforms of torch.func, each computed by the backend in use.
 
 Each public function checks its options and passes them to ``_dispatch/transform.py``. When the result is called,
 ``_dispatch/choice.py`` chooses the backend, ``_transforms`` has the derivation, and ``_dispatch/fallback.py`` computes

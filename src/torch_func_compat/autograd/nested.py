@@ -93,7 +93,7 @@ def nested_jvp(rule: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stack(private: Any) -> Any:
-    """The transforms that are running; torch 2.0 does not tell, and None are counted."""
+    """The transforms that are running; empty on torch 2.0, which does not list them."""
     return getattr(private, "get_interpreter_stack", list)() or ()
 
 

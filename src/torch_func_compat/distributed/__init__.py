@@ -70,7 +70,7 @@ class Shard(NamedTuple):
     axis: str
 
 
-class _How(NamedTuple):
+class _GatherOptions(NamedTuple):
     """The parameters of all functions here."""
 
     group: Any
@@ -79,7 +79,7 @@ class _How(NamedTuple):
     check_inputs: bool
 
     @classmethod
-    def checked(cls, api: str, group: Any, dst: int | None, gather: bool, check_inputs: bool) -> _How:
+    def checked(cls, api: str, group: Any, dst: int | None, gather: bool, check_inputs: bool) -> _GatherOptions:
         if dst is not None and (isinstance(dst, bool) or not isinstance(dst, int) or dst < 0):
             raise ValueError(f"{api}: expected dst= to be the rank that gets the result, or None for all, got {dst!r}")
         if dst is not None and not gather:
@@ -93,7 +93,7 @@ def _shared(
     argnums: Argnums,
     options: dict[str, Any],
     chunks: Chunks,
-    how: _How,
+    how: _GatherOptions,
 ) -> Callable[..., Any]:
     """The transform of that name; each process computes a share of its result."""
 
@@ -125,7 +125,7 @@ def _sampled(
     argnums: Argnums,
     in_dims: Any,
     has_aux: bool,
-    how: _How,
+    how: _GatherOptions,
 ) -> Callable[..., Any]:
     """`single`, a transform of a function of a whole batch; each process takes a share of the samples."""
 
@@ -156,7 +156,7 @@ def _sampled(
 
 
 def _run(*arguments: Any) -> tuple[Any, Any]:
-    """`_together`, kept from being traced frame by frame by torch.compile."""
+    """`_run_collectively`, kept from being traced frame by frame by torch.compile."""
     # This breaks the graph; it raises with fullgraph=True only. Torch 2.1 traces each frame alone and would raise.
     if is_compiling() and facts.has("compiled_transforms"):
         raise RuntimeError(
@@ -164,20 +164,20 @@ def _run(*arguments: Any) -> tuple[Any, Any]:
             "happened: compile the function that is differentiated instead"
         )
     dynamo = sys.modules.get("torch._dynamo")
-    together: Any = _together if dynamo is None else dynamo.disable(_together)
+    together: Any = _run_collectively if dynamo is None else dynamo.disable(_run_collectively)
     return together(*arguments)  # type: ignore[no-any-return]
 
 
-def _together(
+def _run_collectively(
     name: str,
     func: Callable[..., Any],
     argnums: Argnums,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    how: _How,
+    how: _GatherOptions,
     compute: Callable[[Team], tuple[PartialResult, Any]],
 ) -> tuple[Any, Any]:
-    """The results of `compute` of all processes, put together; and the aux of this one."""
+    """The gathered results of `compute` on all processes, and the aux of this process."""
     team = Team(how.group)
     if how.check_inputs and team.size > 1:
         _require_same_inputs(team, name, func, args, kwargs)
@@ -197,7 +197,7 @@ def _together(
     if any(note[0] != notes[0][0] for note in notes):
         raise RuntimeError(
             f"{name}: the processes do not compute parts of one result: "
-            + "; ".join(f"rank {rank} has {_told(*note[0])}" for rank, note in zip(team.ranks, notes))
+            + "; ".join(f"rank {rank} has {_described(*note[0])}" for rank, note in zip(team.ranks, notes))
             + ". Was it called with the same function and arguments everywhere? check_inputs=True tells what differs"
         )
     if how.dst is not None and how.dst not in team.ranks:
@@ -227,7 +227,7 @@ def _around(func: Callable[..., Any]) -> list[Tensor]:
     return [value for value in captured(func, limit=10_000, parameters=True) if isinstance(value, Tensor)]
 
 
-def _told(axis: str, total: int, dst: int | None, gather: bool, like: Sequence[Any]) -> str:
+def _described(axis: str, total: int, dst: int | None, gather: bool, like: Sequence[Any]) -> str:
     shapes = ", ".join(f"{tuple(shape)} {dtype}" for dtype, shape in like)
     return f"{total} {axis} of {shapes} (gather={gather}, dst={dst})"
 
@@ -360,7 +360,7 @@ def jacobian(
     """
     check_mode("jacobian", mode, JACOBIAN_MODES)
     chunks = Chunks.checked("jacobian", chunk_size, memory, progress)
-    how = _How.checked("jacobian", group, dst, gather, check_inputs)
+    how = _GatherOptions.checked("jacobian", group, dst, gather, check_inputs)
     return _shared("jacobian", func, argnums, dict(has_aux=has_aux, mode=mode), chunks, how)
 
 
@@ -412,7 +412,7 @@ def hessian(
     """
     check_mode("hessian", mode, HESSIAN_MODES)
     chunks = Chunks.checked("hessian", chunk_size, memory, progress)
-    how = _How.checked("hessian", group, dst, gather, check_inputs)
+    how = _GatherOptions.checked("hessian", group, dst, gather, check_inputs)
     return _shared("hessian", func, argnums, dict(has_aux=has_aux, mode=mode), chunks, how)
 
 
@@ -459,7 +459,7 @@ def jacrev(
             [0., 4.]])
     """
     chunks = Chunks.checked("jacrev", chunk_size, memory, progress)
-    how = _How.checked("jacrev", group, dst, gather, check_inputs)
+    how = _GatherOptions.checked("jacrev", group, dst, gather, check_inputs)
     return _shared("jacrev", func, argnums, dict(has_aux=has_aux), chunks, how)
 
 
@@ -510,7 +510,7 @@ def jacfwd(
     """
     check_randomness(randomness)
     chunks = Chunks.checked("jacfwd", chunk_size, memory, progress)
-    how = _How.checked("jacfwd", group, dst, gather, check_inputs)
+    how = _GatherOptions.checked("jacfwd", group, dst, gather, check_inputs)
     return _shared("jacfwd", func, argnums, dict(has_aux=has_aux, randomness=randomness), chunks, how)
 
 
@@ -563,7 +563,7 @@ def batch_jacobian(
     >>> distributed.batch_jacobian(lambda x: x.square().sum(1, keepdim=True))(torch.ones(3, 2)).shape
     torch.Size([3, 1, 2])
     """
-    how = _How.checked("batch_jacobian", group, dst, gather, check_inputs)
+    how = _GatherOptions.checked("batch_jacobian", group, dst, gather, check_inputs)
     single = batched.batch_jacobian(
         func,
         argnums,
@@ -625,7 +625,7 @@ def batch_hessian(
     >>> distributed.batch_hessian(lambda x: x.pow(3).sum(1))(torch.ones(3, 2)).shape
     torch.Size([3, 2, 2])
     """
-    how = _How.checked("batch_hessian", group, dst, gather, check_inputs)
+    how = _GatherOptions.checked("batch_hessian", group, dst, gather, check_inputs)
     single = batched.batch_hessian(
         func,
         argnums,

@@ -72,17 +72,18 @@ class Team:
             )
         self.global_rank, self.backend = self.engine.get_rank(), str(self.engine.get_backend(group))
 
-    def home(self, tensor: Tensor) -> torch.device:
+    def transport_device(self, tensor: Tensor) -> torch.device:
         """The device that the engine needs a tensor on."""
         return torch.device("cpu") if self.backend == "gloo" else tensor.device
 
-    def _messages(self) -> torch.device:
+    def _message_device(self) -> torch.device:
         """The device for messages: NCCL sends from GPUs only, and each process has its own GPU."""
         return torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
 
-    def tell(self, message: Any) -> list[Any]:
-        """The messages of all processes by rank in the group. A message is anything that JSON can hold."""
-        device = self._messages()
+    def exchange(self, message: Any) -> list[Any]:
+        """Exchange messages; returns those of all processes, by rank in
+        the group. A message is anything that JSON can hold."""
+        device = self._message_device()
         text = torch.tensor(list(json.dumps(message).encode()), dtype=torch.uint8, device=device)
         lengths = torch.zeros(self.size, dtype=torch.int64, device=device)
         self.engine.all_gather(list(lengths.split(1)), lengths.new_tensor([len(text)]), group=self.group)
@@ -93,7 +94,7 @@ class Team:
         return [json.loads(bytes(row[:length].tolist())) for row, length in zip(texts.cpu(), lengths.tolist())]
 
     def agree(self, name: str, compute: Callable[[], tuple[T, Any]]) -> tuple[T, list[Any]]:
-        """``compute()``, which returns a result and a note; with the notes of all processes.
+        """The result and the note of ``compute()``, and the notes of all processes.
 
         Raises
         ------
@@ -104,14 +105,14 @@ class Team:
         found: tuple[T, Any] | None = None
         try:
             found = compute()
-        # Whatever the user's function raises, the other processes wait for this one: they are told first.
+        # The user's function may raise anything. The other processes wait for this one, so they are told first.
         except Exception as error:  # noqa: BLE001
             failure = error
         told: list[Any] = [[0, name, None, None if found is None else found[1]]]
         if self.size > 1:
             status = None if failure is None else _describe(failure)
             try:
-                told = self.tell([self.global_rank, name, status, told[0][3]])
+                told = self.exchange([self.global_rank, name, status, told[0][3]])
             except RuntimeError:
                 if failure is None:
                     raise
@@ -161,7 +162,7 @@ class Parcel:
         self._dst = None if team.backend == "nccl" and facts.has("nccl_cannot_gather") else dst
         longest = bounds(0, team.size, total)[1]
         block = part.new_zeros(
-            (longest, *part.shape[1:]), dtype=_CARRIERS.get(part.dtype, part.dtype), device=team.home(part)
+            (longest, *part.shape[1:]), dtype=_CARRIERS.get(part.dtype, part.dtype), device=team.transport_device(part)
         )
         block[: len(part)] = part.detach()
         self._block = torch.view_as_real(block) if block.is_complex() else block
@@ -203,7 +204,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def checksum(tensor: Tensor) -> int:
-    """A number that differs, but for one case in 2**64, where any element does; the same on every device.
+    """A number that differs if any element does, but for one case in 2**64; the same on every device.
 
     A sum, modulo 2**64, of the elements' bits mixed with their places (the finaliser of splitmix64, G. L. Steele, D.
     Lea, C. H. Flood, doi:10.1145/2714064.2660195). One pass, five operations an element.

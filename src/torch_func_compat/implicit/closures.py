@@ -17,10 +17,8 @@ from . import trees
 
 
 def evaluated_alone(func: Callable[..., Any], *args: Any) -> Any:
-    """The value for one sample, with an error where the arguments are not all that it depends on.
-
-    The error is one that transforms answer with a loop over samples on the autograd backend: mapped tensors are none
-    there, and tensors that are differentiated raise there, too.
+    """The value for one sample; raises if it depends on more than the arguments. Transforms answer that error with a
+    loop over samples on the autograd backend. No tensor is mapped there, and differentiated tensors raise again.
     """
     arguments, sample = trees.Arguments(args), _Found()
     _Sample.apply(sample, *arguments.tensors(args))
@@ -30,7 +28,7 @@ def evaluated_alone(func: Callable[..., Any], *args: Any) -> Any:
 
 
 class _Found:
-    """Not a list, which would be flattened as a pytree."""
+    """A holder of one value: a list would be flattened as a pytree."""
 
     tensors: Sequence[Tensor] = ()
 

@@ -189,7 +189,7 @@ class _Cycle:
 
 
 def _least_squares(columns: list[Tensor], beta: Tensor) -> tuple[Tensor, Tensor]:
-    """y with the least ``|beta e - H y|``, and that."""
+    """The y that minimises ``|beta e - H y|``, and the minimum."""
     rows = len(columns) + 1
     padded = [torch.cat([c, torch.zeros_like(c[:1]).expand(rows - len(c))]) for c in columns]
     h = torch.stack(padded, 1)

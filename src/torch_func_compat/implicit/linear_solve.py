@@ -237,7 +237,7 @@ def _by_callable(solve: Callable[..., Any], problem: LinearProblem, tensors: Ten
 
 
 def _check_symmetric(problem: LinearProblem, x: Tensor, name: str) -> None:
-    """Raise unless <u, A x> = <A u, x> for a vector u; a derivative would be that of another matrix."""
+    """Raise unless <u, A x> = <A u, x> for a vector u: else derivatives would be those of another matrix."""
     u = signs(x)
     au, ax = problem.matvec(u), problem.matvec(x)
     difference = (dot(u, ax) - dot(au, x)).abs()

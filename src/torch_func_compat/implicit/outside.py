@@ -27,7 +27,7 @@ class Outside(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError("a solver is not differentiated, but what it solves")
+        raise RuntimeError("a solver cannot be differentiated: its solution is, by the equations")
 
 
 def name_of(func: Any) -> str:

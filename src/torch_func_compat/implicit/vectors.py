@@ -141,7 +141,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def divide(x: Tensor, y: Tensor) -> Tensor:
-    """x / y, and zero where y is."""
+    """``x / y``, and zero where `y` is zero."""
     there = y != 0
     return torch.where(there, x / torch.where(there, y, torch.ones_like(y)), torch.zeros_like(y))
 

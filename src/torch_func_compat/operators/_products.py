@@ -15,12 +15,11 @@ class Product:
 
     def __init__(self, pull: Callable[[Tensor], Any], chunks: dict[str, Any]) -> None:
         self._pull, self._chunks = pull, chunks
-        # The vjp_fn itself, because all backends batch its backward passes. A function around it would be called for
-        # each row.
+        # The vjp_fn itself, because all backends batch its backward passes. A wrapper would be called for each row.
         self._many = vmap(pull, **chunks)
 
     def one(self, vector: Tensor) -> Tensor:
-        """Of a vector."""
+        """The product with a vector."""
         (found,) = self._pull(vector)
         return found  # type: ignore[no-any-return]
 
@@ -42,7 +41,7 @@ class Chain:
         self._maps, self._step = maps, chunk_size if isinstance(chunk_size, int) else None
 
     def one(self, vector: Tensor) -> Tensor:
-        """Of a vector."""
+        """The product with a vector."""
         for product in self._maps:
             vector = product.one(vector)
         return vector

@@ -17,7 +17,7 @@ def aside(compute: F) -> F:
     """`compute` outside of the running transforms: its tensors are plain ones and can be kept.
 
     A transform of torch.func or functorch wraps the results of all operations in its thread, also of constants. Wrapped
-    tensors give no lists on torch < 2.7, and belong to a transform that will be over. Another thread has no
+    tensors give no lists on torch < 2.7, and belong to a transform that ends. Another thread has no
     transforms.
     """
 

@@ -56,7 +56,7 @@ def _true(mask: Tensor) -> list[int]:
 
 
 def _sums(plan: Plan, sizes: Tensor) -> Tensor:
-    """Sums of the sizes of the entries, in each place."""
+    """Sums of the absolute values of the entries, in each place."""
     return sizes.new_zeros(plan.width).index_add(0, plan.index("marks", sizes.device), sizes)
 
 

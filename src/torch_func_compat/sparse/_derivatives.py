@@ -229,7 +229,7 @@ class _Plans:
                 coloring(self._pattern, "symmetric")  # raises
 
     def coloring(self) -> Coloring:
-        """The coloring, by the backend of the moment."""
+        """The coloring for the backend in use."""
         if self._given is not None:
             return self._given
         backend = get_backend() if self.mode == "auto" else ""

@@ -58,7 +58,7 @@ class Plan:
         seeds = torch.zeros(max(self.coloring.count, 1) + 1, self.size, dtype=dtype)
         taking_part = torch.unique(self.lines)
         seeds[self.colors[taking_part], taking_part] = 1
-        # torch's generators are not used, since their state is the user's; no small numbers, which would hide entries
+        # Torch's generators are left alone, since their state is the user's. Small numbers would hide entries.
         draw = random.Random(0)
         numbers = [draw.uniform(0.5, 1.5) * draw.choice((-1, 1)) for _ in range(self.size)]
         seeds[-1] = torch.tensor(numbers, dtype=torch.float64).to(dtype)

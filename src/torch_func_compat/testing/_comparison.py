@@ -41,5 +41,5 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def worse(a: float, b: float) -> float:
-    """The larger one, where nothing is larger than NaN."""
+    """The larger one; NaN counts as the largest."""
     return a if a != a or a >= b else b

@@ -78,7 +78,7 @@ class Observation:
         return fresh(self._case.inputs, self._case.positions, requires_grad)
 
     def _answered(self, compute: Callable[[], Any]) -> Any:
-        """The result of the backend; where it refuses and the setting allows it, of a loop, which is noted."""
+        """The result of the backend. If it refuses, and the setting allows it, a loop answers, which is noted."""
         if get_fallback() == "error":
             return compute()
         try:
@@ -146,7 +146,7 @@ def graph_of(case: Case) -> tuple[list[Tensor], list[bool]] | None:
 
 
 def _weighted(leaves: Sequence[Tensor], sample: tuple[int, int] | None = None) -> Tensor:
-    """A number that each element of the leaves takes part in: of a whole batch, or of one sample of several."""
+    """A weighted sum of the elements of the leaves, for a whole batch or for one sample of several."""
     total = torch.zeros((), dtype=torch.float64, device=leaves[0].device if leaves else None)
     for leaf in leaves:
         weights = ramp(leaf) if sample is None else ramp(leaf.expand(sample[1], *leaf.shape))[sample[0]]

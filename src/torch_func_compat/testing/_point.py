@@ -33,7 +33,7 @@ def _is_real(argument: Any) -> bool:
 
 
 class Point:
-    """`function` at `inputs`. The N elements that are differentiated and the M outputs are numbered through."""
+    """`function` at `inputs`. The N elements that are differentiated and the M outputs have consecutive numbers."""
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Any], argnums: int | tuple[int, ...]) -> None:
         self.function = function
@@ -71,7 +71,7 @@ class Point:
         return tuple(inputs[i] for i in self.positions)
 
     def closed(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Any]:
-        """`function` of what is differentiated alone."""
+        """`function` of the differentiated inputs alone."""
 
         def of_chosen(*chosen: Any) -> Any:
             merged = list(inputs)
@@ -92,7 +92,7 @@ class Point:
         return tuple(self.structure.fill(_parts(vector, self.leaves)))
 
     def arguments_of(self, vector: Tensor) -> Any:
-        """The same as `argnums` says: without the tuple where it is an int."""
+        """The same as `argnums` asks for it: without the tuple for an int."""
         return self._unpacked(self.primals_of(vector))
 
     def rows_of(self, matrix: Tensor) -> Any:

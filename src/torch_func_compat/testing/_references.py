@@ -17,7 +17,7 @@ SECOND_STEP = 2.5e-3
 
 
 class FiniteDifferences:
-    """Derivatives from values alone, in float64: they know nothing of autograd, so that its errors are seen.
+    """Derivatives from values alone, in float64. They are independent of autograd, so its errors show.
 
     First derivatives are ``(8 (f(x+h) - f(x-h)) - (f(x+2h) - f(x-2h))) / 12h``, with 4 evaluations for each element;
     second ones along a line ``(16 (f(x+h) + f(x-h)) - (f(x+2h) + f(x-2h)) - 30 f(x)) / 12h²``, along x, y and x + y
@@ -144,7 +144,7 @@ class Loop:
 
 
 def gradients(number: Tensor, variables: Sequence[Tensor]) -> list[Tensor]:
-    """``torch.autograd.grad``, with zeros where nothing depends."""
+    """``torch.autograd.grad``, with zeros for inputs that the outputs do not depend on."""
     if not number.requires_grad:
         return [torch.zeros_like(leaf) for leaf in variables]
     found = torch.autograd.grad(number, list(variables), create_graph=True, allow_unused=True)

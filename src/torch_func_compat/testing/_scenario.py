@@ -131,7 +131,7 @@ class Case:
         return self.operator.expected(self.points[i], reference, vector)
 
     def batched(self) -> tuple[tuple[Any, ...], Any] | None:
-        """Stacked inputs, and what the operator mapped over them must return; None where that is not asked."""
+        """Stacked inputs, and the expected result of the operator mapped over them; None if it is not to be mapped."""
         if self.is_mapped or self.scenario.batch == 0:
             return None
         points, found = self._samples(), []

@@ -1,6 +1,6 @@
 """Pytrees as the checks see them: dictionaries, lists, tuples and named tuples. Everything else is a leaf.
 
-The checks have an own definition, so that they do not compare the library with itself.
+The checks have a definition of their own, so that they do not compare the library with itself.
 """
 
 from __future__ import annotations

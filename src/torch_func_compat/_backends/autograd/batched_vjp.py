@@ -127,7 +127,7 @@ class Rows:
 
 
 def _at_once(apply: Apply, vectors: Sequence[Tensor], create_graph: bool) -> list[Tensor | None]:
-    if not facts.has("vmap_over_autograd_grad"):
+    if not facts.has("torch_func"):
         return _at_once_by_old_vmap(apply, vectors, create_graph)
     present: list[bool] = []
 

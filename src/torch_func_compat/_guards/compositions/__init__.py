@@ -8,9 +8,11 @@ is faster, and its other derivatives are right.
 from __future__ import annotations
 
 from .interception import composing, given, plain
+from .normalisations import BATCH_NODES
 from .table import COMPOSITIONS, WRONG_IN_FIRST_ORDER, composed, first_order, is_derivative, order_of
 
 __all__ = [
+    "BATCH_NODES",
     "COMPOSITIONS",
     "WRONG_IN_FIRST_ORDER",
     "composed",

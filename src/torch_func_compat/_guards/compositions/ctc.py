@@ -85,13 +85,14 @@ def _log_sum(logarithms: Sequence[Tensor]) -> Tensor:
     return total.masked_fill(is_zero, 1.0).log().masked_fill(is_zero, -math.inf) + largest
 
 
-_NODES = ("CtcLoss", "CudnnCtcLoss")
 _NO_DERIVATIVE = (
     "its backward has no derivative (measured on torch 1.8 to 2.15), and assumes log_probs that log_softmax gave: "
     "the derivatives of the composition agree with it through log_softmax only"
 )
 
 ROWS: tuple[Composition, ...] = (
-    Composition(("nn.functional.ctc_loss", "ops.aten.ctc_loss"), _NODES, 2, _ctc_loss, _NO_DERIVATIVE),
-    Composition(("ctc_loss",), _NODES, 2, _ctc_loss_unreduced, _NO_DERIVATIVE),
+    Composition(
+        ("nn.functional.ctc_loss", "ops.aten.ctc_loss"), ("CtcLoss", "CudnnCtcLoss"), 2, _ctc_loss, _NO_DERIVATIVE
+    ),
+    Composition(("ctc_loss",), (), 2, _ctc_loss_unreduced, _NO_DERIVATIVE),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._torch import facts
 from .composition import Composition
 
 
@@ -51,31 +52,16 @@ ROWS: tuple[Composition, ...] = (
     Composition(
         ("cdist", "ops.aten.cdist"),
         ("Cdist",),
-        1,
+        1 if facts.TORCH < (1, 11) else 2,
         _cdist,
-        "first derivatives of batches that are broadcast read other memory (measured on torch 1.8)",
-        (1, 11),
-    ),
-    Composition(
-        ("cdist", "ops.aten.cdist"),
-        ("Cdist",),
-        2,
-        _cdist,
-        "no second derivative (to torch 2.13); torch.func batches its backward wrongly",
+        "no second derivative (to torch 2.13); torch.func batches its backward wrongly. First derivatives of batches "
+        "that are broadcast read other memory (measured on torch 1.8)",
     ),
     Composition(
         ("pdist", "ops.aten.pdist"),
         ("Pdist",),
-        2,
+        2 if facts.TORCH < (2, 15) else 3,
         _pdist,
-        "no second derivative (measured on torch 1.8 to 2.13)",
-        (2, 15),
-    ),
-    Composition(
-        ("pdist", "ops.aten.pdist"),
-        ("Pdist",),
-        3,
-        _pdist,
-        "third derivatives are wrong (measured on torch 2.15)",
+        "no second derivative (measured on torch 1.8 to 2.13); third derivatives are wrong (measured on torch 2.15)",
     ),
 )

@@ -64,7 +64,7 @@ ROWS: tuple[Composition, ...] = (
     Composition(
         ("det", "linalg.det", "Tensor.det", "ops.aten.det", "ops.aten.linalg_det"),
         # Later, plain autograd has the second derivative right where nothing is batched.
-        ("LinalgDet", "DetB", "DetLu") if facts.TORCH < (2, 15) else (),
+        ("LinalgDet", "DetB", "DetLu") if facts.TORCH < (1, 13) else (),
         1 if facts.TORCH < (1, 11) else 2,
         _det,
         "forward mode at singular matrices, and batched second derivatives where singular values coincide, are zero or "

@@ -82,18 +82,8 @@ def _batch_norm(
     return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
 
 
-def _batch_norm_of_operator(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> Tensor:
-    return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+def _batch_norm_of_operator(*args: Any, cudnn_enabled: bool = True, **kwargs: Any) -> Tensor:
+    return _native_batch_norm(*args[:8], **kwargs)[0]
 
 
 def _instance_norm(
@@ -133,7 +123,8 @@ def _instance_norm_of_operator(
 
 _LAYER_NORM = "https://github.com/pytorch/pytorch/issues/175754: third derivatives lack terms"
 _BATCH_NORM = "https://github.com/pytorch/pytorch/issues/186256: third derivatives lack terms"
-_BATCH_NODES = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormWithUpdate")
+# Those of every operation below: the first row has them.
+BATCH_NODES = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormWithUpdate")
 
 ROWS: tuple[Composition, ...] = (
     Composition(
@@ -157,8 +148,8 @@ ROWS: tuple[Composition, ...] = (
         _native_layer_norm,
         "torch treats the mean and the deviation that it returns as constants; also " + _LAYER_NORM,
     ),
-    Composition(("nn.functional.batch_norm",), _BATCH_NODES, 3, _batch_norm, _BATCH_NORM),
-    Composition(("batch_norm", "ops.aten.batch_norm"), _BATCH_NODES, 3, _batch_norm_of_operator, _BATCH_NORM),
+    Composition(("nn.functional.batch_norm",), BATCH_NODES, 3, _batch_norm, _BATCH_NORM),
+    Composition(("batch_norm", "ops.aten.batch_norm"), (), 3, _batch_norm_of_operator, _BATCH_NORM),
     Composition(
         ("native_batch_norm", "ops.aten.native_batch_norm"),
         (),
@@ -166,6 +157,6 @@ ROWS: tuple[Composition, ...] = (
         _native_batch_norm,
         "the same for batches; also " + _BATCH_NORM,
     ),
-    Composition(("nn.functional.instance_norm",), _BATCH_NODES, 3, _instance_norm, _BATCH_NORM),
-    Composition(("instance_norm", "ops.aten.instance_norm"), _BATCH_NODES, 3, _instance_norm_of_operator, _BATCH_NORM),
+    Composition(("nn.functional.instance_norm",), (), 3, _instance_norm, _BATCH_NORM),
+    Composition(("instance_norm", "ops.aten.instance_norm"), (), 3, _instance_norm_of_operator, _BATCH_NORM),
 )
