@@ -98,7 +98,9 @@ class Transpose:
             # Where only the transpose is not finite (it is taken at zero, where logcumsumexp wants a logarithm), the
             # pullback is right; where neither is, it is left to the caller to see.
             if isinstance(by_transpose, Tensor) and not bool(by_transpose.isfinite().all()):
-                wrong = wrong | (~by_transpose.isfinite() & torch.as_tensor(by_pullback).isfinite())
+                wrong = wrong | (
+                    ~by_transpose.isfinite() & torch.as_tensor(by_pullback, device=by_transpose.device).isfinite()
+                )
             return not bool(wrong.any())
 
 
