@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -740,6 +741,24 @@ def test_parts_that_other_threads_evaluate(backend):
             assert_close(tfc.jvp(side_by_side, (X,), (X,))[1], (3 * X**3).sum())
             assert_close(tfc.jacfwd(side_by_side)(X), 3 * X**2)
             assert_close(tfc.jacfwd(tfc.grad(side_by_side))(X), torch.diag(6 * X))
+
+
+def test_a_function_that_another_thread_evaluates(backend):
+    """Torch.func gives zeros without an error, and no mode sees an operation that could be doubted."""
+
+    def elsewhere(x):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(x**3))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    with tfc.use_fallback("silent"):
+        assert_close(tfc.jvp(elsewhere, (X,), (X,))[1], 3 * X**3)
+        assert_close(tfc.jacfwd(elsewhere)(X), torch.diag(3 * X**2))
+        assert_close(tfc.jacfwd(lambda x: elsewhere(x) + x.sin())(X), torch.diag(3 * X**2 + X.cos()))
+        assert_close(tfc.hessian(lambda x: elsewhere(x).sum())(X), torch.diag(6 * X))
+        assert_close(tfc.vmap(tfc.jacfwd(elsewhere))(BATCH)[0], torch.diag(3 * X**2))
 
 
 @pytest.mark.parametrize(

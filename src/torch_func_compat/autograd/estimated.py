@@ -84,8 +84,8 @@ class _Call:
             products = [v.reshape(len(v), -1).matmul(g.reshape(-1)) for v, g in zip(vectors, gradients)]
             return torch.stack(products).sum(0)
 
-        found: tuple[Tensor, ...] = jacrev(weighted, self.all, **chunks)(*self.primals)
-        return found
+        found = jacrev(weighted, self.all, **chunks)(*self.primals)
+        return tuple([product.as_subclass(Tensor) for product in found])  # a subclass may multiply in its own way
 
 
 def diagonal(
