@@ -29,11 +29,6 @@ ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, Run
 # By these the user says that no derivative is wanted. Finite differences ignore them.
 _DETACHES = frozenset(("data", "detach", "detach_", "_set_grad_enabled"))
 
-# By these a function computes in other threads, where no mode sees its operations and torch.func no levels.
-_THREADS = frozenset(
-    ("Parallel", "Thread", "ThreadPool", "ThreadPoolExecutor", "run_in_executor", "submit", "to_thread")
-)
-
 _verdicts = Verdicts()
 Result = TypeVar("Result")
 
@@ -134,8 +129,9 @@ class Trial:
         self._recorded = pairs
         self.detaches = not _DETACHES.isdisjoint(name for name, _ in pairs)
         names = set(unproven(pairs))
-        unseen = {"TorchScript"} if scripts_in(self._func) else _THREADS & names_in(self._func)
-        names |= unseen
+        scripts = scripts_in(self._func)
+        if scripts:
+            names.add("TorchScript")
         if twice:
             names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
         self._names = {name.partition(":")[0] for name in names}
@@ -143,7 +139,7 @@ class Trial:
         is_doubtful = names or any(x.device.type != "cpu" for x in inputs)
         if get_checks() == "always":
             return result, True
-        if is_doubtful and (unseen or not _verdicts.holds_for(self._func, (self._call, twice), pairs)):
+        if is_doubtful and (scripts or not _verdicts.holds_for(self._func, (self._call, twice), pairs)):
             return result, True
         self.note(RIGHT, twice)
         return result, False
