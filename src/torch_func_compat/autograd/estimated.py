@@ -85,7 +85,8 @@ class _Call:
             return torch.stack(products).sum(0)
 
         found = jacrev(weighted, self.all, **chunks)(*self.primals)
-        return tuple([product.as_subclass(Tensor) for product in found])  # a subclass may multiply in its own way
+        # a subclass may multiply in its own way
+        return tuple([x if type(x) is Tensor else x.as_subclass(Tensor) for x in found])
 
 
 def diagonal(
