@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from typing import Any, ContextManager, List, MutableMapping, Sequence, Tuple
+from typing import Any, Iterator, List, MutableMapping, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -111,9 +111,16 @@ _hooks: Any = getattr(getattr(torch.autograd, "graph", None), "saved_tensors_hoo
 _overwriting: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def _values_kept() -> ContextManager[Any]:
+@contextlib.contextmanager
+def _values_kept() -> Iterator[None]:
     """Copies of what autograd saves. Forward mode takes each derivative before a value is overwritten."""
-    return _hooks(lambda tensor: tensor.detach().clone(), lambda copy: copy)  # type: ignore[no-any-return]
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_hooks(lambda tensor: tensor.detach().clone(), lambda copy: copy))
+        # Hooks are forbidden here, or torch 1.10, which takes one pair at a time, has that of the level around.
+        except RuntimeError:
+            pass
+        yield
 
 
 def _overwrites(func: Differentiable) -> bool:
