@@ -838,6 +838,9 @@ CAUSES: dict[str, list[Cause]] = {
             "mend the function's `backward`, or report it if plain `torch.autograd` is right",
         ),
         Cause("there is no operator", "no operator has that name", "one of those that the message lists"),
+        Cause(
+            "expected inputs to be a sequence of arguments", "a tensor stands alone for the arguments", "write `(x,)`"
+        ),
         Cause("against has no closed form of", "`against=` is a dictionary without that operator", "add it"),
         Cause(
             "one closed form goes with one operator",

@@ -136,6 +136,27 @@ def test_dependencies(name):
     assert found <= ({"functorch"} if name == "_backends.functorch" else set())
 
 
+MAKERS = {
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"),
+    *("scalar_tensor", "sparse_coo_tensor", "sparse_csr_tensor", "tensor", "zeros"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_tensors_are_made_on_a_device(name):
+    """The default one is the user's, whose numbers the library may be unable to read or to mix with others."""
+    without = [
+        f"line {node.lineno}: {ast.dump(node.func)}"
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in MAKERS
+        and getattr(node.func.value, "id", None) == "torch"
+        and not any(keyword.arg in ("device", None) for keyword in node.keywords)
+    ]
+    assert not without
+
+
 def test_natives_are_named_in_their_backends():
     for name, tree in TREES.items():
         found = set(mentions(tree))

@@ -308,6 +308,30 @@ def test_what_is_computed_in_inference_mode_is_constant(backend):
             tfc.jacrev(writes)(x)
 
 
+@pytest.mark.skipif(not facts.has("inference_mode"), reason="no inference_mode")
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+def test_what_was_made_in_inference_mode_is_differentiated(backend, inside):
+    """Arguments, vectors and constants, for which plain autograd has no place; torch.func takes them."""
+    with torch.inference_mode():
+        x, v, xs = (torch.tensor(numbers, dtype=torch.float64) for numbers in ([0.3, -0.7], [1.1, 0.4], [[0.3, -0.7]]))
+    slope, curvature = (v * (v * x).cos()).clone(), (-v * v * (v * x).sin()).clone()
+    number, vector = lambda x: (v * x).sin().sum(), lambda x: (v * x).sin()
+    with torch.inference_mode(inside):
+        assert_close(tfc.grad(number)(x), slope)
+        assert_close(tfc.hessian(number)(x), torch.diag(curvature))
+        assert_close(tfc.jacfwd(vector)(x), torch.diag(slope))
+        assert_close(tfc.jvp(vector, (x,), (v,))[1], slope * v)
+        assert_close(tfc.linearize(vector, x)[1](v), slope * v)
+        assert_close(tfc.vjp(vector, x)[1](v)[0], slope * v)
+        assert_close(tfc.vmap(tfc.grad(number))(xs)[0], slope)
+        assert_close(tfc.batch_hvp(lambda x: (v * x).sin().sum(-1), (xs,), (xs,))[1][0][0], curvature * x)
+        assert_close(tfc.laplacian(number, estimator="hutchinson", samples=2)(x)[0], curvature.sum())
+        assert_close(tfc.hessian_diagonal(number, estimator="hutchinson", samples=2)(x)[0], curvature)
+        if facts.TORCH >= (1, 10):  # 1.9 does not tell views of such tensors from others
+            assert_close(tfc.grad(lambda x, c: (c * x).sin().sum())(x, v), slope)
+            assert_close(tfc.grad(lambda x, *, c: (c * x).sin().sum())(x, c=v), slope)
+
+
 @pytest.mark.parametrize(
     "push",
     [

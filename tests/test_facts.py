@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import contextlib
 
+import pytest
+import torch
+
+import torch_func_compat as tfc
 from torch_func_compat._torch import facts
 
 
@@ -26,6 +30,41 @@ def test_probed_once(name, monkeypatch):
     answer = facts.has(name)
     monkeypatch.setitem(facts.FACTS, name, facts.FACTS[name]._replace(probe=lambda: not answer))
     assert facts.has(name) is answer
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": getattr(torch, "inference_mode", torch.no_grad),
+    "default_dtype_float16": lambda: default_dtype(torch.float16),
+    "default_device_meta": lambda: torch.device("meta") if facts.has("torch_func") else contextlib.nullcontext(),
+}
+
+
+@pytest.mark.parametrize("name", facts.FACTS)
+def test_modes_of_the_caller_change_no_answer(name, backend):
+    expected = facts.FACTS[name].holds()
+    found = {}
+    for mode, entered in MODES.items():
+        with entered():
+            found[mode] = facts.FACTS[name].holds()
+
+    def within(x):
+        found["transforms"] = facts.FACTS[name].holds()
+        return x * x
+
+    tfc.vmap(tfc.grad(within))(torch.ones(2))
+    tfc.jvp(within, (torch.ones(()),), (torch.ones(()),))
+    assert found == dict.fromkeys((*MODES, "transforms"), expected)
 
 
 def test_unknown_name():

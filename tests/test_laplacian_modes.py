@@ -201,6 +201,27 @@ def test_a_function_that_keeps_what_a_forward_laplacian_gave_it(backend):
         assert_close(tfc.hessian(func)(x).diagonal(0, 1, 2).sum(-1), expected)
 
 
+class Doubled(torch.Tensor):
+    """Its products are twice those of a tensor."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return 2 * result.as_subclass(torch.Tensor) if func in (torch.Tensor.mul, torch.Tensor.__mul__) else result
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_a_subclass_with_operations_of_its_own(backend, mode):
+    x, batch = X[0].as_subclass(Doubled), X.as_subclass(Doubled)
+    found = tfc.laplacian(lambda x: (x * x * x).sum(), mode=mode)(x)
+    assert_close(torch.as_tensor(found), 4 * 6 * X[0].sum())
+    found = tfc.batch_laplacian(lambda x: (x * x).sum(-1), mode=mode)(batch)
+    assert_close(torch.as_tensor(found), torch.full((4,), 12.0, dtype=DTYPE))
+    for estimate in (tfc.laplacian, tfc.hessian_diagonal):
+        found, _ = estimate(lambda x: (x * x).sum(), estimator="hutchinson", samples=2)(x)
+        assert_close(found.sum(), torch.tensor(12.0, dtype=DTYPE))
+
+
 def test_in_inference_mode(backend):
     if not hasattr(torch, "inference_mode"):
         pytest.skip("inference mode is of torch 1.9")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from support.tolerances import assert_close
+from torch.autograd import grad as grad_of_torch
 
 import torch_func_compat as tfc
 from torch_func_compat._backends.autograd import loop as _loop
@@ -239,3 +242,41 @@ def test_a_generator_of_each_sample_draws_the_same(backend):
             assert backend == "autograd" and "Make it outside" in str(error)
         else:
             assert backend != "autograd" and not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda y, p: lambda v: torch.autograd.grad(y, p, v)[0],
+        lambda y, p: lambda v: grad_of_torch(y, p, v)[0],
+        lambda y, p: lambda v: torch.autograd.grad(y, p, v)[0] * (1 if v.sum() > -9 else 2),
+        lambda y, p: lambda v: (lambda g: g if g.sum() > -9 else 2 * g)(torch.autograd.grad(y, p, v)[0]),
+        lambda y, p: lambda v: tfc.vmap(lambda v: torch.autograd.grad(y, p, v)[0])(torch.stack([v, v]))[1],
+    ],
+    ids=["batched", "by another name", "branch before", "branch after", "nested"],
+)
+def test_one_graph_from_outside_is_differentiated_for_each_sample(backend, rows):
+    """Without retain_graph, as in the documentation of torch.vmap, where a batch takes one backward pass."""
+    engine = torch.autograd.Variable._execution_engine
+    p = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
+    with tfc.use_fallback("silent"):
+        found = tfc.vmap(rows(p.sin() * p, p))(torch.eye(3, dtype=torch.float64))
+    assert_close(found, torch.diag(p.cos() * p + p.sin()).detach())
+    assert torch.autograd.Variable._execution_engine is engine
+
+
+def test_graphs_that_another_thread_differentiates_are_freed():
+    p = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    y, other = p.sin() * p, p.exp()
+
+    def func(v):
+        if v[0] == 1:
+            thread = threading.Thread(target=lambda: torch.autograd.grad(other, p))
+            thread.start()
+            thread.join()
+        return torch.autograd.grad(y, p, v)[0]
+
+    with tfc.use_backend("autograd"):
+        tfc.vmap(func)(torch.tensor([[1.0], [2.0]], dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(other, p)

@@ -179,6 +179,7 @@ WITHOUT_DERIVATIVE = (
 REMOVED = {
     *("solve", "Tensor.solve", "eig", "Tensor.eig"),
     *(("orgqr", "Tensor.orgqr") if facts.TORCH < (1, 11) else ()),
+    *(("segment_reduce", "ops.aten.segment_reduce") if facts.TORCH < (1, 10) else ()),
     *(("scatter_reduce", "Tensor.scatter_reduce") if facts.TORCH < (1, 12) else ()),
     *(("cholesky", "Tensor.cholesky", "ops.aten.cholesky") if facts.TORCH >= (2, 15) else ()),
 }

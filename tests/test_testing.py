@@ -463,3 +463,8 @@ def test_the_fixture_agrees_with_ours(autograd_backend):
 
 def test_check_runs_within_the_fixture(autograd_backend):
     assert check(cubes, (X,), "hessian", autograd_backend).row("hessian").backend == autograd_backend
+
+
+def test_a_tensor_is_no_sequence_of_arguments():
+    with pytest.raises(TypeError, match=r"write \(x,\) for one argument"):
+        check(torch.sin, torch.ones(1))

@@ -10,6 +10,8 @@ import torch
 from support.operators import cube, every, of_cube
 from support.tolerances import assert_close
 
+from torch_func_compat._torch import facts
+
 
 @contextlib.contextmanager
 def default_dtype(dtype):
@@ -58,6 +60,8 @@ SURROUNDINGS = {
     "default_dtype_float64": lambda: default_dtype(torch.float64),
     "deterministic": deterministic,
     "anomaly": anomaly,
+    # before torch 2.0, nothing chooses a device for what is made without one
+    "default_device_meta": lambda: torch.device("meta") if facts.has("torch_func") else contextlib.nullcontext(),
 }
 surroundings = pytest.mark.parametrize("surrounding", list(SURROUNDINGS.values()), ids=list(SURROUNDINGS))
 

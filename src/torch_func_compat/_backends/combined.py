@@ -8,6 +8,7 @@ one of its running transforms, its own levels answer, since no other backend can
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any, Callable, Sequence, TypeVar
 
 import torch
@@ -28,6 +29,16 @@ from .tried_jvp import TriedPush, tried_jvp
 from .tried_vmap import tried_vmap
 
 Result = TypeVar("Result")
+
+# Functions that write to their arguments. Torch writes to the tangents then, which are the caller's.
+_writing: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _writes(func: Callable[..., Any]) -> bool:
+    try:
+        return func in _writing
+    except TypeError:  # it cannot be referred to weakly, so that its first call leaves no trace
+        return True
 
 
 class CombinedBackend:
@@ -101,19 +112,28 @@ class CombinedBackend:
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        given = tangents
+
         def compute() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-            return self._run(func.func, primals, lambda: self._native.jvp(func, primals, tangents, strict))
+            return self._run(func.func, primals, lambda: self._native.jvp(func, primals, given, strict))
 
         if self._native.is_active():
             return compute()
         if recordings():
             return self._plain.jvp(func, primals, tangents, strict)
         trial = Trial(func.func, ("jvp", shapes((primals, tangents, func.others()))))
-        if trial.is_settled():
+        settled = trial.is_settled()
+        if not settled or _writes(func.func):
+            given = [tangent.clone() for tangent in tangents]
+        if settled:
             results, is_tested = _run_settled(trial, compute, lambda results: results[1], primals)
             if is_tested:
                 return results
-        return tried_jvp(trial, compute, lambda results: results[1], func, primals, tangents, self._plain)
+        counts = versions(given)
+        results = tried_jvp(trial, compute, lambda results: results[1], func, primals, tangents, self._plain)
+        if versions(given) != counts and not _writes(func.func):
+            _writing.add(func.func)
+        return results
 
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str

@@ -180,7 +180,7 @@ class TriedPush:
         size = len(vectors[0])
         if not size:
             return self._push.batched(*vectors)
-        weights = torch.cos(torch.arange(1, size + 1, dtype=torch.float64))
+        weights = torch.cos(torch.arange(1, size + 1, dtype=torch.float64, device="cpu"))
 
         def combined(stacked: Sequence[Tensor]) -> list[Tensor]:
             return [(weights.to(x).reshape(-1, *[1] * (x.dim() - 1)) * x).sum(0) for x in stacked]

@@ -22,8 +22,9 @@ from .._guards.checks import is_testing
 from .._guards.recognition import LoopError, ends_recomputation, is_doubtful, refusal
 from .._guards.refusals import UNKNOWN
 from .._torch import facts
-from .._torch.closures import captured_tensors, transformed
+from .._torch.closures import captured_tensors, names_in, transformed
 from .._torch.compiling import eager
+from .._torch.engine import graphs_kept
 from .._torch.hidden_levels import levels_are_hidden, levels_shown
 from .._torch.random_state import RandomState
 from .._torch.surroundings import Surroundings
@@ -98,7 +99,11 @@ def _with_fallback(
         counts = [version(tensor) for tensor in tensors]
         around = sys.exc_info()[1]
         try:
-            result = call(*args, **kwargs)
+            if trusted or name != "vmap":
+                result = call(*args, **kwargs)
+            else:  # a loop may have to come after it
+                with graphs_kept(names_in(func)):
+                    result = call(*args, **kwargs)
             # a function that draws random numbers, or writes to a tensor, is not trusted
             if isinstance(before, Surroundings) and not before.moved() and not before.written():
                 _trust(name, func, backend)

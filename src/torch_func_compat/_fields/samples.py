@@ -18,10 +18,10 @@ def factors(like: Tensor) -> Tensor:
     """A number for each point; neighbours have different ones. No random state changes."""
     size = like.numel()
     generator = torch.Generator().manual_seed(size)
-    order = torch.randperm(len(_FACTORS), generator=generator)
-    more = torch.randint(len(_FACTORS), (size,), generator=generator)
+    order = torch.randperm(len(_FACTORS), generator=generator, device="cpu")
+    more = torch.randint(len(_FACTORS), (size,), generator=generator, device="cpu")
     chosen = torch.cat([order, more])[:size]
-    return torch.tensor(_FACTORS, dtype=torch.float64)[chosen].to(like).reshape(like.shape)
+    return torch.tensor(_FACTORS, dtype=torch.float64, device="cpu")[chosen].to(like).reshape(like.shape)
 
 
 def require_independent(name: str, order: int, gradient: Tensor, scaled: Tensor, numbers: Tensor) -> None:

@@ -187,7 +187,7 @@ def placeholder() -> Tensor:
         try:
             return torch.empty(shape, device="meta")
         except RuntimeError:  # torch 1.8 has no meta device by that name
-            return torch.full((1,), math.nan).expand(shape)
+            return torch.full((1,), math.nan, device="cpu").expand(shape)
 
 
 def described(func: Any) -> str:

@@ -7,10 +7,11 @@ from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .._guards.recognition import ends_recomputation
 from .._torch import pytree
-from .carried import Carried, Refused, Run, make, values_of_ended
+from .carried import Carried, Refused, RefusedNow, Run, make, values_of_ended
 from .ranges import require_finite
 
 Function = Callable[..., Any]
@@ -71,6 +72,8 @@ def _forward(
     for primal, dim in zip(primals, dims):
         if isinstance(primal, Carried):
             raise Refused("forward Laplacians are nested")
+        if type(primal) not in (Tensor, Parameter):
+            raise RefusedNow(f"a primal of {type(primal).__name__}, whose operations may be its own")
         if not primal.is_floating_point():
             raise Refused(f"a primal of {primal.dtype}")
         counts.append(math.prod([n for d, n in enumerate(primal.shape) if d != dim]))

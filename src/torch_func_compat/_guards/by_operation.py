@@ -18,7 +18,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from .._torch import facts
-from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, kept_outside
+from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, below, kept_outside
 from .by_profile import GradModeSwitches, refused_grad_mode
 from .compositions.table import compositions, functions
 from .recorder import interpreters, levels
@@ -113,6 +113,23 @@ def _with_symmetric_tangent(matrix: Any) -> Any:
     return matrix + (half - half.detach())
 
 
+def _share_memory(written: Any, others: tuple[Any, ...]) -> bool:
+    """Whether one of the others reads the memory of the tensor that is written to, as far as their extents tell."""
+    others = tuple([x for x in others if isinstance(x, Tensor)])
+    if not others or not isinstance(written, Tensor):
+        return False
+    first, *extents = map(_extent, below((written, *others), torch._C._functorch))
+    return any(memory == first[0] and start < first[2] and first[1] < end for memory, start, end in extents)
+
+
+def _extent(tensor: Tensor) -> tuple[Any, Any, Any]:
+    if tensor.layout != torch.strided or not tensor.numel():
+        return id(tensor), 0, 1
+    start = tensor.storage_offset()
+    steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())]
+    return tensor.untyped_storage()._cdata, start, start + sum(steps) + 1
+
+
 class _Watch(TorchFunctionMode):
     """Composes some operations, refuses others, and lets the rest pass."""
 
@@ -149,9 +166,10 @@ class _Watch(TorchFunctionMode):
             if packet._qualified_op_name in self._lossy:
                 raise MistakenRule(MISTAKEN_TANGENT.format(packet._qualified_op_name))
         # The formula of an operation in place overwrites the tangent of the tensor before it reads that of the other.
-        if len(args) > 1 and args[1] is args[0] and self._symmetric and isinstance(args[0], Tensor):
+        if self._symmetric and len(args) + len(kwargs or ()) > 1:
             name = str(getattr(func, "__name__", func)).partition(".")[0]
-            if name.startswith("__i") or (name[-1:] == "_" and name[-2:] != "__"):
+            in_place = name.startswith("__i") or (name[-1:] == "_" and name[-2:] != "__")
+            if in_place and _share_memory(args[0], (*args[1:], *(kwargs or {}).values())):
                 raise MistakenRule(MISTAKEN_FORMULA.format(name))
         if args and func in self._symmetric:
             args = (_with_symmetric_tangent(args[0]), *args[1:])

@@ -159,7 +159,7 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_composed_operations.py",
     ),
     WrongAnswer(
-        "forward mode of an operation in place on a tensor and itself, as `x.mul_(x)`",
+        "forward mode of an operation in place on a tensor and itself or a view of it, as `x.mul_(x[:])`",
         "2.0 to 2.15",
         "notices the operation and takes the autograd backend",
         test="tests/test_trial.py::test_tangents_of_what_is_overwritten",

@@ -229,7 +229,8 @@ def _mode() -> Callable[[Pairs, Iterable[torch.Tensor]], Any]:
             elif name in _QUESTIONS and not _is_a_library(sys._getframe(1)):
                 name = UNKNOWN + name
             self._add((name, self._levels))
-            if self._levels and not _is_a_library(sys._getframe(1)):
+            # forward mode takes the tangents of what the function returns
+            if self._levels and (name == "_unpack_dual" or not _is_a_library(sys._getframe(1))):
                 self._look_for_strangers(args)
             result = func(*args, **(kwargs or {}))
             self._note(result)

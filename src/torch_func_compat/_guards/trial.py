@@ -173,7 +173,7 @@ def _same(one: Tensor, other: Tensor, noise: float) -> bool:
 def _differ(found: Tensor, expected: Tensor, noise: float) -> Tensor:
     """Where numbers differ by more than rounding, relative to the largest; or one is not finite and the other is."""
     if found.numel() == 0:
-        return torch.zeros((), dtype=torch.bool)
+        return torch.zeros((), dtype=torch.bool, device="cpu")
     finite = found.isfinite() & expected.isfinite()
     zeros = torch.zeros_like(expected)
     scale = torch.where(finite, found.abs() + expected.abs(), zeros).max()

@@ -1,8 +1,10 @@
-"""The autograd engine, without the checks that this library has done already."""
+"""The autograd engine: without checks that this library has done already, and without freeing graphs."""
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+import contextlib
+import threading
+from typing import AbstractSet, Any, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,3 +34,47 @@ def grad(
         )
     flags = {"retain_graph": retain_graph, "create_graph": create_graph, "allow_unused": True}
     return list(torch.autograd.grad(outputs, inputs, vectors, **flags))
+
+
+class _Thread(threading.local):
+    keeps = 0
+
+
+class _Keeping:
+    """The engine for torch.autograd, which frees no graph in a thread that keeps them."""
+
+    users = 0
+    lock = threading.Lock()
+    thread = _Thread()
+
+    def run_backward(self, tensors: Any, vectors: Any, keep_graph: bool, *rest: Any, **options: Any) -> Any:
+        keep_graph = keep_graph or self.thread.keeps > 0
+        return _engine.run_backward(tensors, vectors, keep_graph, *rest, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_engine, name)
+
+
+@contextlib.contextmanager
+def graphs_kept(names: AbstractSet[str]) -> Iterator[None]:
+    """A function of these names may differentiate one graph again and again, as in a batch, where it does so once.
+
+    Only a function that calls torch.autograd.grad changes anything.
+    """
+    if _engine is None or not ({"autograd", "grad"} <= names or "_make_grads" in names):  # the latter by another name
+        yield
+        return
+    variable: Any = torch.autograd.Variable
+    with _Keeping.lock:
+        _Keeping.users += 1
+        if _Keeping.users == 1:
+            variable._execution_engine = _Keeping()
+    _Keeping.thread.keeps += 1
+    try:
+        yield
+    finally:
+        _Keeping.thread.keeps -= 1
+        with _Keeping.lock:
+            _Keeping.users -= 1
+            if not _Keeping.users:
+                variable._execution_engine = _engine

@@ -9,6 +9,8 @@ probe. Probes run once, when first asked, never at import.
 
 from __future__ import annotations
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple
 
 import torch
@@ -59,23 +61,37 @@ def _has_torch_func() -> bool:
     return True
 
 
+def _apart(probe: Callable[[], bool]) -> Callable[[], bool]:
+    """`probe` in a thread of its own, which has no grad mode, transform, default device or autocast of the caller's."""
+
+    @functools.wraps(probe)
+    def asked() -> bool:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(probe).result()
+
+    return asked
+
+
+@_apart
 def _retain_grad_is_a_hook() -> bool:
     """Does retain_grad() register a visible hook?"""
-    tensor, before = torch.zeros(1, requires_grad=True).clone(), RemovableHandle.next_id
+    tensor, before = torch.zeros(1, requires_grad=True, device="cpu").clone(), RemovableHandle.next_id
     tensor.retain_grad()
     return RemovableHandle.next_id != before
 
 
+@_apart
 def _weight_norm_twice() -> bool:
     """Is the second derivative of v g / |v| by v, which is zero in one dimension, something else?"""
-    v = torch.full((1, 1), 2.0).requires_grad_()
-    (first,) = torch.autograd.grad(torch._weight_norm(v, torch.ones(1, 1)), v, create_graph=True)
+    v = torch.full((1, 1), 2.0, dtype=torch.float32, device="cpu").requires_grad_()
+    (first,) = torch.autograd.grad(torch._weight_norm(v, torch.ones_like(v)), v, create_graph=True)
     return bool(torch.autograd.grad(first, v, allow_unused=True)[0])
 
 
+@_apart
 def _kl_div_twice() -> bool:
     """Is the mixed derivative of t (log t - x), which is -1, something else?"""
-    x, t = torch.zeros(1).requires_grad_(), torch.ones(1).requires_grad_()
+    x, t = (torch.full((1,), value, dtype=torch.float32, device="cpu").requires_grad_() for value in (0.0, 1.0))
     (first,) = torch.autograd.grad(torch.kl_div(x, t, 2), x, create_graph=True)
     return bool(torch.autograd.grad(first, t)[0] != -1)
 

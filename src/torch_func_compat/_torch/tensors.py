@@ -35,8 +35,8 @@ def version(tensor: Tensor) -> int:
 def _is_inference(tensor: Tensor) -> bool:
     try:
         return tensor._version < 0
-    except RuntimeError:  # torch 1.9: inference tensors count no versions
-        return True
+    except RuntimeError as error:  # torch 1.9: inference tensors count no versions; nor do tensors of its vmap
+        return "Inference" in str(error)
 
 
 # Whether a tensor was made in inference mode: autograd does not save it, and it counts no versions.

@@ -48,15 +48,15 @@ class DependentSamples(RuntimeError):
 
 def _factors(size: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(size)  # torch's own random state does not move
-    order = torch.randperm(len(_FACTORS), generator=generator)
-    more = torch.randint(len(_FACTORS), (size,), generator=generator)
+    order = torch.randperm(len(_FACTORS), generator=generator, device="cpu")
+    more = torch.randint(len(_FACTORS), (size,), generator=generator, device="cpu")
     chosen = torch.cat([order, more])[:size]  # all different, while there are enough
-    return torch.tensor(_FACTORS, dtype=torch.float64)[chosen].to(like)
+    return torch.tensor(_FACTORS, dtype=torch.float64, device="cpu")[chosen].to(like)
 
 
 def _random(like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(like.numel())
-    return (torch.rand(like.shape, generator=generator, dtype=torch.float64) + 0.5).to(like)
+    return (torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5).to(like)
 
 
 def _scaled(tensors: Sequence[Tensor], dims: Sequence[int], size: int) -> list[Tensor]:

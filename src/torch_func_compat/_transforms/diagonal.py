@@ -47,7 +47,7 @@ def _by_rows(backend: Backend, func: Function, options: Options) -> Function:
         sizes = [like.numel() for like in inputs]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
         columns = [
-            offsets[k % len(sizes)] + torch.arange(block.numel()) % max(sizes[k % len(sizes)], 1)
+            offsets[k % len(sizes)] + torch.arange(block.numel(), device="cpu") % max(sizes[k % len(sizes)], 1)
             for k, block in enumerate(space)
         ]
         own = torch.cat(columns).to(blocks[0].device)

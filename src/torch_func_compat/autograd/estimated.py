@@ -84,8 +84,9 @@ class _Call:
             products = [v.reshape(len(v), -1).matmul(g.reshape(-1)) for v, g in zip(vectors, gradients)]
             return torch.stack(products).sum(0)
 
-        found: tuple[Tensor, ...] = jacrev(weighted, self.all, **chunks)(*self.primals)
-        return found
+        found = jacrev(weighted, self.all, **chunks)(*self.primals)
+        # a subclass may multiply in its own way
+        return tuple([x if type(x) is Tensor else x.as_subclass(Tensor) for x in found])
 
 
 def diagonal(

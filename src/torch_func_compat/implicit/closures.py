@@ -39,7 +39,7 @@ class _Sample(Function):
     @staticmethod
     def forward(found: _Found, *tensors: Tensor) -> Tensor:
         found.tensors = [x.detach() for x in tensors]
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -51,7 +51,7 @@ class _Sample(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, found: _Found, *tensors: Tensor) -> Any:

@@ -23,7 +23,7 @@ def to_scipy(operator: Any) -> Any:
 
     # scipy gives vectors as columns of a matrix, too
     forward, backward = product(operator), product(operator.T)
-    dtype = torch.zeros(0, dtype=operator.dtype).numpy().dtype
+    dtype = torch.zeros(0, dtype=operator.dtype, device="cpu").numpy().dtype
     return LinearOperator(
         tuple(operator.shape), matvec=forward, rmatvec=backward, matmat=forward, rmatmat=backward, dtype=dtype
     )
@@ -65,5 +65,5 @@ def lobpcg(
         largest=largest is not False,
     )
     count = k or X.shape[1]
-    found = (torch.as_tensor(values[:count].copy()), torch.as_tensor(vectors[:, :count].copy()))
-    return found[0].to(A.device), found[1].to(A.device)
+    values, vectors = (torch.as_tensor(x.copy(), device=A.device) for x in (values[:count], vectors[:, :count]))
+    return values, vectors

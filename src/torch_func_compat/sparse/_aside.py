@@ -23,7 +23,7 @@ def aside(compute: F) -> F:
 
     @functools.wraps(compute)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not is_functorch_tensor(torch.zeros(1) + 0):
+        if not is_functorch_tensor(torch.zeros(1, device="cpu") + 0):
             return compute(*args, **kwargs)
         with ThreadPoolExecutor(1) as other:
             return other.submit(compute, *args, **kwargs).result()

@@ -138,7 +138,7 @@ def _one_sided(pattern: Pattern, mode: str) -> Coloring:
     bound = _largest(blocks, mode)
     # the columns whose rows have the most entries
     crowd = torch.bincount(marks, minlength=max(places, 1))
-    crowded = torch.zeros(count, dtype=torch.long).index_add(0, lines, crowd[marks])
+    crowded = torch.zeros(count, dtype=torch.long, device="cpu").index_add(0, lines, crowd[marks])
 
     def orders() -> Iterator[list[int]]:
         yield list(range(count))
@@ -205,5 +205,5 @@ def lists(lines: Tensor, marks: Tensor, count: int) -> Lists:
 
 def _of_blocks(colors: list[int], size: int) -> Tensor:
     """The colors of rows: each row of a block has its own color."""
-    own = torch.tensor(colors, dtype=torch.long)
-    return (own[:, None] * size + torch.arange(size)).reshape(-1)
+    own = torch.tensor(colors, dtype=torch.long, device="cpu")
+    return (own[:, None] * size + torch.arange(size, device="cpu")).reshape(-1)

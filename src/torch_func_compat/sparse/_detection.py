@@ -116,9 +116,9 @@ def _detected(
             f"detect_pattern: a Jacobian of shape {shape} is not symmetric; give the gradient, as grad(func)"
         )
     largest = float(x.abs().max()) if x.numel() else 0.0
-    found = [torch.zeros(0, dtype=torch.long)]
+    found = [torch.zeros(0, dtype=torch.long, device="cpu")]
     for probe in range(probes):
-        step = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1
+        step = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64, device="cpu") - 1
         point = x + (spread * (largest or 1.0) * step).to(x.dtype).to(x.device) if probe else x
         rows, columns = _probe(func, point, shape, generator, options)
         found.append(rows * max(shape[1], 1) + columns)
@@ -133,27 +133,28 @@ def _probe(
     forward = shape[0] > 1.5 * shape[1]
     size, width = shape[::-1] if forward else shape
     # the first lines of the groups, and which of them have an entry at which mark
-    starts, length = torch.zeros(min(size, 1), dtype=torch.long), 1
+    starts, length = torch.zeros(min(size, 1), dtype=torch.long, device="cpu"), 1
     while length < size:
         length *= PARTS
-    groups, marks = torch.zeros(width if size else 0, dtype=torch.long), torch.arange(width if size else 0)
+    marks = torch.arange(width if size else 0, device="cpu")
+    groups = torch.zeros_like(marks)
     while length > 1:
         part = length // PARTS
-        offsets = torch.arange(0, length, part)
-        its = (groups[:, None] * len(offsets) + torch.arange(len(offsets))).reshape(-1)
+        offsets = torch.arange(0, length, part, device="cpu")
+        its = (groups[:, None] * len(offsets) + torch.arange(len(offsets), device="cpu")).reshape(-1)
         marks = marks.repeat_interleave(len(offsets))
         starts = (starts[:, None] + offsets).reshape(-1)
         inside = starts < size
         keep = inside[its]
         groups, marks, length = its[keep], marks[keep], part
         members = lists(groups, marks, len(starts))
-        colors = torch.tensor(distance_two(members, width, range(len(members))), dtype=torch.long)
+        colors = torch.tensor(distance_two(members, width, range(len(members))), dtype=torch.long, device="cpu")
         seeds = _seeds(starts, part, size, colors, inside, generator)
         products = _products(func, x, seeds, forward, options)
         hit = products[colors[groups], marks] != 0
         groups, marks = groups[hit], marks[hit]
     if size == 1:  # there was nothing to divide
-        seeds = torch.ones(1, 1, dtype=torch.float64)
+        seeds = torch.ones(1, 1, dtype=torch.float64, device="cpu")
         marks = marks[_products(func, x, seeds, forward, options)[0] != 0]
         groups = torch.zeros_like(marks)
     lines = starts[groups]
@@ -162,12 +163,12 @@ def _probe(
 
 def _seeds(starts: Tensor, part: int, size: int, colors: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor:
     """Random numbers for the lines of each group, in the row of its color."""
-    seeds = torch.zeros(int(colors.max()) + 1, size, dtype=torch.float64)
-    lines = starts[inside, None] + torch.arange(part)
+    seeds = torch.zeros(int(colors.max()) + 1, size, dtype=torch.float64, device="cpu")
+    lines = starts[inside, None] + torch.arange(part, device="cpu")
     rows = colors[inside, None].expand(lines.shape)
     fits = lines < size
-    numbers = 0.5 + torch.rand(lines.shape, generator=generator, dtype=torch.float64)
-    signs = 2 * torch.randint(0, 2, lines.shape, generator=generator) - 1
+    numbers = 0.5 + torch.rand(lines.shape, generator=generator, dtype=torch.float64, device="cpu")
+    signs = 2 * torch.randint(0, 2, lines.shape, generator=generator, device="cpu") - 1
     seeds[rows[fits], lines[fits]] = (numbers * signs)[fits]
     return seeds
 

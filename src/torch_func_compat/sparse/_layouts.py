@@ -31,7 +31,7 @@ def assemble(pattern: Pattern, values: Tensor, layout: str, api: str) -> Tensor:
         flat = values.new_zeros(pattern.shape[0] * pattern.shape[1])
         return flat.scatter(0, rows * pattern.shape[1] + columns, values).reshape(pattern.shape)
     if layout == "coo":
-        matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, pattern.shape)
+        matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, pattern.shape, device=values.device)
         # torch.func of torch < 2.7 does not know coalesce()
         return matrix if is_functorch_tensor(values) else matrix.coalesce()
     return _csr(pattern, values, api)
@@ -41,11 +41,11 @@ def _csr(pattern: Pattern, values: Tensor, api: str) -> Tensor:
     differentiable = values.requires_grad and torch.is_grad_enabled()
     if not is_functorch_tensor(values):
         order = torch.argsort(pattern.rows * max(pattern.shape[1], 1) + pattern.columns)
-        starts = torch.zeros(pattern.shape[0] + 1, dtype=torch.long)
+        starts = torch.zeros(pattern.shape[0] + 1, dtype=torch.long, device="cpu")
         starts[1:] = torch.bincount(pattern.rows, minlength=pattern.shape[0]).cumsum(0)
         where = values.device
         matrix = torch.sparse_csr_tensor(
-            starts.to(where), pattern.columns[order].to(where), values[order.to(where)], pattern.shape
+            starts.to(where), pattern.columns[order].to(where), values[order.to(where)], pattern.shape, device=where
         )
         if matrix.requires_grad or not differentiable:
             return matrix

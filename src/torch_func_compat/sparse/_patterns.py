@@ -139,7 +139,7 @@ class Pattern:
     @aside
     def to_dense(self) -> Tensor:
         """The pattern as a matrix of booleans."""
-        dense = torch.zeros(self.shape, dtype=torch.bool)
+        dense = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         dense[self.rows, self.columns] = True
         return dense
 
@@ -211,10 +211,10 @@ def neighbor_pattern(i: Tensor, j: Tensor, atoms: int, *, block_size: int = 3) -
     wrong = wrong[(wrong < 0) | (wrong >= atoms)]
     if wrong.numel():
         raise ValueError(f"neighbor_pattern: the pairs name atom {int(wrong[0])}, which is not one of {atoms} atoms")
-    own = torch.arange(atoms)
+    own = torch.arange(atoms, device="cpu")
     keys = torch.unique(torch.cat([i * atoms + j, j * atoms + i, own * (atoms + 1)]))
     heads, tails = split(keys, atoms)
-    within, size = torch.arange(block_size), atoms * block_size
+    within, size = torch.arange(block_size, device="cpu"), atoms * block_size
     rows = heads[:, None, None] * block_size + within[:, None]
     columns = tails[:, None, None] * block_size + within
     return Pattern(
@@ -252,9 +252,9 @@ def _coo(tensor: Tensor) -> Tensor:
         return tensor.detach()
     # torch 1.10 detaches no CSR tensor
     counts = tensor.crow_indices()[1:] - tensor.crow_indices()[:-1]
-    rows = torch.repeat_interleave(torch.arange(len(counts)), counts.cpu().long())
+    rows = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts.cpu().long())
     indices = torch.stack([rows, tensor.col_indices().cpu().long()])
-    return torch.sparse_coo_tensor(indices, tensor.values().detach().cpu(), tuple(tensor.shape))
+    return torch.sparse_coo_tensor(indices, tensor.values().detach().cpu(), tuple(tensor.shape), device="cpu")
 
 
 def _indices(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,13 +55,13 @@ class Plan:
 
     @aside
     def _seeds(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        seeds = torch.zeros(max(self.coloring.count, 1) + 1, self.size, dtype=dtype)
+        seeds = torch.zeros(max(self.coloring.count, 1) + 1, self.size, dtype=dtype, device="cpu")
         taking_part = torch.unique(self.lines)
         seeds[self.colors[taking_part], taking_part] = 1
         # Torch's generators are left alone, since their state is the user's. Small numbers would hide entries.
         draw = random.Random(0)
         numbers = [draw.uniform(0.5, 1.5) * draw.choice((-1, 1)) for _ in range(self.size)]
-        seeds[-1] = torch.tensor(numbers, dtype=torch.float64).to(dtype)
+        seeds[-1] = torch.tensor(numbers, dtype=torch.float64, device="cpu").to(dtype)
         return seeds.to(device)
 
     def index(self, name: str, device: torch.device) -> Tensor:

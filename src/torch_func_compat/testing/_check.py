@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
+from torch import Tensor
+
 from ..autograd import available_backends, use_backend
 from . import _operators
 from ._observation import Observation, graph_of
@@ -70,6 +72,8 @@ def check(
     ------
     DerivativeError
         Something differs. It is an AssertionError whose message names the operator, the backend and the difference.
+    TypeError
+        `inputs` is a tensor and no sequence of arguments.
     ValueError
         There is nothing to differentiate, there is no such operator, an input is complex, or the function does not
         compute in float64 where finite differences need it to.
@@ -92,6 +96,10 @@ def check(
     >>> [(row.operator, row.evaluations, row.passes) for row in report]
     [('grad', 1, 1), ('hessian', 1, 2)]
     """
+    if isinstance(inputs, Tensor):
+        raise TypeError(
+            "check: expected inputs to be a sequence of arguments, got a tensor: write (x,) for one argument"
+        )
     inputs = tuple(inputs)
     names = _names(operators, function, inputs, argnums)
     if isinstance(against, Mapping):

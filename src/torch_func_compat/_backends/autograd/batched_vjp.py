@@ -105,7 +105,7 @@ class Rows:
         factors = self._factors
         if factors is None or not factors.found:
             return None
-        one = torch.ones(1, dtype=vectors[0].dtype)
+        one = torch.ones(1, dtype=vectors[0].dtype, device="cpu")
         # where retain_grad() is no visible hook, the gradient that it keeps has to be batched (see elementwise_vjps.py)
         given = vectors if facts.has("retain_grad_is_a_hook") else [*vectors, one]
         count = len(vectors)
@@ -163,7 +163,8 @@ def _agrees(apply: Apply, vectors: Sequence[Tensor], results: Sequence[Tensor | 
     """
     with no_grad():
         # fixed weights that no structure of the rows is likely to cancel
-        weights = torch.cos(torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64)) / _sizes(results)
+        steps = torch.arange(1, vectors[0].shape[0] + 1, dtype=torch.float64, device="cpu")
+        weights = torch.cos(steps) / _sizes(results)
         expected = apply([_combine(weights, vector.detach()) for vector in vectors], False)
         for rows, value in zip(results, expected):
             if rows is None or value is None:
@@ -184,7 +185,7 @@ def _sizes(results: Sequence[Tensor | None]) -> Tensor:
     """The sizes of rows, by which small ones count as much as large ones, unless they may be rounding errors."""
     present = [rows.detach() for rows in results if rows is not None and rows.numel()]
     if not present:
-        return torch.ones((), dtype=torch.float64)
+        return torch.ones((), dtype=torch.float64, device="cpu")
     largest = [rows.abs().reshape(len(rows), -1).max(1)[0].double().cpu() for rows in present]
     sizes = torch.stack(largest).max(0)[0]
     eps = max(torch.finfo(rows.dtype).eps for rows in present)

@@ -91,6 +91,7 @@ class Level:
     ) -> list[Tensor | None]:
         """One backward pass. What a custom backward differentiates within it depends on the variables of this level."""
         before, self.running = self.running, True
+        vectors = [vector.clone() if is_inference(vector) else vector for vector in vectors]  # autograd saves them
         try:
             return gradients(outputs, inputs, vectors, create_graph=create_graph, retain_graph=retain_graph)
         finally:
@@ -179,7 +180,7 @@ def run(
         _thread.recordings += 1
         hooks = RemovableHandle.next_id
         try:
-            inference = "inference_mode" in names_in(func.func)
+            inference = "inference_mode" in names_in(func.func) or any(map(is_inference, [*others, *captured]))
             outputs, aux = _composed(func, arguments, order, inference) if order or inference else func(*arguments)
         finally:
             _thread.recordings -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from typing import Any, ContextManager, List, Sequence, Tuple
+from typing import Any, Iterator, List, MutableMapping, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -23,20 +23,22 @@ from .pushforward import Pushforward
 
 Run = Tuple[Level, List[Tensor], List[Tensor], List[Tensor]]
 
-# Whether the graph of a function had fused operations when it was last seen.
-_has_fused: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+Fused = MutableMapping[Any, bool]
+# Whether the graph of a function had fused operations when it was last seen, by `vjp` and by `linearize`.
+_in_vjp: Fused = weakref.WeakKeyDictionary()
+_in_linearize: Fused = weakref.WeakKeyDictionary()
 
 
 def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
     """Outputs, pullback and aux from one run."""
     looks = torch.is_grad_enabled() or WRONG_IN_FIRST_ORDER
-    before = _before(func, ()) if looks else None
+    before = _before(_in_vjp, func, ()) if looks else None
     level, inputs, outputs, aux = _recorded(func, primals)
     pullback = Pullback(level, inputs, outputs)
     if looks:
         graph = pullback.graph
         if before is not None or graph.fused:
-            _remember(func, graph)
+            _remember(_in_vjp, func, graph)
         if graph.fused == 1 or (graph.fused and graph.outside and graph.fused <= _highest_order(graph)):
             level, inputs, outputs, aux = _composed(before, outputs, func, primals, _highest_order(graph))
             pullback = Pullback(level, inputs, outputs)
@@ -56,10 +58,10 @@ def _recorded(func: Differentiable, primals: Sequence[Tensor], *, copy: bool = F
     return found
 
 
-def _before(func: Differentiable, primals: Sequence[Tensor]) -> Surroundings | None:
-    """The tensors that the function could write to, kept if it may have to be evaluated again in compositions."""
+def _before(seen: Fused, func: Differentiable, primals: Sequence[Tensor]) -> Surroundings | None:
+    """The tensors that the function could write to, kept if it may have to be evaluated again."""
     try:
-        if not _has_fused.get(func.func, True):
+        if not seen.get(func.func, True):
             return None
     except TypeError:  # neither hashed nor referred to weakly
         pass
@@ -69,9 +71,9 @@ def _before(func: Differentiable, primals: Sequence[Tensor]) -> Surroundings | N
     )
 
 
-def _remember(func: Differentiable, graph: Graph) -> None:
+def _remember(seen: Fused, func: Differentiable, graph: Graph) -> None:
     try:
-        _has_fused[func.func] = bool(graph.fused)
+        seen[func.func] = bool(graph.fused)
     except TypeError:
         pass
 
@@ -104,24 +106,58 @@ def _composed(
     return found
 
 
-def _values_kept(func: Differentiable) -> ContextManager[Any]:
-    """Copies of what autograd saves, where the function names operations that may overwrite it.
+_hooks: Any = getattr(getattr(torch.autograd, "graph", None), "saved_tensors_hooks", None)
+# Functions that overwrite what autograd saves without an operation that they name, as x *= x and x[0] = ... do.
+_overwriting: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    Forward mode takes each derivative before that.
-    """
-    hooks: Any = getattr(getattr(torch.autograd, "graph", None), "saved_tensors_hooks", None)
-    in_place = hooks and any(name[-1:] == "_" and name[-2:] != "__" for name in names_in(func.func))
-    return hooks(lambda tensor: tensor.detach().clone(), lambda copy: copy) if in_place else contextlib.nullcontext()
+
+@contextlib.contextmanager
+def _values_kept() -> Iterator[None]:
+    """Copies of what autograd saves. Forward mode takes each derivative before a value is overwritten."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_hooks(lambda tensor: tensor.detach().clone(), lambda copy: copy))
+        # Hooks are forbidden here, or torch 1.10, which takes one pair at a time, has that of the level around.
+        except RuntimeError:
+            pass
+        yield
+
+
+def _overwrites(func: Differentiable) -> bool:
+    """Whether the function may overwrite what autograd saves, by the names of its operations or an earlier call."""
+    if _hooks is None:
+        return False
+    if any(name[-1:] == "_" and name[-2:] != "__" for name in names_in(func.func)):
+        return True
+    try:
+        return func.func in _overwriting
+    except TypeError:  # it cannot be referred to weakly
+        return False
 
 
 def linearize(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
     """Outputs, pushforward and aux from one run."""
-    before = _before(func, primals)
-    with _values_kept(func):
+    before = _before(_in_linearize, func, primals)
+    known = _overwrites(func)
+    outputs, pushforward, aux = _linearized(func, primals, before, known)
+    if known or _hooks is None or not pushforward.is_overwritten or before is None or not before.can_restore():
+        return outputs, pushforward, aux
+    before.restore()
+    try:
+        _overwriting.add(func.func)
+    except TypeError:
+        pass
+    return _linearized(func, primals, before, True)
+
+
+def _linearized(
+    func: Differentiable, primals: Sequence[Tensor], before: Surroundings | None, keep: bool
+) -> tuple[list[Tensor], Pushforward, list[Tensor]]:
+    with _values_kept() if keep else contextlib.nullcontext():
         level, inputs, outputs, aux = _recorded(func, primals, copy=True)
     graph = Graph(outputs)
     if before is not None or graph.fused:
-        _remember(func, graph)
+        _remember(_in_linearize, func, graph)
     # The transpose of the pullback takes one more derivative.
     order = 1 + _highest_order(graph)
     if graph.fused and graph.fused <= order:

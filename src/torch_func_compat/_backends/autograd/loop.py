@@ -15,6 +15,7 @@ from torch import Tensor
 from ..._arguments.mapped import BatchedCall
 from ..._guards.recognition import LoopError
 from ..._torch.closures import names_in
+from ..._torch.engine import graphs_kept
 from ..._torch.modules import Buffers
 from ..._torch.random_state import RandomState, generators_made
 from ..._torch.tensors import slices, version, with_attributes
@@ -46,6 +47,12 @@ def _like(samples: Iterator[Tensor], tensor: Tensor) -> Iterator[Tensor]:
 
 def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple[list[Tensor], list[Any]]:
     """Map `call` over the batch dimensions of `tensors`, sample by sample."""
+    names = names_in(call.func)
+    with graphs_kept(names):
+        return _loop(call, tensors, randomness, "as_strided" in names)
+
+
+def _loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str, apart: bool) -> tuple[list[Tensor], list[Any]]:
     size = tensors[0].size(call.dims[0])
     shared_tensors, generators = call.outside(called=False)
     state = RandomState(generators)
@@ -53,7 +60,6 @@ def loop(call: BatchedCall, tensors: Sequence[Tensor], randomness: str) -> tuple
         return _empty(call, tensors, state, generators, randomness)
     common = Common(call, shared_tensors, tensors, state)
     versions = [version(tensor) for tensor in tensors]
-    apart = "as_strided" in names_in(call.func)
     buffers = Buffers(call.func)
     first = [tensor.select(dim, 0) for tensor, dim in zip(tensors, call.dims)]
     first = [sample.clone() for sample in first] if apart else first

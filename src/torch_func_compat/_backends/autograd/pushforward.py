@@ -31,6 +31,7 @@ class Pushforward:
         self.outputs = outputs
         self.graph = graph
         self._transpose = Transpose(level, inputs, outputs, graph)
+        self.is_overwritten = self._transpose.is_overwritten
         self._by_rows = not self._transpose.exists
         self._rows = Rows(self._transpose.gradients, self._transpose.cotangents, level, "columns")
         self._flaw: str | None = None

@@ -184,13 +184,13 @@ def _numbers(values: Sequence[Any], arguments: Application) -> list[Tensor]:
         if any(value is argument for argument in arguments):
             continue
         if isinstance(value, (float, complex)):
-            found.append(torch.as_tensor(value, dtype=torch.complex128))
+            found.append(torch.as_tensor(value, dtype=torch.complex128, device="cpu"))
         elif isinstance(value, (list, tuple)):
             found += _numbers(value, arguments)
         elif isinstance(value, dict):
             found += _numbers(list(value.values()), arguments)
         elif type(value).__module__ == "numpy" and getattr(getattr(value, "dtype", None), "kind", "") in ("f", "c"):
-            found.append(torch.as_tensor(value.copy()))
+            found.append(torch.as_tensor(value.copy(), device="cpu"))
     return found
 
 
@@ -215,7 +215,7 @@ def _has_setup_context(ctx: Any) -> bool:
 
 def real_dot(found: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:
     """The real part of the inner product."""
-    total = torch.zeros(())
+    total = torch.zeros((), device="cpu")
     for x, vector in zip(found, vectors):
         if x is not None:
             product = (x.conj() * vector).sum()

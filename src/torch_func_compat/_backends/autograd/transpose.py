@@ -28,6 +28,8 @@ class Transpose:
     ----------
     exists : bool
         Whether the pullback could be differentiated.
+    is_overwritten : bool
+        Whether it could not since the function overwrote what autograd had saved.
     cotangents, gradients : list
         The inputs and the outputs of the recorded pullback.
     """
@@ -38,6 +40,7 @@ class Transpose:
         self.outputs = outputs
         self.cotangents: list[Tensor] = []
         self.gradients: list[Tensor | None] = []
+        self.is_overwritten = False
         self.exists = self._record(graph)
         self._probe: tuple[list[Tensor], list[Tensor | None]] | None = None
 
@@ -49,8 +52,9 @@ class Transpose:
                 pairs = [self.level.mark(torch.zeros_like(output).detach().requires_grad_()) for output in outputs]
                 self.cotangents = [leaf for leaf, _ in pairs]
                 self.gradients = self.level.gradients(outputs, self.inputs, [used for _, used in pairs], True)
-        except RuntimeError:
+        except RuntimeError as error:
             # a backward that refuses tensors that require grad; rows give it plain ones
+            self.is_overwritten = "modified by an inplace operation" in str(error)
             return False
         # A derivative of the transpose is a third derivative in reverse mode; one of rows is a second derivative.
         return not (graph.outside and self.graph().is_wrong_in_third_order())
@@ -98,7 +102,9 @@ class Transpose:
             # Where only the transpose is not finite (it is taken at zero, where logcumsumexp wants a logarithm), the
             # pullback is right; where neither is, it is left to the caller to see.
             if isinstance(by_transpose, Tensor) and not bool(by_transpose.isfinite().all()):
-                wrong = wrong | (~by_transpose.isfinite() & torch.as_tensor(by_pullback).isfinite())
+                wrong = wrong | (
+                    ~by_transpose.isfinite() & torch.as_tensor(by_pullback, device=by_transpose.device).isfinite()
+                )
             return not bool(wrong.any())
 
 

@@ -14,7 +14,7 @@ def _aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False, ou
     if out is not None:
         return NotImplemented
     dims = tuple(range(input.dim())) if dim is None else (dim,)
-    pair = type(torch.aminmax(torch.zeros(1)))  # torch 1.10 has no torch.return_types
+    pair = type(torch.aminmax(torch.zeros(1, device="cpu")))  # torch 1.10 has no torch.return_types
     return pair((input.amin(dims, keepdim), input.amax(dims, keepdim)))  # type: ignore[call-arg,unused-ignore]
 
 
