@@ -152,6 +152,14 @@ def triangular(x):
     return torch.triangular_solve(x[:, None], triangle(x), upper=False)[0][:, 0]
 
 
+def by_distance(x):
+    """A function of torch that calls one of the user's, which no mode sees."""
+    distance = lambda p, q: F.layer_norm(p - q, (3,)).cos().sum(-1)
+    return F.triplet_margin_with_distance_loss(
+        x[None], X.sin()[None], X.cos()[None], distance_function=distance, margin=5, reduction="none"
+    )
+
+
 TANGENTS = {
     "cholesky_solve": lambda x: torch.cholesky_solve(x[:, None], triangle(x))[:, 0],
     "cholesky_solve, upper": lambda x: torch.cholesky_solve(x[:, None], triangle(x).t(), True)[:, 0],
@@ -161,6 +169,7 @@ TANGENTS = {
         torch.pow(torch.tensor(1 + 1j, dtype=torch.complex128), x)
     ),
     "cholesky_inverse": lambda x: torch.cholesky_inverse(triangle(x)),
+    "a loss with a distance of the user": by_distance,
 }
 
 
