@@ -529,11 +529,67 @@ def test_nodes_of_other_devices(node, order):
 
 def test_rows():
     for row in COMPOSITIONS:
-        assert row.reason and 1 <= row.order <= 3
+        assert row.reason and 1 <= row.order <= 4
         found = [function for name in row.functions for function in table.functions(name)]
         assert all(callable(function) for function in found)
         if row.is_needed() and row.functions[0].startswith("nn."):
             assert found or facts.TORCH < (2, 0)
+
+
+# --- where a formula is 0 / 0 ---------------------------------------------------------------------------------------
+
+# The coefficients of x**k: https://dlmf.nist.gov/10.25.E2 of Bessel functions.
+SERIES = {
+    "sinc": {2 * k: (-1) ** k * math.pi ** (2 * k) / math.factorial(2 * k + 1) for k in range(12)},
+    "i0": {2 * k: 0.25**k / math.factorial(k) ** 2 for k in range(9)},
+    "i1": {2 * k + 1: 0.5 * 0.25**k / (math.factorial(k) * math.factorial(k + 1)) for k in range(9)},
+}
+
+SERIES.update({f"modified_bessel_{name}": SERIES[name] for name in ("i0", "i1")})
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-9, -1e-5, 0.02, 0.4])
+@pytest.mark.parametrize("name", SERIES)
+def test_special_functions_at_zero(backend, name, x):
+    func = getattr(getattr(torch, "special", torch), name, getattr(torch, name, None))
+    if func is None:
+        pytest.skip("torch has no such function here")
+    forward = lambda f: lambda x: tfc.jvp(f, (x,), (torch.ones_like(x),))[1]
+    for order in (1, 2, 3, 4):
+        terms = SERIES[name].items()
+        expected = sum(c * math.perm(k, order) * x ** (k - order) for k, c in terms if k >= order)
+        for kinds in {(forward,) * order, (tfc.grad,) * order, (forward,) + (tfc.grad,) * (order - 1)}:
+            found = lambda x: func(x)
+            for kind in kinds:
+                found = kind(found)
+            points = torch.tensor([0.7, x], dtype=DOUBLE)
+            for value in (found(points[1]), tfc.vmap(found)(points)[1]):
+                assert_close(value, torch.tensor(expected, dtype=DOUBLE), atol=1e-6)
+
+
+@pytest.mark.parametrize("scaled", ["i0e", "i1e"])
+def test_third_derivatives_of_scaled_bessel_functions(backend, scaled):
+    if not hasattr(getattr(torch, "special", None), scaled):
+        pytest.skip("torch has no such function here")
+    plain = getattr(torch.special, scaled[:2])
+    for x in (torch.tensor(1e-9, dtype=DOUBLE), torch.tensor(-3.0, dtype=DOUBLE)):
+        thrice = [lambda x: getattr(torch.special, scaled)(x), lambda x: plain(x) * (-x.abs()).exp()]
+        for _ in range(3):
+            thrice = [tfc.grad(f) for f in thrice]
+        assert_close(thrice[0](x), thrice[1](x), atol=1e-6)
+
+
+def test_powers_of_zero(backend):
+    """A Vandermonde matrix is a cumulative product."""
+    if not hasattr(getattr(torch, "linalg", None), "vander"):
+        pytest.skip("torch has no such function here")
+    func = lambda x: (torch.linalg.vander(x, N=4) * torch.arange(4)).sum()
+    point = torch.tensor([0.0, 0.5, 0.0], dtype=DOUBLE)
+    expected = torch.diag(4 + 18 * point)
+    with tfc.use_fallback("silent"):
+        for mode in ("forward-reverse", "reverse-reverse", "forward-forward", "reverse-forward"):
+            assert_close(tfc.hessian(func, mode=mode)(point), expected)
+            assert_close(tfc.vmap(tfc.hessian(func, mode=mode))(torch.stack([point + 1, point]))[1], expected)
 
 
 # --- what torch takes for constant -----------------------------------------------------------------------------------

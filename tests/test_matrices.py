@@ -7,6 +7,7 @@ import torch
 from support.tolerances import assert_close
 
 import torch_func_compat as tfc
+from torch_func_compat._guards.compositions.table import compositions
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
 
@@ -72,6 +73,54 @@ def test_derivatives_of_determinants_of_more_rows(backend, det, name):
         expected = derivative(by_cofactors)(point)
         assert_close(derivative(func)(point), expected, atol=1e-10)
         assert_close(tfc.vmap(derivative(func))(torch.stack([point + point.sin(), point]))[1], expected, atol=1e-10)
+
+
+def _along(kind, func, direction):
+    """One derivative more, along a direction: by reverse mode or by forward mode."""
+    if kind == "r":
+        return lambda a: (tfc.grad(func)(a) * direction).sum()
+    return lambda a: tfc.jvp(func, (a,), (direction,))[1]
+
+
+def _nested(kinds, func, size):
+    for k, kind in enumerate(reversed(kinds)):
+        func = _along(kind, func, (torch.arange(float(size * size), dtype=DOUBLE) + k).sin().reshape(size, size))
+    return func
+
+
+SINGULAR = {
+    "rank two": MATRICES["rank two"],
+    "rank one": MATRICES["rank one"],
+    "almost singular": MATRICES["rank two"] + 1e-7 * ANY,
+    "four rows": torch.cat([ANY, ANY[:1]]) @ torch.cat([ANY, ANY.cos()[:, :1]], 1),
+    "four rows, a projection": torch.diag(torch.tensor([1.0, 2.0, 0.0, 0.0], dtype=DOUBLE)),
+}
+
+
+@pytest.mark.parametrize("kinds", ["rrr", "frr", "rfr", "ffr", "fff", "rrrr"])
+@pytest.mark.parametrize("name", SINGULAR)
+def test_third_derivatives_of_determinants(backend, name, kinds):
+    point = SINGULAR[name]
+    expected = _nested("r" * len(kinds), by_cofactors, len(point))(point)
+    func = _nested(kinds, lambda a: torch.det(a), len(point))
+    assert_close(func(point), expected, atol=1e-9)
+    # by a regular one first, which could not be told from a formula that solves with the matrix
+    regular = point + torch.eye(len(point), dtype=DOUBLE)
+    assert_close(tfc.vmap(func)(torch.stack([regular, point]))[1], expected, atol=1e-9)
+
+
+def test_third_derivatives_by_plain_autograd_of_mapped_second_ones_of_determinants(backend):
+    point = SINGULAR["rank two"].clone().requires_grad_()
+    tfc.vmap(_nested("rr", lambda a: torch.det(a), 3))(torch.stack([point, point.sin()]))[0].backward()
+    assert_close(point.grad, tfc.grad(_nested("rr", by_cofactors, 3))(SINGULAR["rank two"]), atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [4, 5, 8])
+def test_minors(size):
+    matrix = (torch.arange(2.0 * size * size, dtype=DOUBLE) ** 2).sin().reshape(2, size, size)
+    found = compositions(3)[torch.det]
+    assert_close(found(matrix), torch.det(matrix))
+    assert found(torch.ones(9, 9)) is NotImplemented
 
 
 @pytest.mark.parametrize("name", ["regular", "the identity"])

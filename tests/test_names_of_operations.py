@@ -146,6 +146,9 @@ CALLS = {
         lambda f, x: torch.linalg.eigvalsh(x), POSITIVE, lambda f, x: f(symmetric(x)), numbers(3, 3, seed=19)
     ),
     "i0": elementwise,
+    **dict.fromkeys(("i1", "i0e", "i1e"), Call(lambda f, x: f(x), VECTOR, order=3)),
+    "sinc": Call(lambda f, x: f(x), ZERO_INSIDE),
+    "vander": Call(lambda f, x: f(x), ZERO_INSIDE),
     "householder_product": Call(lambda f, x: f(x.tril(), VECTOR[:3]), REGULAR),
     "orgqr": Call(lambda f, x: f(x.tril(), VECTOR[:3]), REGULAR),
     "eigh": Call(lambda f, x: f(x)[1] ** 2, POSITIVE, lambda f, x: f(symmetric(x))[1] ** 2, numbers(3, 3, seed=19)),
@@ -177,7 +180,7 @@ WITHOUT_DERIVATIVE = (
 )
 # Torch has an error behind these names, or another function than later releases or torch.linalg have under that name.
 REMOVED = {
-    *("solve", "Tensor.solve", "eig", "Tensor.eig"),
+    *("solve", "Tensor.solve", "eig", "Tensor.eig", "vander", "ops.aten.vander"),
     *(("orgqr", "Tensor.orgqr") if facts.TORCH < (1, 11) else ()),
     *(("segment_reduce", "ops.aten.segment_reduce") if facts.TORCH < (1, 10) else ()),
     *(("scatter_reduce", "Tensor.scatter_reduce") if facts.TORCH < (1, 12) else ()),

@@ -22,6 +22,7 @@ from torch_func_compat.autograd import checks
 X = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
 BATCH = torch.stack([X, 2 * X, X.cos(), X.exp()])
 NATIVE = tfc.available_backends()[0]
+needs_modes = pytest.mark.skipif(not facts.has("torch_function_modes"), reason="no modes, which see the operations")
 needs_native = pytest.mark.skipif(NATIVE == "autograd", reason="there is no library to be tested")
 
 
@@ -71,7 +72,24 @@ def test_a_wrong_batch_raises_where_nothing_may_fall_back(unproven):
             assert_close(tfc.vmap(lambda x: wrong_in_a_batch(x))(BATCH), 2 * BATCH.sin())
 
 
+def written_apart(x):
+    """At four places, as many as there are samples."""
+    found = torch.outer(x, x)[:, None].repeat(1, 2, 1)
+    found[torch.tensor([0, 1, 2, 0]), :, torch.tensor([0, 1, 2, 1])] = torch.arange(8.0).to(x).reshape(4, 2)
+    return found
+
+
+def added_apart(x):
+    found = torch.outer(x, x)[:, None].repeat(1, 2, 1)
+    found[[0, 1, 2, 0], None, :, [0, 1, 2, 1]] += x[:2]
+    return found
+
+
 IN_A_BATCH = {
+    "writes apart": written_apart,
+    "writes apart, and a random number": lambda x: written_apart(x) + torch.rand(()),
+    "adds apart": added_apart,
+    "jacfwd(adds apart)": tfc.jacfwd(added_apart),
     "roll": lambda x: x.roll(1),
     "index_fill": lambda x: torch.zeros(2, dtype=x.dtype).index_fill(0, torch.tensor([0]), x.sum()),
     "index_fill, and a random number": lambda x: torch.index_fill(torch.rand(2).to(x), 0, torch.tensor([0]), x.sum()),
@@ -121,6 +139,10 @@ def test_a_batch_with_a_random_number_for_each_sample_is_not_compared_but_known_
     for func in (lambda x: x.sum().roll(1) + 0 * torch.rand(()), lambda x: x.sum() + 0 * torch.rand(())):
         with tfc.use_fallback("silent"):
             assert_close(tfc.vmap(func, randomness="different")(BATCH), BATCH.sum(1))
+    if facts.has("torch_function_modes"):
+        with tfc.use_fallback("silent"):
+            found = tfc.vmap(lambda x: written_apart(x) + 0 * torch.rand(()), randomness="different")(BATCH)
+        assert_close(found, torch.stack([written_apart(x) for x in BATCH]))
 
 
 def test_a_smaller_size_where_samples_are_equal(backend):
@@ -128,6 +150,21 @@ def test_a_smaller_size_where_samples_are_equal(backend):
     samples = torch.stack([BATCH, BATCH.cos(), BATCH.cos()])
     with tfc.use_fallback("silent"):
         assert_close(tfc.vmap(lambda x: x.sin().resize_(2, 3))(samples), samples.sin()[:, :2])
+
+
+@pytest.mark.parametrize("padding", [1, -2])
+@needs_modes
+def test_rows_of_padding_of_each_sample_get_no_gradient(backend, padding):
+    """The first and the last sample have no padding."""
+    indices = torch.tensor([[0, 2], [1, 2], [0, 0], [1, 1], [2, 0]])
+    ensemble = torch.arange(30.0, dtype=X.dtype).sin().reshape(5, 3, 2).requires_grad_()
+    embed = lambda i, w: F.embedding(i, w, padding_idx=padding).sin()
+    loss = lambda rows: (rows * torch.arange(20.0).to(rows).reshape(5, 2, 2).cos()).sum()
+    with tfc.use_fallback("silent"):
+        (found,) = torch.autograd.grad(loss(tfc.vmap(embed)(indices, ensemble)), ensemble)
+    (expected,) = torch.autograd.grad(loss(torch.stack([embed(i, w) for i, w in zip(indices, ensemble)])), ensemble)
+    assert not found[:, 1].any()
+    assert_close(found, expected)
 
 
 def test_a_batch_that_is_empty_in_each_sample_keeps_its_samples(backend):
@@ -153,6 +190,14 @@ def triangular(x):
     return torch.triangular_solve(x[:, None], triangle(x), upper=False)[0][:, 0]
 
 
+def by_distance(x):
+    """A function of torch that calls one of the user's, which no mode sees."""
+    distance = lambda p, q: F.layer_norm(p - q, (3,)).cos().sum(-1)
+    return F.triplet_margin_with_distance_loss(
+        x[None], X.sin()[None], X.cos()[None], distance_function=distance, margin=5, reduction="none"
+    )
+
+
 TANGENTS = {
     "cholesky_solve": lambda x: torch.cholesky_solve(x[:, None], triangle(x))[:, 0],
     "cholesky_solve, upper": lambda x: torch.cholesky_solve(x[:, None], triangle(x).t(), True)[:, 0],
@@ -162,6 +207,7 @@ TANGENTS = {
         torch.pow(torch.tensor(1 + 1j, dtype=torch.complex128), x)
     ),
     "cholesky_inverse": lambda x: torch.cholesky_inverse(triangle(x)),
+    "a loss with a distance of the user": by_distance,
 }
 
 

@@ -110,6 +110,13 @@ def _indices() -> None:
     add("__setitem__ by indices", written(lambda x, i, v: put(i, x, v)), x, permutation(3), normal(3, 4))
     add("__setitem__ at a mapped place", written(lambda x, i, v: put(i, x, v)), x, i, v)
     add("__setitem__ at a mapped column", written(lambda x, i, v: put((..., i), x, v)), x, i, normal(3))
+    places = permutation(3), permutation(3), normal(3, 2)
+    add(
+        "__setitem__ at places apart",
+        written(lambda x, i, j, v: put((i, slice(None), j), x, v)),
+        normal(3, 2, 4),
+        *places,
+    )
     add("__setitem__ of a column", written(lambda x, v: put((slice(None), 1), x, v)), x, normal(3))
     add("__setitem__ of sums", written(lambda x, v: put((..., 0), x, x[..., 0] + v)), x, normal(3))
     add("__setitem__ into zeros", made(3, 4)(lambda out, v: put(0, out, v)), v)

@@ -33,8 +33,10 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 # Backward nodes that are wrong within another derivative: facts "weight_norm_twice" and "kl_div_twice", and forward
-# mode over the backward of triangular_solve (measured: 1.11 to 1.13)
-_TWICE = ("WeightNormInterface", "KlDiv", "TriangularSolve")
+# mode over the backward of triangular_solve (measured: 1.11 to 1.13); determinants where singular values coincide, and
+# sinc at zero.
+_TWICE = ("WeightNormInterface", "KlDiv", "TriangularSolve", "LinalgDet", "DetB", "DetLu", "Sinc")
+_THREE_TIMES = (*NORMALISATIONS, "Logcumsumexp", "SpecialI1", "I0B")
 # And of complex numbers (fact "functorch_loses_complex_parts"), however these were made.
 _TWICE_OF_COMPLEX = ("Abs", "Sgn")
 
@@ -49,7 +51,7 @@ def _is_wrong_twice(node: Any) -> bool:
 
 
 def _is_wrong_three_times(node: Any) -> bool:
-    return _is_wrong_twice(node) or type(node).__name__.startswith(NORMALISATIONS)
+    return _is_wrong_twice(node) or type(node).__name__.startswith(_THREE_TIMES)
 
 
 def is_active() -> bool:

@@ -27,6 +27,7 @@ from .._guards.by_graph import (
 )
 from .._guards.compositions import composing, first_order
 from .._guards.mapped_inputs import attributed, forbid_autocast, require_plain
+from .._guards.recorder import derivatives
 from .._guards.trial import ERRORS, Trial
 from .._guards.verdicts import RIGHT, shapes
 from .._guards.wrong_answers import MISTAKEN_FORMULA, MISTAKEN_TANGENTS, MistakenRule
@@ -168,8 +169,9 @@ class NativeBackend:
             recorded[:], aux = given(*primals)
             findings[:] = [look(recorded)]
             is_kept = any(leaf.requires_grad for leaf in below(recorded, self._private))
-            if (findings[0].rows or (is_kept and is_fused(recorded))) and facts.has("torch_function_modes"):
-                with composing(2):
+            order = (1 + derivatives() if is_kept else 0) if facts.has("torch_function_modes") else None
+            if order is not None and (findings[0].rows or is_fused(recorded, order)):
+                with composing(max(order, 2)):
                     recorded[:], aux = given(*primals)
                 findings[:] = [look(recorded)]
             if is_kept:

@@ -13,7 +13,7 @@ from .._guards.adjoint_test import probes
 from .._guards.checks import testing
 from .._guards.exits import SealedError
 from .._guards.trial import ERRORS, Trial, noise, same, tells
-from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_IN_A_BATCH, MISTAKEN_SIZES
+from .._guards.wrong_answers import MISTAKEN_BATCH, MISTAKEN_GRADIENTS, MISTAKEN_IN_A_BATCH, MISTAKEN_SIZES
 from .._torch.closures import captured, names_in
 from .._torch.surroundings import Surroundings
 from .tried import ANSWERS, copied, gradients, is_recorded, nudged
@@ -47,7 +47,7 @@ def tried_vmap(
     (stacked, result), doubtful = trial.run(compute, lambda results: is_recorded(results[0]), tensors)
     if not doubtful:
         return result
-    trial.require_none_of(MISTAKEN_SIZES)
+    trial.require_none_of(MISTAKEN_SIZES | MISTAKEN_GRADIENTS if is_recorded(stacked) else MISTAKEN_SIZES)
     draws = before.moved() or "Generator" in names_in(call.func)
     if not before.can_restore() or (randomness == "different" and draws):
         trial.require_none_of(MISTAKEN_IN_A_BATCH)

@@ -101,9 +101,11 @@ def require_derivatives(tangents: Sequence[Tensor], private: Any) -> None:
                 raise MistakenRule(MISTAKEN_NESTING.format("forward_mode"))
 
 
-def is_mapped(tree: Any, private: Any) -> bool:
-    """Whether a tensor of `tree` has a batch dimension of any level."""
+def is_mapped(tree: Any, private: Any, floating: bool = False) -> bool:
+    """Whether a tensor of `tree`, or one of floating-point numbers, has a batch dimension of any level."""
     for leaf in _leaves(tree):
+        if floating and not leaf.is_floating_point():
+            continue
         while private.is_gradtrackingtensor(leaf):
             leaf = private.get_unwrapped(leaf)
         if private.is_batchedtensor(leaf):
@@ -120,9 +122,9 @@ def is_script(node: Any) -> bool:
     return type(node).__name__ == "CppFunction" and "DifferentiableGraph" in node.name()
 
 
-def is_fused(outputs: Sequence[Tensor]) -> bool:
-    """Whether torch lacks a second derivative of an operation in the graph, or has it wrong."""
-    return any(0 < order_of(type(node).__name__) <= 2 for node in nodes_of(outputs))
+def is_fused(outputs: Sequence[Tensor], order: int) -> bool:
+    """Whether torch lacks a derivative up to that order of an operation in the graph, or has it wrong."""
+    return order > 1 and any(0 < order_of(type(node).__name__) <= order for node in nodes_of(outputs))
 
 
 class Look(NamedTuple):

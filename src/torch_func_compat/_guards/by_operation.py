@@ -38,7 +38,8 @@ _DETERMINANTS_BY_NAME = ("det", "Tensor.det", "linalg.det")
 _IN_FORWARD_MODE = (
     "linalg.householder_product",  # measured: no upstream issue found
     *("orgqr", "Tensor.orgqr"),
-    *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod"),  # NaN: for eigenvectors, and for products with a zero
+    # NaN: for eigenvectors, and for products with a zero, which are part of Vandermonde matrices
+    *("linalg.eigh", "linalg.eig", "cumprod", "Tensor.cumprod", "linalg.vander"),
     *_DETERMINANTS_BY_NAME,  # rounding errors as large as the inverse, next to a singular matrix
     "masked_select",
     "Tensor.masked_select",

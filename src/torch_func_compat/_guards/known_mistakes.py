@@ -171,6 +171,37 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_trial.py::test_each_sample_of_a_batch_is_what_it_is_alone",
     ),
     WrongAnswer(
+        "`vmap` of `x[i, :, j] = v`, where a slice or None is between two tensors, writes to other places if there are "
+        "as many samples as places",
+        "2.0 to 2.15",
+        "likewise",
+        test="tests/test_trial.py::test_each_sample_of_a_batch_is_what_it_is_alone",
+    ),
+    WrongAnswer(
+        "gradients by plain autograd through `vmap` of `embedding` with a `padding_idx` and mapped rows: the rows of "
+        "padding of all samples but the first get one",
+        "2.0 to 2.15",
+        "notices the operation and takes the autograd backend, where plain autograd records the batch",
+        test="tests/test_trial.py::test_rows_of_padding_of_each_sample_get_no_gradient",
+    ),
+    WrongAnswer(
+        "the same before modes see operations: samples other than the first and the last one are not tested",
+        "functorch 0.1 to torch 1.13",
+        is_open=True,
+    ),
+    WrongAnswer(
+        "second derivatives of `sinc` at and next to zero, and third ones of the Bessel functions `i1` and `i1e`",
+        "1.8 to 2.15",
+        "computes them by integrals",
+        test="tests/test_composed_operations.py::test_special_functions_at_zero",
+    ),
+    WrongAnswer(
+        "third derivatives of `det` at and next to singular matrices are rounding errors",
+        "1.13 to 2.15",
+        "computes up to eight rows by minors",
+        test="tests/test_matrices.py::test_third_derivatives_of_determinants",
+    ),
+    WrongAnswer(
         "`det` at singular matrices, in forward mode (to 2.6; nested to 2.15) and by its gradient (1.8); its second "
         "derivatives in a batch where singular values coincide (1.11 to 2.6)",
         "1.8 to 2.15",

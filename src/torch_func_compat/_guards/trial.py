@@ -19,7 +19,7 @@ from .._torch.modules import modules
 from .by_profile import unwatched
 from .checks import get_checks
 from .proven import unproven
-from .recorder import recorded
+from .recorder import bare, recorded
 from .verdicts import RIGHT, Verdict, Verdicts
 from .wrong_answers import MISTAKEN_BATCH, MISTAKEN_GRAPH, MISTAKEN_SIZES, MistakenRule
 
@@ -134,7 +134,7 @@ class Trial:
             names.add("TorchScript")
         if twice:
             names |= unproven([(name, f"a{levels}") for name, levels in pairs if levels])
-        self._names = {name.partition(":")[0] for name in names}
+        self._names = {bare(name) for name in names}
         self.operations = ", ".join(sorted(names))
         is_doubtful = names or any(x.device.type != "cpu" for x in inputs)
         if get_checks() == "always":

@@ -32,10 +32,12 @@ MISTAKEN_BATCH = "torch batches this wrongly: a sample of the batch differs from
 # Of which that was seen (torch 2.15 and before), for functions that cannot be tested.
 MISTAKEN_IN_A_BATCH = frozenset(
     "index_fill index_fill_ roll select_scatter as_strided as_strided_ resize_ resize_as_ lu_solve linalg_lu_solve "
-    "linalg_solve linalg_solve_ex".split()
+    "linalg_solve linalg_solve_ex __setitem__:apart index_put:apart index_put_:apart".split()
 )
 # Of these, equal samples can hide it: a sample gets the numbers that lie before its own in memory.
 MISTAKEN_SIZES = frozenset(("resize_", "resize_as_"))
+# Of these, plain autograd gets gradients through the batch wrong, of some samples only.
+MISTAKEN_GRADIENTS = frozenset(("embedding:padding",))
 MISTAKEN_INDEX = "{} indexes by several mapped tensors wrongly"
 MISTAKEN_AUTOCAST = "torch casts other operations under vmap than autocast does for a sample"
 MISTAKEN_SUBCLASS = "torch gives a function under vmap or grad a plain tensor for a {}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from typing import AbstractSet, Any, Iterator, Sequence
+from typing import AbstractSet, Any, ContextManager, Sequence
 
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function
+
+from . import facts
 
 # torch.autograd.grad spends a fifth of a small gradient's time before it calls this (torch 1.8 to 2.15).
 _engine: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
@@ -36,45 +37,23 @@ def grad(
     return list(torch.autograd.grad(outputs, inputs, vectors, **flags))
 
 
-class _Thread(threading.local):
-    keeps = 0
-
-
-class _Keeping:
-    """The engine for torch.autograd, which frees no graph in a thread that keeps them."""
-
-    users = 0
-    lock = threading.Lock()
-    thread = _Thread()
-
-    def run_backward(self, tensors: Any, vectors: Any, keep_graph: bool, *rest: Any, **options: Any) -> Any:
-        keep_graph = keep_graph or self.thread.keeps > 0
-        return _engine.run_backward(tensors, vectors, keep_graph, *rest, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(_engine, name)
-
-
-@contextlib.contextmanager
-def graphs_kept(names: AbstractSet[str]) -> Iterator[None]:
+def graphs_kept(names: AbstractSet[str]) -> ContextManager[Any]:
     """A function of these names may differentiate one graph again and again, as in a batch, where it does so once.
 
-    Only a function that calls torch.autograd.grad changes anything.
+    Only a function that calls torch.autograd.grad changes anything. Below torch 2.0 no mode sees that call, and the
+    function has to ask for ``retain_graph=True``.
     """
-    if _engine is None or not ({"autograd", "grad"} <= names or "_make_grads" in names):  # the latter by another name
-        yield
-        return
-    variable: Any = torch.autograd.Variable
-    with _Keeping.lock:
-        _Keeping.users += 1
-        if _Keeping.users == 1:
-            variable._execution_engine = _Keeping()
-    _Keeping.thread.keeps += 1
-    try:
-        yield
-    finally:
-        _Keeping.thread.keeps -= 1
-        with _Keeping.lock:
-            _Keeping.users -= 1
-            if not _Keeping.users:
-                variable._execution_engine = _engine
+    if not ({"autograd", "grad"} <= names or "_make_grads" in names):  # the latter by another name
+        return contextlib.nullcontext()
+    return _keeping() if facts.has("torch_function_modes") else contextlib.nullcontext()
+
+
+def _keeping() -> ContextManager[Any]:
+    from torch.overrides import TorchFunctionMode
+
+    class Keeping(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            return func(*args, **({**kwargs, "retain_graph": True} if func is torch.autograd.grad else kwargs))
+
+    return Keeping()

@@ -61,6 +61,7 @@ class _Composed(Tensor):
     """A tensor whose fused operations are evaluated in elementary ones, where there are no modes to see them."""
 
     functions: ClassVar[dict[Any, Callable[..., Any]]] = {}
+    order: ClassVar[int] = 0
     inference: ClassVar[bool] = False
 
     @classmethod
@@ -76,7 +77,7 @@ class _Composed(Tensor):
 
 @functools.lru_cache(None)
 def _composed_to(order: int, inference: bool) -> type[_Composed]:
-    return type("Composed", (_Composed,), {"functions": compositions(order), "inference": inference})
+    return type("Composed", (_Composed,), {"functions": compositions(order), "order": order, "inference": inference})
 
 
 def given(arguments: Sequence[Tensor], order: int, inference: bool = False) -> list[Tensor]:
@@ -84,8 +85,12 @@ def given(arguments: Sequence[Tensor], order: int, inference: bool = False) -> l
     if facts.has("torch_function_modes"):
         return list(arguments)
     cls = _composed_to(order, inference)
-    # A subclass of the user's own stays what it is.
-    return [x.as_subclass(cls) if type(x) in (Tensor, torch.nn.Parameter) else x for x in arguments]
+
+    def is_free(x: Tensor) -> bool:
+        """Not a subclass of the user's own, nor one of a level around it that composes as much."""
+        return x.order < order if isinstance(x, _Composed) else type(x) in (Tensor, torch.nn.Parameter)
+
+    return [x.as_subclass(cls) if is_free(x) else x for x in arguments]
 
 
 def plain(results: Sequence[Any]) -> list[Any]:

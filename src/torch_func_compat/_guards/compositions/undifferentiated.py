@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, Callable
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..exits import UndifferentiatedError
 from .composition import Composition
+from .special_functions import sine_quotient
 
 # (k, x, P_k, P_{k-1}) -> P_{k+1}; https://dlmf.nist.gov/18.9
 _Recurrence = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -61,14 +61,7 @@ _POLYNOMIALS = {
 
 
 def _spherical_bessel_j0(z: Tensor, *, out: Any = None) -> Any:
-    """``sin(z) / z``, and its series near zero."""
-    if out is not None:
-        return NotImplemented
-    small = z.abs() < 0.5
-    square = torch.where(small, z * z, torch.zeros_like(z))
-    series = sum((-1) ** k * square**k / math.factorial(2 * k + 1) for k in range(9))
-    large = torch.where(small, torch.ones_like(z), z)
-    return torch.where(small, series, large.sin() / large)
+    return NotImplemented if out is not None else sine_quotient(z)
 
 
 def _modified_bessel(order: int) -> Callable[..., Any]:
