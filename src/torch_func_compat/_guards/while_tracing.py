@@ -19,15 +19,15 @@ from .compositions import composed
 from .wrong_answers import MISTAKEN_COMPILED, MistakenRule
 
 # Under vmap these give values of other samples, or other elements of the same sample.
-_BATCH = ("roll", "resize_", "resize_as_")
+_BATCH = ("roll", "resize_", "resize_as_", "as_strided_scatter")
 # Batched backward passes (see by_graph.py).
-_ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel")
+_ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel", "native_group_norm")
 # Forward mode alone: at singular matrices, by factors, and of triangular matrices.
 _FORWARD = (
     *("logdet", "slogdet", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
     *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "_linalg_solve_ex"),
     *("cholesky_solve", "triangular_solve", "cholesky_inverse", "scatter_reduce", "scatter_reduce_"),
-    *("quantile", "nanquantile", "addr"),  # torch cannot trace their forward mode (2.6 to 2.15)
+    *("quantile", "nanquantile", "addr", "native_group_norm"),  # torch cannot trace their forward mode (2.6 to 2.15)
 )
 # Further names of operations in torch.ops.aten, by the names of torch's functions.
 _ATEN = {
@@ -57,7 +57,7 @@ def fragile(kind: str) -> tuple[str, ...]:
         return _BATCH
     around = by_operation.derivatives_around()
     if kind == "reverse":
-        return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 1)) if around else ()))
+        return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 1))))
     if kind == "transposed":
         return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 2))))
     names = _names(composed(3 if around else 2))
