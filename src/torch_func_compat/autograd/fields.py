@@ -273,7 +273,10 @@ def _of_vectors(
     made: dict[int, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {}
 
     def at(points: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        size = points.shape[-1] if isinstance(points, Tensor) and points.dim() else 0
+        if not isinstance(points, Tensor) or not points.dim():
+            what = "a tensor of no dimensions" if isinstance(points, Tensor) else f"{type(points)}"
+            raise ValueError(f"{api}: expected points of shape (*batch, coordinates), got {what}")
+        size = points.shape[-1]
         if size not in made:
             numbered = [f"x{k}" for k in range(max(size, 1))]
             names = check_coordinates(api, numbered if coordinates is None else coordinates)

@@ -102,6 +102,11 @@ def linear_solve(
     tensor([-1.0000, -0.2500])
     """
     check_mode(on_failure)
+    if not callable(matvec):
+        raise TypeError(
+            f"linear_solve: expected matvec to be a function, got {type(matvec)}: for a matrix, pass "
+            f"lambda x, A: A @ x, and A behind b"
+        )
     layout = Layout(b, "b")
     arguments = trees.Arguments(params)
 

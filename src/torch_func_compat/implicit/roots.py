@@ -233,7 +233,10 @@ def _solver(name: str, solve: Any) -> Any:
     if isinstance(solve, anderson) and name != "fixed_point":
         raise TypeError(f"expected a solver of equations for {name}, got anderson, which iterates a step: fixed_point")
     if not callable(solve) and not isinstance(solve, Iteration):
-        raise TypeError(f"expected a solver or a callable for {name}, got {solve!r}")
+        raise TypeError(
+            f"expected a solver or a callable for {name}, got {type(solve)}. The result is called with the first "
+            f"guess, as in {name}(f)(guess)"
+        )
     return solve
 
 

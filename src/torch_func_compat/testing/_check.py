@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
+from torch import Tensor
+
 from ..autograd import available_backends, use_backend
 from . import _operators
 from ._observation import Observation, graph_of
@@ -92,6 +94,8 @@ def check(
     >>> [(row.operator, row.evaluations, row.passes) for row in report]
     [('grad', 1, 1), ('hessian', 1, 2)]
     """
+    if isinstance(inputs, Tensor):
+        raise ValueError("check: expected the inputs as a tuple, got one tensor: write (x,)")
     inputs = tuple(inputs)
     names = _names(operators, function, inputs, argnums)
     if isinstance(against, Mapping):
