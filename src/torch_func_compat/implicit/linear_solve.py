@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..autograd.function import Function
+from ..autograd.internals import P
 from . import trees
 from .closures import evaluated_alone
 from .dense import dense
@@ -23,7 +24,7 @@ __all__ = ["linear_solve", "solve_system"]
 
 
 def linear_solve(
-    matvec: Callable[..., Any],
+    matvec: Callable[P, Any],
     b: Any,
     *params: Any,
     solve: Any = None,
@@ -111,7 +112,7 @@ def linear_solve(
     arguments = trees.Arguments(params)
 
     def product(vector: Leaves, tensors: Tensors) -> Leaves:
-        return layout.flatten(matvec(layout.unflatten(vector), *arguments.filled(tensors)), name_of(matvec))
+        return layout.flatten(matvec(layout.unflatten(vector), *arguments.filled(tensors)), name_of(matvec))  # type: ignore[call-arg]
 
     def approximate(vector: Leaves, tensors: Tensors) -> Leaves:
         assert preconditioner is not None
