@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
-from .._guards.while_tracing import watched
+from .._guards.while_tracing import is_within_derivative, refuse_rows, watched
 from .torch_func import LIBRARY, native_vmap
 
 _private: Any = torch._C._functorch
@@ -29,8 +29,9 @@ class _TracedMap:
     batches_itself = False
     outputs: Sequence[Tensor] = ()
 
-    def __init__(self, apply: Callable[..., Any]) -> None:
+    def __init__(self, apply: Callable[..., Any], normalisations: Sequence[str] = ()) -> None:
         self._apply = apply
+        self._normalisations = normalisations
         self.aux: list[Tensor] = []
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
@@ -42,6 +43,8 @@ class _TracedMap:
         return self(*cotangents)
 
     def batched(self, *vectors: Tensor) -> list[Tensor]:
+        if len(vectors[0]) > 1:
+            refuse_rows(self._normalisations)
         found, aux = LIBRARY.vmap(self._apply)(*vectors)
         self.aux = [value[0] for value in aux]
         return list(found)
@@ -54,12 +57,12 @@ class _NoDraws:
         """Do nothing."""
 
 
-def _tuples(func: Differentiable, kind: str) -> Callable[..., Any]:
+def _tuples(func: Differentiable, kind: str, normalisations: list[str] | None = None) -> Callable[..., Any]:
     def flat(*primals: Tensor) -> Any:
         outputs, aux = func(*primals)
         return tuple(outputs), tuple(aux)
 
-    return watched(flat, kind)
+    return watched(flat, kind, normalisations)
 
 
 class TracedBackend:
@@ -101,8 +104,11 @@ class TracedBackend:
         ), shared
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
-        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "reverse"), *primals, has_aux=True)
-        return list(outputs), _TracedMap(lambda *cotangents: (pull(tuple(cotangents)), ())), list(aux)
+        noted: list[str] = []
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "reverse", noted), *primals, has_aux=True)
+        again = is_within_derivative() or any(output.requires_grad for output in outputs)
+        rows = _TracedMap(lambda *cotangents: (pull(tuple(cotangents)), ()), noted if again else [])
+        return list(outputs), rows, list(aux)
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
