@@ -61,11 +61,11 @@ class Rows:
     ) -> list[Tensor | None]:
         """Results for stacked vectors, stacked along dimension 0, too; ``graph()`` is the graph of the roots."""
         size = vectors[0].shape[0]
+        if size > 1 and self.vectorised is None:
+            self._look(graph(), size)
         batches = size > 1 and self.vectorised is not False
         if batches and create_graph and self._kind == "rows":  # functions with columns are composed beforehand
             batches = not graph().loses_terms_in_rows
-        if batches and self.vectorised is None:
-            self._look(graph(), size)
         if batches:
             try:
                 results = self._by_factors(apply, vectors, create_graph) or _at_once(apply, vectors, create_graph)
