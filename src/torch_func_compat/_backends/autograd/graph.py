@@ -24,7 +24,7 @@ _NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*Backwa
 
 # The batching rules of functorch for the backward of normalisations take the mean and the deviation for constants, so a
 # derivative of batched rows lacks terms. Before torch 2.0, batched backward passes loop there.
-_ROWS_LOSE_TERMS = facts.has("vmap_over_autograd_grad")
+_ROWS_LOSE_TERMS = facts.has("torch_func")
 
 # Nodes that torch batches rightly on every release (a test takes each through every release): arithmetic, products of
 # matrices, sums and views, of real numbers; no node here makes real numbers of complex ones.
