@@ -124,7 +124,7 @@ def lint(session):
     install(session, *nox.project.dependency_groups(PYPROJECT, "lint"), "packaging", "numpy")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    session.run("mypy", "--strict", "src")
+    session.run("mypy", "--strict", "src", "tests/support/typed.py")
 
 
 @nox.session(python=NEWEST["python"], tags=["all"])
@@ -227,15 +227,15 @@ def tests_cuda(session, environment):
 def downstream(session, environment, row):
     """Real packages plain and with the library in torch.func's place; -- --own-tests DIR runs their own tests.
 
-    DIR is a checkout, or a folder with checkouts or unpacked sdists of several packages.
+    DIR is a checkout or an unpacked sdist, or a folder with several. A row that has none of its packages is skipped.
     """
-    own = session.posargs[1] if session.posargs[:1] == ["--own-tests"] and len(session.posargs) > 1 else None
-    several = bool(own) and not any(Path(own, name).exists() for name in ("pyproject.toml", "setup.py", "setup.cfg"))
+    own = session.posargs[:1] == ["--own-tests"]
+    if own and len(session.posargs) == 1:
+        session.error("--own-tests needs a folder: a checkout, or a folder with checkouts")
     packages = [requirement.split("==")[0] for requirement in row["packages"]]
-    if several:
-        found = [package for package in packages if downstream_checkout(own, package)]
-        if not found:
-            session.skip(f"{own} has no checkout of {', '.join(packages)}")
+    found = [package for package in packages if downstream_checkout(session.posargs[1], package)] if own else []
+    if own and not found:
+        session.skip(f"{session.posargs[1]} has no checkout of {', '.join(packages)}")
     needs = [*row["needs"], *(row.get("own-needs", []) if own else [])]
     install_project(session, *requirements(environment, "test"), *needs)
     install(session, "--no-deps", *row["packages"])
@@ -245,14 +245,12 @@ def downstream(session, environment, row):
     DOWNSTREAM_RUN.append(row["name"])
     compare = ["python", "tests/downstream/compare.py", "--swap", row["swap"], "--table", str(table)]
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if several:
+    if own:
         selected = [f"--select={package}={arguments}" for package, arguments in row.get("own", {}).items()]
         session.run(*compare, "--packages", ",".join(found), *selected, *session.posargs, env=env)
-    elif session.posargs:
-        session.run(*compare, "--name", row["name"], *session.posargs, env=env)
     else:
         for suite in row["suites"]:
-            session.run(*compare, "--name", suite, f"accept_{suite}.py", env=env)
+            session.run(*compare, "--name", suite, f"accept_{suite}.py", *session.posargs, env=env)
 
 
 DOWNSTREAM_RUN = []  # names of the rows in this call of nox, whose results are one table

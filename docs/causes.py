@@ -69,6 +69,7 @@ CAUSES: dict[str, list[Cause]] = {
             "a single string, or nothing, was given",
             "write `('xx',)`",
         ),
+        Cause("expected weight to be a tensor", "a number or an array as `weight`", "`torch.as_tensor(weight)`"),
         Cause(
             "expected weight to be of shape",
             "`weight=` has another size than the elements that are differentiated by",
@@ -214,6 +215,16 @@ CAUSES: dict[str, list[Cause]] = {
             "makes a random generator",
             "`vmap` with `randomness='different'` became a loop, and each sample makes the same generator",
             "make it outside and close over it",
+        ),
+        Cause(
+            "vjp_fn takes one argument",
+            "a cotangent for each output of the function, one after the other",
+            "one tuple of them: `vjp_fn((a, b))`",
+        ),
+        Cause(
+            "takes a function, got",
+            "`grad(f(x))`, or another value in place of a function",
+            "transform the function, and call the result: `grad(f)(x)`",
         ),
         Cause("cotangents must be Tensors", "a number among the cotangents of `vjp_fn`", "make it a tensor"),
         Cause("tangent to have the same shape", "a tangent of another shape than its primal", "expand or reshape it"),
@@ -681,6 +692,8 @@ CAUSES: dict[str, list[Cause]] = {
             "`functional_call` of a scripted or a DataParallel module",
             "take the module within",
         ),
+        Cause("torch.nn.Module first, got", "`functional_call` of a function", "call a function with its arguments"),
+        Cause("expected a list of modules, got", "one module, or an iterator of them", "`[module, ...]`"),
         Cause("parameter_and_buffer_dicts", "parameters are no dictionaries", "`dict(module.named_parameters())`"),
         Cause("appeared in multiple dictionaries", "two dictionaries have the same name", "one value for each"),
         Cause("got multiple values for keys", "two values for tied parameters", "give one, or `tie_weights=False`"),
@@ -752,7 +765,12 @@ CAUSES: dict[str, list[Cause]] = {
     ],
     "torch_func_compat.operators": [
         Cause("expected a pytree of tensors", "something else among primals or outputs", "tensors"),
-        Cause("there is no tensor", "no primals, or an empty output", "at least one tensor"),
+        Cause("there is no tensor", "no primals, or an empty output", "at least one: `hessian_operator(f, x)`"),
+        Cause(
+            "or take the operator of to_scipy()",
+            "an array of numpy was multiplied",
+            "`operator @ torch.as_tensor(array)`, or `operator.to_scipy() @ array`",
+        ),
         Cause("tensors of one dtype on one device", "mixed dtypes or devices", "convert them"),
         Cause("expected real tensors of floating-point", "integers or complex numbers", "their real parts"),
         Cause("expected the structure", "a pytree of another structure", "that of the primals, keys in their order"),
@@ -823,7 +841,16 @@ CAUSES: dict[str, list[Cause]] = {
             "use `cg` or `gmres`, or precondition within the solver of your own",
         ),
         Cause("which iterates a step: fixed_point", "`anderson` for equations", "`newton`, or `fixed_point`"),
-        Cause("expected a solver or a callable for", "`solve` is something else", "pass `newton()` or a callable"),
+        Cause(
+            "expected a solver or a callable for",
+            "`solve` is something else, such as the first guess",
+            "`newton()` or a callable; the guess goes to the result: `root(f)(guess)`",
+        ),
+        Cause(
+            "expected matvec to be a function",
+            "a matrix in place of a function",
+            "`linear_solve(lambda x, A: A @ x, b, A)`",
+        ),
         Cause("expected tol of", "a tolerance of zero or less", "a positive one"),
         Cause("expected max_iterations of", "no iteration at all", "at least one"),
         Cause("expected history of anderson", "a negative length", "0 is the plain iteration"),
@@ -837,6 +864,7 @@ CAUSES: dict[str, list[Cause]] = {
             "a `DerivativeError`: an operator differs from its reference on a backend; the message has the table",
             "mend the function's `backward`, or report it if plain `torch.autograd` is right",
         ),
+        Cause("expected the inputs as a tuple", "`check(f, x)` of one tensor", "`check(f, (x,))`"),
         Cause("there is no operator", "no operator has that name", "one of those that the message lists"),
         Cause(
             "expected inputs to be a sequence of arguments", "a tensor stands alone for the arguments", "write `(x,)`"

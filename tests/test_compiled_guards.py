@@ -44,6 +44,10 @@ def compiled(func, **options):
     return compiling.compiled(func, backend="aot_eager", **options)
 
 
+def rows_of_norm(x):
+    return F.layer_norm(torch.outer(X, x).cos(), (4,), x).reshape(-1)
+
+
 def cubes(x):
     return (F.layer_norm(x, (4,)) ** 3).sum()
 
@@ -126,6 +130,8 @@ WRONG = {
         tfc.jacrev(lambda x: torch.ops.aten._cdist_forward(x, OTHERS, 2.0, None)),
         POINTS,
     ),
+    "grad of jacrev of layer_norm": (tfc.grad(lambda x: (tfc.jacrev(rows_of_norm)(x) ** 3).sum()), X),
+    "hessian of rows of layer_norm": (tfc.hessian(rows_of_norm), X),
     "jacfwd(jacfwd) of layer_norm": (tfc.jacfwd(tfc.jacfwd(cubes)), X),
     "jacfwd of linearize of layer_norm": (tfc.jacfwd(lambda x: tfc.linearize(cubes, x)[1](x)), X),
     "vmap(jacfwd(jacfwd)) of layer_norm": (tfc.vmap(tfc.jacfwd(tfc.jacfwd(cubes))), BATCH),
@@ -252,6 +258,7 @@ def test_operations_are_known_by_each_of_their_names(kind, name):
 RIGHT = {
     "gradients of samples through layer_norm": (tfc.vmap(tfc.grad(NET)), BATCH),
     "hessian of layer_norm": (tfc.hessian(cubes), X),
+    "rows of layer_norm": (tfc.jacrev(rows_of_norm), X),
     "jacfwd of a power": (tfc.jacfwd(lambda x: x**3), X),
     "jacrev": (tfc.jacrev(lambda x: torch.tanh(x) @ BATCH.t()), X),
 }

@@ -530,6 +530,9 @@ def test_curl(backend):
     assert_close(plane, 3 * c**2 * a - c)
     with pytest.raises(ValueError, match="two or three coordinates"):
         curl(lambda x: x)(torch.ones(2, 4))
+    for points in (Z.numpy(), Z[0, 0]):
+        with pytest.raises(ValueError, match=r"curl: expected points of shape \(\*batch, coordinates\), got"):
+            curl(lambda x: x)(points)
 
 
 def test_identities_of_vector_calculus(backend):

@@ -177,6 +177,14 @@ def by_inverse(a):
     return lambda residual, z0, b: torch.inverse(a) @ b
 
 
+def test_a_guess_or_a_matrix_in_place_of_a_function():
+    for solve in (root, fixed_point, argmin):
+        with pytest.raises(TypeError, match=rf"got <class 'torch.Tensor'>.*as in {solve.__name__}\(f\)\(guess\)"):
+            solve(torch.sin, PAIR)
+    with pytest.raises(TypeError, match=r"expected matvec to be a function, got <class 'torch\.Tensor'>"):
+        linear_solve(torch.eye(2), PAIR)
+
+
 def test_shapes_before_the_first_iteration():
     def unused(residual, z0, a):
         raise AssertionError("it was called")

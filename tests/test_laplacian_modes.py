@@ -172,6 +172,8 @@ def test_random_numbers_are_drawn_once(backend):
 def test_errors(backend, transform):
     with pytest.raises(ValueError, match="unknown mode 'columns'"):
         transform(network, mode="columns")
+    with pytest.raises(TypeError, match="expected weight to be a tensor, got <class 'float'>"):
+        transform(network, weight=2.0)
     for mode in MODES:
         with pytest.raises(ValueError, match="expected weight to be of shape"):
             transform(network, mode=mode, weight=torch.ones(2, 2))(X)

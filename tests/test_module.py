@@ -226,7 +226,7 @@ def test_errors():
         (3, ValueError, "Expected parameter_and_buffer_dicts to be a dict, or a list/tuple of dicts"),
         ([GIVEN, None], ValueError, "Expected all elements of parameter_and_buffer_dicts to be dictionaries"),
         ([GIVEN, {"scale": numbers(2)}], ValueError, "'scale'. appeared in multiple dictionaries"),
-        ({"scale": 2.0}, TypeError, "2.0 is not an instance of torch.Tensor"),
+        ({"scale": 2.0}, TypeError, "`scale`: 2.0 is not an instance of torch.Tensor"),
         ({"layer.in_features": POINT}, TypeError, "attribute `in_features`: 3 is not an instance of torch.Tensor"),
         ({"layer.bias.weight": POINT}, TypeError, r"submodule `layer.bias.weight`: Param"),
         ({"": POINT}, KeyError, "be empty"),
@@ -235,6 +235,10 @@ def test_errors():
             functional_call(net, given, POINT)
     with pytest.raises(RuntimeError, match=r"for Net:\n\tUnexpected key.*'new'\.\n\tMissing key.*'shift'"):
         functional_call(net, {**{k: v for k, v in GIVEN.items() if k != "shift"}, "new": POINT}, POINT, strict=True)
+    with pytest.raises(AttributeError, match=r"expected a torch\.nn\.Module first, got <class 'function'>"):
+        functional_call(lambda x: x, GIVEN, POINT)
+    with pytest.raises(TypeError, match=r"expected a list of modules, got <class '.*Net'>"):
+        stack_module_state(net)
     with pytest.raises(RuntimeError, match="can't be used with Jitted modules"):
         functional_call(torch.jit.script(nn.Linear(3, 2)), {}, POINT)
     with pytest.raises(RuntimeError, match=r"can't be used with nn\.DataParallel"):

@@ -443,6 +443,8 @@ def test_errors(backend):
         jacobian @ (V, V)
     with pytest.raises(TypeError):
         jacobian @ 3.0
+    with pytest.raises(TypeError, match=r"got <class 'numpy.ndarray'>: convert it with torch.as_tensor\(\)"):
+        jacobian @ V.numpy()
     with pytest.raises(ValueError, match=r"trace: expected a square matrix, got one of shape \(7, 5\)"):
         jacobian.trace()
     with pytest.raises(ValueError, match="diagonal: expected a square matrix"):
@@ -467,7 +469,7 @@ def test_errors(backend):
         jacobian_operator(lambda x: x, 1.0)
     with pytest.raises(TypeError, match="output: expected a pytree of tensors, got str in it"):
         jacobian_operator(lambda x: "x", X)
-    with pytest.raises(ValueError, match="there is no tensor"):
+    with pytest.raises(ValueError, match="there is no tensor, expected at least one"):
         jacobian_operator(lambda: X)
     with pytest.raises(RuntimeError, match="scalar"):
         hessian_operator(model, X)

@@ -362,6 +362,7 @@ def test_scenarios_share_their_references():
         (lambda: check(cubes, (X,), "gard"), "there is no operator 'gard': expected one of vmap, grad"),
         (lambda: check(field, (X,), "grad"), r"grad takes a function that returns one number, got shapes \[\(2,\)\]"),
         (lambda: check(cubes, (torch.tensor([1, 2]),)), "there is nothing to differentiate"),
+        (lambda: check(cubes, X, "grad"), r"one tensor: write \(x,\)"),
         (lambda: check(cubes, (X,), "grad", argnums=1), "argnums has 1, and there are 1 inputs"),
         (lambda: check(cubes, (X, 2), "grad", argnums=1), "input 1 is to be differentiated"),
         (lambda: check(cubes, (X,), against=cubes), "one closed form goes with one operator"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import functools
 import math
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from support import refused
 from support.tolerances import assert_close
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 import torch_func_compat as tfc
 from torch_func_compat._guards.known_mistakes import WRONG_ANSWERS
@@ -538,6 +540,65 @@ def test_third_derivatives_by_plain_autograd(backend, layer, without_checks):
     assert_close(torch.autograd.grad((found * weights).sum(), x)[0], third)
 
 
+MIX = torch.arange(72.0, dtype=X.dtype).cos().reshape(12, 6)
+AFFINE = {  # by the input z of four rows or of four numbers for each channel, and by the weight w
+    "layer_norm": lambda z, w: F.layer_norm(z.reshape(4, 3), (3,), w),
+    "batch_norm": lambda z, w: F.batch_norm(z.reshape(4, 3), None, None, w, training=True),
+    "instance_norm": lambda z, w: F.instance_norm(z.reshape(1, 3, 4), weight=w),
+}
+BY_HAND = {
+    "layer_norm": lambda z, w: standardized(z.reshape(4, 3), 1) * w,
+    "batch_norm": lambda z, w: standardized(z.reshape(4, 3), 0) * w,
+    "instance_norm": lambda z, w: standardized(z.reshape(1, 3, 4), 2) * w[:, None],
+}
+AT = torch.cat([X, X[:3].exp()])
+EYE = torch.eye(12, dtype=X.dtype)
+
+
+def standardized(z, dim):
+    return (z - z.mean(dim, keepdim=True)) / (z.var(dim, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+def through(norm, p):
+    return norm(MIX @ p[:6], p[6:]).reshape(-1)
+
+
+def by_backward(rows):
+    p = AT.clone().requires_grad_()
+    (found,) = torch.autograd.grad(weighted(rows)(p), p)
+    return found
+
+
+def weighted(rows):
+    weights = torch.arange(108.0, dtype=X.dtype).sin().reshape(12, 9)
+    return lambda p: (rows(p) * weights).sum()
+
+
+DERIVATIVES_OF_ROWS = {
+    "backward through jacrev": lambda f: by_backward(tfc.jacrev(f)),
+    "backward through a mapped vjp": lambda f: by_backward(lambda p: tfc.vmap(tfc.vjp(f, p)[1])(EYE)[0]),
+    "backward through jacrev in chunks": lambda f: by_backward(tfc.jacrev(f, chunk_size=5)),
+    "backward through functional.jacobian": lambda f: by_backward(
+        lambda p: tfc.functional.jacobian(f, p, create_graph=True, vectorize=True)
+    ),
+    "grad of jacrev": lambda f: tfc.grad(weighted(tfc.jacrev(f)))(AT),
+    "jvp of jacrev": lambda f: tfc.jvp(weighted(tfc.jacrev(f)), (AT,), (AT.cos(),))[1],
+    "jacrev of jacrev": lambda f: tfc.jacrev(tfc.jacrev(f))(AT),
+    "hessian": lambda f: tfc.hessian(f)(AT),
+    "vmap of grad of jacrev": lambda f: tfc.vmap(tfc.grad(weighted(tfc.jacrev(f))))(torch.stack([AT, AT.exp()])),
+}
+
+
+@pytest.mark.parametrize("layer", AFFINE)
+@pytest.mark.parametrize("way", DERIVATIVES_OF_ROWS)
+def test_derivatives_of_rows_of_normalisations(backend, way, layer):
+    """By the input and the weight: torch's batches of rows take the mean and the deviation for constants."""
+    derivative = DERIVATIVES_OF_ROWS[way]
+    with tfc.use_fallback("silent"):
+        found = derivative(functools.partial(through, AFFINE[layer]))
+        assert_close(found, derivative(functools.partial(through, BY_HAND[layer])))
+
+
 def test_what_was_before_does_not_matter():
     before = torch.nn.functional.layer_norm(torch.arange(4.0).requires_grad_(), (4,))
     with tfc.use_fallback("error"):
@@ -565,6 +626,10 @@ def test_forward_mode_of_a_collective(monkeypatch):
 
 POSITIVE = torch.tensor([[1.2, 0.0], [0.3, 0.9]], dtype=X.dtype)
 ALONE = {  # what torch 2.0 and newer give, and what is right
+    "rows of layer_norm": lambda: [
+        torch.func.hessian(functools.partial(through, norm))(AT)
+        for norm in (AFFINE["layer_norm"], BY_HAND["layer_norm"])
+    ],
     "rows of cdist": lambda: (torch.func.jacrev(distances)(X), rows(distances, X)),
     "jvp rules": lambda: (torch.func.jacfwd(torch.func.jacfwd(Cube.apply))(X[0]), 6 * X[0]),
     "negative argnums": lambda: (torch.func.jacfwd(lambda x, y: x * y, argnums=-1)(X[0], X[1]), X[0]),

@@ -131,6 +131,43 @@ CALLS = [
         RuntimeError,
         "strict",
     ),
+    # --- what newcomers write
+    *_each(ALL, "function_is_a_value", lambda t: lambda x, y: t(x.sum())(x), TypeError, "takes a function"),
+    *_each(ALL, "point_beside_the_function", lambda t: lambda x, y: t(_scalar, x)(x), RuntimeError, r"grad\(f\)\(x\)"),
+    *_each(ALL, "array_beside_the_function", lambda t: t(_scalar, [1.0]), RuntimeError, r"grad\(f\)\(x\)"),
+    *_each(
+        GRADIENTS, "point_by_keyword", lambda t: lambda x, y: t(lambda p: p.sum())(p=x), RuntimeError, "by position"
+    ),
+    *_each(
+        JACOBIANS,
+        "point_by_keyword",
+        lambda t: lambda x, y: t(lambda p: p.sum())(p=x),
+        RuntimeError,
+        "by position",
+        False,
+    ),
+    *_each(REVERSE, "input_is_a_module", _one_input(torch.nn.ReLU()), ValueError, "functional_call"),
+    *_each(REVERSE, "input_is_an_iterator", _one_input(iter(())), ValueError, "list, tuple or dict"),
+    *_each(REVERSE, "input_is_an_integer", _one_input(torch.arange(2)), RuntimeError, r"x\.double\(\)"),
+    *_each(FORWARD, "input_is_an_integer", _one_input(torch.arange(2)), ValueError, r"x\.double\(\)"),
+    *_each(GRADIENTS, "output_and_aux", lambda t: t(lambda x, y: (x.sum(), y)), RuntimeError, "has_aux=True"),
+    *_each(GRADIENTS, "no_return", lambda t: t(lambda x, y: None), RuntimeError, "no return statement"),
+    *_each(GRADIENTS, "output_is_a_number", lambda t: t(lambda x, y: float(y[0])), RuntimeError, "torch operations"),
+    *_each(GRADIENTS, "output_is_no_sum", lambda t: t(lambda x, y: x * y), RuntimeError, r"output\.sum\(\)"),
+    *(
+        Bad(f"{name}-function_is_a_value", call, TypeError, f"{name} takes a function")
+        for name, call in {
+            "vmap": lambda api, x, y: api.vmap(x.sum())(x),
+            "vjp": lambda api, x, y: api.vjp(x, x),
+            "jvp": lambda api, x, y: api.jvp(x, (x,), (y,)),
+        }.items()
+    ),
+    Bad("vjp-cotangents_apart", lambda api, x, y: api.vjp(torch.sin, x)[1](x, y), TypeError, "a tuple of cot"),
+    Bad("vmap-sizes", lambda api, x, y: api.vmap(torch.add)(x, y[:1]), ValueError, r"in_dims=\(0, None\)"),
+    Bad("vmap-number", lambda api, x, y: api.vmap(torch.add)(x, y[0]), ValueError, "all samples share is None"),
+    Bad(
+        "vmap-out_dims", lambda api, x, y: api.vmap(torch.sin, out_dims=3)(x), IndexError, r"out_dims=3.* shape \(2,\)"
+    ),
     # --- options
     *(
         Bad(

@@ -4,7 +4,9 @@
     python compare.py --swap torch.func --own-tests CHECKOUT -- -k hessian
     python compare.py --swap torch.func --own-tests FOLDER --packages gpytorch,linear-operator
 
-With `--packages`, the folder holds checkouts or unpacked sdists, and each package that is found there is run.
+The second runs the tests of any package that is installed here, with its dependencies. With `--packages`, each of them
+that is found is run: the folder is a checkout or an unpacked sdist, or has several. Options in a package's own
+configuration (``addopts``) are left out, since they often need plugins.
 
 What passes plain must pass swapped; acceptance tests must all pass swapped, and what they record must be the same to
 1e-10. The exit status is 0 only then.
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +39,10 @@ def run(arguments, cwd, swapped, folder):
     command = [sys.executable, "-m", "pytest", "-p", "swap", "-q", "-p", "no:cacheprovider", *arguments]
     code = subprocess.run(command, cwd=str(cwd), env=env).returncode
     if not os.path.exists(report):
-        sys.exit(f"pytest ended with status {code} and left no report")
+        reason = f"pytest ended with status {code} before it ran a test: see its output above"
+        return dict(
+            torch=version("torch"), calls={}, values={}, outcomes={"pytest": "failed"}, reasons={"pytest": reason}
+        )
     with open(report, encoding="utf-8") as file:
         found = json.load(file)
     for part in glob.glob(report + ".*"):  # of xdist's workers
@@ -76,14 +82,36 @@ def last_line(reason):
     return (reason.strip().splitlines() or [""])[-1][:150]
 
 
+BUILT_BY = ("pyproject.toml", "setup.cfg", "setup.py")
+
+
 def checkout(folder, package):
-    """The subfolder with a package's sources: named as the package or the start of that, perhaps with a version."""
-    wanted = normalized(package)
-    for path in sorted(Path(folder).iterdir()):
-        name = normalized(re.sub(r"-\d[\w.]*$", "", path.name))
-        if path.is_dir() and (name == wanted or wanted.startswith(name + "-")):
+    """The sources of a package: the folder itself or one within it, by the name in its metadata or by its own.
+
+    The folder's own name may have a version or a branch behind it, and may be the start of the package's name.
+    """
+    folder, wanted = Path(folder).resolve(), normalized(package)
+    if not folder.is_dir():
+        sys.exit(f"there is no folder {folder}")
+    for path in [folder] if is_checkout(folder) else sorted(filter(is_checkout, folder.iterdir())):
+        name = normalized(re.sub(r"-(\d[\w.]*|main|master)$", "", path.name))
+        if wanted in (name, declared(path)) or wanted.startswith(name + "-"):
             return path
     return None
+
+
+def is_checkout(folder):
+    return any((folder / file).is_file() for file in BUILT_BY)
+
+
+def declared(folder):
+    """The name that the metadata of a checkout gives."""
+    for file in BUILT_BY[:2]:
+        text = (folder / file).read_text(encoding="utf-8") if (folder / file).is_file() else ""
+        name = re.search(r"""^name\s*=\s*["']?([\w.-]+)""", text, re.MULTILINE)
+        if name:
+            return normalized(name[1])
+    return ""
 
 
 def normalized(name):
@@ -94,7 +122,7 @@ def compared(title, swap, arguments, own):
     """Run both, print what differs, and return a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         if own:
-            cwd = Path(own).resolve()
+            cwd, arguments = Path(own).resolve(), ["-o", "addopts=", *arguments]
         else:
             cwd, arguments = HERE, ["-c", str(HERE / "pytest.ini"), *arguments]
         plain, swapped = (run(arguments, cwd, names, folder) for names in ("", swap))

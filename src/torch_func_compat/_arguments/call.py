@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from functools import cached_property
-from typing import Any, Callable, Sequence, Tuple, Union
+from numbers import Number
+from typing import Any, Callable, Iterator, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -38,8 +39,10 @@ def positions(argnums: Argnums, num_args: int) -> tuple[int, ...]:
     if isinstance(argnums, int):  # as for torch.func, True is 1
         argnums = (argnums,)
     elif not isinstance(argnums, tuple):
-        hint = ": a transform returns a function, so call it as grad(f)(x)" if isinstance(argnums, Tensor) else ""
-        raise RuntimeError(f"argnum must be int or Tuple[int], got: {type(argnums)}{hint}")
+        raise RuntimeError(
+            f"argnums must be int or Tuple[int, ...], got: {type(argnums)}. A transform takes a function and returns "
+            f"a function: call it as grad(f)(x)"
+        )
     if not argnums:
         raise RuntimeError("argnums must be non-empty")
     result = []
@@ -47,7 +50,8 @@ def positions(argnums: Argnums, num_args: int) -> tuple[int, ...]:
         if not isinstance(argnum, int):
             raise RuntimeError(f"argnum must be int, got: {type(argnum)}")
         if not -num_args <= argnum < num_args:
-            raise RuntimeError(f"Got argnum={argnum}, but only {num_args} positional inputs")
+            hint = "" if num_args else ". Arguments that are differentiated are passed by position"
+            raise RuntimeError(f"Got argnum={argnum}, but only {num_args} positional inputs{hint}")
         result.append(argnum % num_args)
     if len(set(result)) != len(result):
         raise RuntimeError(f"argnums elements must be unique, got {argnums}")
@@ -67,16 +71,36 @@ def require_tensors(tensors: Sequence[Any]) -> None:
     """Raise torch.func's ValueError where something to be differentiated is no tensor."""
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"Thing passed to transform API must be Tensor, got {type(tensor)}: convert numbers and arrays with "
-                f"torch.as_tensor()"
-            )
+            raise ValueError(f"Thing passed to transform API must be Tensor, got {type(tensor)}: {way_to(tensor)}")
+
+
+def way_to(value: Any) -> str:
+    """What to do with something that has to be a tensor."""
+    if isinstance(value, torch.nn.Module):
+        return "pass dict(module.named_parameters()), and call the module with functional_call"
+    if isinstance(value, Iterator):
+        return "make a list, tuple or dict of it"
+    if isinstance(value, Number) or hasattr(value, "__array__"):
+        return "convert numbers and arrays with torch.as_tensor()"
+    return "choose the arguments to differentiate with argnums, or close over the others"
+
+
+def require_callable(name: str, func: Any) -> None:
+    """Raise TypeError unless there is a function to transform."""
+    if not callable(func):
+        raise TypeError(
+            f"{name} takes a function, got {type(func)}: write the function itself, without its arguments, as in "
+            f"grad(f)(x)"
+        )
 
 
 def require_floating(role: str, tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         if not (tensor.is_floating_point() or tensor.is_complex()):
-            raise ValueError(f"Expected {role} to be floating point or complex, but got: {tensor.dtype}")
+            raise ValueError(
+                f"Expected {role} to be floating point or complex, but got: {tensor.dtype}: convert it, as in "
+                f"x.double()"
+            )
 
 
 def require_differentiable(outputs: Sequence[Tensor]) -> None:
@@ -229,17 +253,27 @@ class Call:
         return (result, self.aux(aux)) if self.has_aux else result
 
 
+def _cure_of_output(output: Any) -> str:
+    if output is None:
+        return ": the function has no return statement where it ends"
+    if isinstance(output, tuple) and len(output) == 2:
+        return ": of (output, aux), the output is differentiated with has_aux=True"
+    return ": compute it by torch operations" if isinstance(output, Number) or hasattr(output, "__array__") else ""
+
+
 class ScalarCall(Call):
     """A call whose output must be one number."""
 
     def check_output(self, output: Any, outputs: Sequence[Any]) -> None:
         """Raise unless the output is a real tensor of no dimensions."""
         if not isinstance(output, Tensor):
-            raise RuntimeError(f"{self.api}: Expected f(*args) to return a Tensor, got {type(output)}")
+            raise RuntimeError(
+                f"{self.api}: Expected f(*args) to return a Tensor, got {type(output)}{_cure_of_output(output)}"
+            )
         if output.dim() != 0:
             raise RuntimeError(
                 f"{self.api}: Expected f(*args) to return a scalar Tensor, got tensor with {output.dim()} dims. "
-                f"Maybe you wanted to use the vjp or jacrev APIs instead?"
+                f"Maybe you wanted to use the vjp or jacrev APIs instead? To differentiate the sum, return output.sum()"
             )
         if output.is_complex():
             raise RuntimeError(f"grad can be implicitly created only for real scalar outputs but got {output.dtype}")
@@ -265,10 +299,7 @@ def check_tangents(call: Call, tangents: Any) -> list[Tensor]:
             raise RuntimeError(f"{api}: Expected {name} to contain at least one Tensor.")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
-                raise RuntimeError(
-                    f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}: convert numbers and arrays "
-                    f"with torch.as_tensor()"
-                )
+                raise RuntimeError(f"{api}: Expected {name} to only contain Tensors, got {type(leaf)}: {way_to(leaf)}")
     require_floating("primal", call.primals)
     require_floating("tangent", flat_tangents)
     flat_tangents = [

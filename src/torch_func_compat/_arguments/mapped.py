@@ -78,7 +78,8 @@ class BatchedCall:
         if any(size != sizes[0] for size in sizes):
             raise ValueError(
                 f"vmap: Expected all tensors to have the same size in the mapped dimension, got sizes {sizes} "
-                f"for the mapped dimension"
+                f"for the mapped dimension. The in_dim of an input that all samples share is None, as in "
+                f"in_dims=(0, None)"
             )
         self.batch_size = sizes[0]
 
@@ -103,7 +104,8 @@ class BatchedCall:
         if not -leaf.dim() <= dim < leaf.dim():
             raise ValueError(
                 f"{head}: Got in_dim={dim} for some input, but that input is a Tensor of dimensionality "
-                f"{leaf.dim()} so expected in_dim to satisfy -{leaf.dim()} <= in_dim < {leaf.dim()}."
+                f"{leaf.dim()} so expected in_dim to satisfy -{leaf.dim()} <= in_dim < {leaf.dim()}. The in_dim of an "
+                f"input that all samples share is None"
             )
         _require_first_dim(leaf, dim)
 
@@ -200,7 +202,8 @@ class BatchedCall:
             if not -leaf.dim() <= dim < leaf.dim():
                 raise IndexError(
                     f"Dimension out of range (expected to be in range of [{-leaf.dim()}, {leaf.dim() - 1}], "
-                    f"but got {dim})"
+                    f"but got {dim}): vmap({self.name}, out_dims={self.out_dims}) for an output of shape "
+                    f"{tuple(leaf.shape)}, the mapped dimension first"
                 )
             _require_first_dim(leaf, dim)
             whole = next(identity_iter)

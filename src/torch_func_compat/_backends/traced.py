@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
-from .._guards.while_tracing import watched
+from .._guards.while_tracing import is_within_derivative, refuse_rows, watched
 from .torch_func import LIBRARY, native_vmap
 
 _private: Any = torch._C._functorch
@@ -29,8 +29,9 @@ class _TracedMap:
     batches_itself = False
     outputs: Sequence[Tensor] = ()
 
-    def __init__(self, apply: Callable[..., Any]) -> None:
+    def __init__(self, apply: Callable[..., Any], normalisations: Sequence[str] = ()) -> None:
         self._apply = apply
+        self._normalisations = normalisations
         self.aux: list[Tensor] = []
 
     def __call__(self, *vectors: Tensor) -> list[Tensor]:
@@ -42,6 +43,8 @@ class _TracedMap:
         return self(*cotangents)
 
     def batched(self, *vectors: Tensor) -> list[Tensor]:
+        if len(vectors[0]) > 1:
+            refuse_rows(self._normalisations)
         found, aux = LIBRARY.vmap(self._apply)(*vectors)
         self.aux = [value[0] for value in aux]
         return list(found)
@@ -54,12 +57,17 @@ class _NoDraws:
         """Do nothing."""
 
 
-def _tuples(func: Differentiable, kind: str) -> Callable[..., Any]:
+def _tuples(func: Differentiable, kind: str, normalisations: list[str] | None = None) -> Callable[..., Any]:
     def flat(*primals: Tensor) -> Any:
         outputs, aux = func(*primals)
         return tuple(outputs), tuple(aux)
 
-    return watched(flat, kind)
+    return watched(flat, kind, normalisations)
+
+
+def _again(normalisations: list[str], outputs: Sequence[Tensor]) -> list[str]:
+    """The normalisations of a derivative that may be differentiated again."""
+    return normalisations if is_within_derivative() or any(output.requires_grad for output in outputs) else []
 
 
 class TracedBackend:
@@ -101,8 +109,10 @@ class TracedBackend:
         ), shared
 
     def vjp(self, func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, list[Tensor]]:
-        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "reverse"), *primals, has_aux=True)
-        return list(outputs), _TracedMap(lambda *cotangents: (pull(tuple(cotangents)), ())), list(aux)
+        noted: list[str] = []
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "reverse", noted), *primals, has_aux=True)
+        rows = _TracedMap(lambda *cotangents: (pull(tuple(cotangents)), ()), _again(noted, outputs))
+        return list(outputs), rows, list(aux)
 
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
@@ -131,7 +141,9 @@ class TracedBackend:
     def linearize(
         self, func: Differentiable, primals: Sequence[Tensor]
     ) -> tuple[list[Tensor], LinearMap, list[Tensor]]:
-        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "transposed"), *primals, has_aux=True)
+        noted: list[str] = []
+        outputs, pull, aux = LIBRARY.vjp(_tuples(func, "transposed", noted), *primals, has_aux=True)
         zeros = [torch.zeros_like(output) for output in outputs]
         _, push = LIBRARY.vjp(lambda *cotangents: pull(tuple(cotangents)), *zeros)
-        return list(outputs), _TracedMap(lambda *tangents: (push(tuple(tangents)), ())), list(aux)
+        columns = _TracedMap(lambda *tangents: (push(tuple(tangents)), ()), _again(noted, outputs))
+        return list(outputs), columns, list(aux)

@@ -8,6 +8,7 @@ from typing import Any, Callable
 
 import torch
 
+from .._arguments.call import require_callable
 from .._arguments.protocol import Backend
 from .._torch import facts
 from .._torch.compiling import graph_break, inlined_only, is_compiling
@@ -91,6 +92,7 @@ def transform(
         if _TRACED is None:
             return graph_break(_made_eagerly)(name, func, asked)  # type: ignore[no-any-return]
         return lambda *args, **kwargs: _traced(name, func, asked, args, kwargs)
+    require_callable(name, func)
     made = Transform(name, func, asked)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -151,6 +153,7 @@ def call(name: str, func: Callable[..., Any], *args: Any, create_graph: bool | N
         if _TRACED is None:
             return graph_break(_untraced)(name, func, *args, **asked)
         return _traced_product(name, func, args, asked)
+    require_callable(name, func)
     product = PRODUCTS[name]
     options = Options(name, func, **asked, running_library=choice.active_native)
 

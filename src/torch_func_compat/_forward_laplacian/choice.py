@@ -71,6 +71,8 @@ class Laplacian:
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"{api}: unknown mode {mode!r}, expected one of {', '.join(map(repr, MODES))}")
+        if weight is not None and not isinstance(weight, Tensor):
+            raise TypeError(f"{api}: expected weight to be a tensor, got {type(weight)}: convert it, torch.as_tensor()")
         self.api, self.func, self.argnums, self.has_aux = api, func, argnums, has_aux
         self.chunks, self.mode, self.weight = chunks, mode, weight
         self.in_dims, self.check = in_dims, check

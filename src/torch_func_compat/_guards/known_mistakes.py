@@ -63,6 +63,13 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         test="tests/test_rows.py",
     ),
     WrongAnswer(
+        "derivatives of batched rows of `layer_norm`, `batch_norm` and `instance_norm` by their input and weight, as "
+        "in `torch.func.hessian` of a network with such a layer by its parameters",
+        "1.13 to 2.15",
+        "takes the rows one by one where they may be differentiated again",
+        test="tests/test_wrong_answers.py::test_derivatives_of_rows_of_normalisations",
+    ),
+    WrongAnswer(
         "`vmap` with `out_dims` other than 0 of an output that is not mapped "
         "([178425](https://github.com/pytorch/pytorch/issues/178425))",
         "2.0 to 2.14",

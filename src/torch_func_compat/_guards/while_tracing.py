@@ -7,7 +7,7 @@ it needs nothing but names. Its error makes torch.compile run the transform eage
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from .wrong_answers import MISTAKEN_COMPILED, MistakenRule
 _BATCH = ("roll", "resize_", "resize_as_", "as_strided_scatter")
 # Batched backward passes (see by_graph.py).
 _ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel", "native_group_norm")
+# A derivative of batched rows of these lacks terms: the rules of torch take the mean and the deviation for constants.
+_NORMALISATIONS = ("layer_norm", "native_layer_norm", "batch_norm", "native_batch_norm", "instance_norm")
 # Forward mode alone: at singular matrices, by factors, and of triangular matrices.
 _FORWARD = (
     *("logdet", "slogdet", "linalg_slogdet", "_linalg_det", "_linalg_slogdet"),
@@ -70,6 +72,14 @@ def fragile(kind: str) -> tuple[str, ...]:
 fragile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def is_within_derivative() -> bool:
+    """Whether a derivative is being taken around this one. A constant, too."""
+    return bool(by_operation.derivatives_around())
+
+
+is_within_derivative._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _name(func: Any) -> str:
     """The name of the operation, without its overload. A constant, too: torch 2.13 does not trace `__name__`."""
     return str(getattr(func, "__name__", "")).partition(".")[0]
@@ -79,11 +89,12 @@ _name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, names: tuple[str, ...], mapped: bool) -> None:
+    def __init__(self, names: tuple[str, ...], mapped: bool, normalisations: list[str]) -> None:
         super().__init__()
         self._names = names
         self._mapped = mapped
         self._made: list[Tensor] = []
+        self._normalisations = normalisations
         self._functions = functions_traced()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,6 +103,8 @@ class _Watch(TorchFunctionMode):
             raise MistakenRule(MISTAKEN_COMPILED.format(name))
         if self._mapped and self._writes(name, args):
             raise MistakenRule(MISTAKEN_COMPILED.format(name))
+        if name in _NORMALISATIONS or name in _ATEN["batch_norm"]:
+            self._normalisations.append(name)
         self.refuse_functions()
         result = func(*args, **(kwargs or {}))
         if name in _FACTORIES:
@@ -121,15 +134,25 @@ def _is_real(args: Any) -> bool:
     return True
 
 
-def watched(func: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """`func`, raising at an operation that torch may get wrong in a transform of that kind."""
+def watched(func: Callable[..., Any], kind: str, normalisations: list[str] | None = None) -> Callable[..., Any]:
+    """`func`, raising at an operation that torch may get wrong in a transform of that kind.
+
+    The normalisations that it uses are noted in the list, for `refuse_rows`.
+    """
     names = fragile(kind)
+    noted = [] if normalisations is None else normalisations
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        watch = _Watch(names, kind == "vmap")
+        watch = _Watch(names, kind == "vmap", noted)
         with watch:
             result = func(*args, **kwargs)
         watch.refuse_functions()
         return result
 
     return wrapper
+
+
+def refuse_rows(normalisations: Sequence[str]) -> None:
+    """Raise before rows of these are batched and differentiated."""
+    if normalisations:
+        raise MistakenRule(MISTAKEN_COMPILED.format(normalisations[0]))

@@ -8,7 +8,7 @@ from typing import Any, Iterator, Sequence
 
 from torch import Tensor
 
-from .._arguments.call import Call
+from .._arguments.call import Call, way_to
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Backend, LinearMap, Pullback
 from .._torch import pytree
@@ -103,6 +103,8 @@ class VjpFunction(_LinearFunction):
 
     def __call__(self, cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
         flat = self._flatten(cotangents)
+        if isinstance(retain_graph, Tensor):
+            raise TypeError("vjp_fn takes one argument: a tuple of cotangents for a function of several outputs")
         pullback = self._pullback
         self._retains_graph = self._retains_graph and retain_graph
         tracking = self._library.tracking(flat)
@@ -132,10 +134,7 @@ class VjpFunction(_LinearFunction):
             if cotangent is None:
                 raise RuntimeError("vjp_fn: a cotangent is None: give zeros for an output that does not count")
             if not isinstance(cotangent, Tensor):
-                raise TypeError(
-                    f"vjp_fn: cotangents must be Tensors, got {type(cotangent)}: convert numbers and arrays with "
-                    f"torch.as_tensor()"
-                )
+                raise TypeError(f"vjp_fn: cotangents must be Tensors, got {type(cotangent)}: {way_to(cotangent)}")
         return flat
 
     def _require(self, spec: pytree.TreeSpec) -> None:

@@ -23,7 +23,7 @@ def exchanged(module: nn.Module, wanted: Tensors) -> Iterator[Places]:
         for path, tensor in wanted.items():
             places[path] = owner, name = _find(module, path)
             if not isinstance(tensor, Tensor) and tensor is not None:
-                raise TypeError(f"{tensor} is not an instance of torch.Tensor")
+                raise TypeError(f"`{path}`: {tensor} is not an instance of torch.Tensor")
             stack.callback(_exchange(owner, name, tensor))
         stack.callback(_forget_cached_parametrizations())
         for owner in {id(owner): owner for owner, _ in places.values()}.values():

@@ -14,7 +14,7 @@ from .._dispatch.transform import call, transform
 from .._forward_laplacian.choice import Laplacian
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from . import estimated
-from .internals import jacrev, vmap
+from .internals import P, jacrev, vmap
 
 __all__ = [
     "batch_hessian",
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def batch_jacobian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
@@ -40,7 +40,7 @@ def batch_jacobian(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Jacobian of each sample, of a function of the whole batch.
 
     Parameters
@@ -129,7 +129,7 @@ def batch_jacobian(
 
 
 def batch_hessian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
@@ -141,7 +141,7 @@ def batch_hessian(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Hessian of each sample, of a function of the whole batch.
 
     Parameters
@@ -190,7 +190,7 @@ def batch_hessian(
 
 
 def batch_hvp(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     primals: Any,
     tangents: Any,
     *,
@@ -243,7 +243,7 @@ def batch_hvp(
 
 
 def batch_hessian_diagonal(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
@@ -253,7 +253,7 @@ def batch_hessian_diagonal(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Second derivatives of each sample's outputs by each element of its inputs: u_xx for a whole batch.
 
     Parameters
@@ -299,7 +299,7 @@ def batch_hessian_diagonal(
 
 
 def batch_laplacian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
@@ -314,7 +314,7 @@ def batch_laplacian(
     estimator: str = "exact",
     samples: int = 100,
     generator: torch.Generator | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Laplacian of each sample's outputs by its inputs, of a function of the whole batch.
 
     Parameters
@@ -394,7 +394,7 @@ def batch_laplacian(
 
 
 def bjacrev(
-    func: Callable[..., Any], argnums: Argnums = 0, *, in_dims: Any = 0, out_dims: Any = 0, **options: Any
+    func: Callable[P, Any], argnums: Argnums = 0, *, in_dims: Any = 0, out_dims: Any = 0, **options: Any
 ) -> Callable[..., Any]:
     """Jacobian of each sample, of a function of single samples: ``vmap(jacrev(func))``.
 

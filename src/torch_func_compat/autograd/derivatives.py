@@ -13,6 +13,7 @@ from .._dispatch.transform import call, transform
 from .._forward_laplacian.choice import Laplacian
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from . import estimated
+from .internals import P
 
 __all__ = [
     "hessian_diagonal",
@@ -26,7 +27,7 @@ __all__ = [
 
 
 def jacobian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     mode: str = "auto",
@@ -35,7 +36,7 @@ def jacobian(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Jacobian by the cheaper of reverse and forward mode.
 
     Parameters
@@ -96,7 +97,7 @@ def jacobian(
 
 
 def value_and_jacobian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     mode: str = "auto",
@@ -105,7 +106,7 @@ def value_and_jacobian(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """`jacobian` that also returns the function's value, from the same forward pass.
 
     Parameters
@@ -152,7 +153,7 @@ def value_and_jacobian(
 
 
 def value_grad_and_hessian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     mode: str = "auto",
@@ -161,7 +162,7 @@ def value_grad_and_hessian(
     memory: Memory = None,
     progress: bool = False,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Value, gradient and Hessian from one evaluation, as Newton's method needs them.
 
     Parameters
@@ -209,7 +210,7 @@ def value_grad_and_hessian(
 
 
 def hvp(
-    func: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = False, create_graph: bool | None = None
+    func: Callable[P, Any], primals: Any, tangents: Any, *, has_aux: bool = False, create_graph: bool | None = None
 ) -> Any:
     """Value of a function and the product of its Hessian with a vector.
 
@@ -254,7 +255,7 @@ def hvp(
 
 
 def vhp(
-    func: Callable[..., Any], primals: Any, cotangents: Any, *, has_aux: bool = False, create_graph: bool | None = None
+    func: Callable[P, Any], primals: Any, cotangents: Any, *, has_aux: bool = False, create_graph: bool | None = None
 ) -> Any:
     """Value of a function and the product of a vector with its Hessian.
 
@@ -296,7 +297,7 @@ def vhp(
 
 
 def hessian_diagonal(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     has_aux: bool = False,
@@ -307,7 +308,7 @@ def hessian_diagonal(
     samples: int = 100,
     generator: torch.Generator | None = None,
     create_graph: bool | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Second derivatives of each output by each element of the arguments: the diagonal of `hessian`.
 
     Parameters
@@ -366,7 +367,7 @@ def hessian_diagonal(
 
 
 def laplacian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     mode: str = "auto",
@@ -378,7 +379,7 @@ def laplacian(
     estimator: str = "exact",
     samples: int = 100,
     generator: torch.Generator | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Sum of the second derivatives of each output by every element of the arguments: the trace of `hessian`.
 
     Parameters

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._fields.evaluate import Evaluation, Values
 from .._fields.plan import Entry, Index, Plan, check_coordinates
+from .internals import P
 
 __all__ = ["curl", "divergence", "partials"]
 
@@ -17,13 +18,13 @@ Spec = Union[Sequence[Entry], Mapping[str, Sequence[Entry]]]
 
 
 def partials(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     spec: Spec,
     *,
     coordinates: Sequence[str],
     check: bool | None = None,
     chunk_size: int | None = None,
-) -> Callable[..., dict[Any, Any]]:
+) -> Callable[P, dict[Any, Any]]:
     """Chosen partial derivatives of a field, from one evaluation.
 
     Parameters
@@ -95,13 +96,13 @@ def partials(
 
 
 def divergence(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     along: Sequence[str] | None = None,
     *,
     coordinates: Sequence[str] | None = None,
     check: bool | None = None,
     chunk_size: int | None = None,
-) -> Callable[..., Tensor]:
+) -> Callable[P, Tensor]:
     """Divergence of a vector field: the sum of the derivatives of each component by its own coordinate.
 
     Parameters
@@ -156,13 +157,13 @@ def divergence(
 
 
 def curl(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     along: Sequence[str] | None = None,
     *,
     coordinates: Sequence[str] | None = None,
     check: bool | None = None,
     chunk_size: int | None = None,
-) -> Callable[..., Tensor]:
+) -> Callable[P, Tensor]:
     """Curl of a vector field in three dimensions, or its one component in two.
 
     Parameters
@@ -273,7 +274,10 @@ def _of_vectors(
     made: dict[int, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {}
 
     def at(points: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        size = points.shape[-1] if isinstance(points, Tensor) and points.dim() else 0
+        if not isinstance(points, Tensor) or not points.dim():
+            what = "a tensor of no dimensions" if isinstance(points, Tensor) else f"{type(points)}"
+            raise ValueError(f"{api}: expected points of shape (*batch, coordinates), got {what}")
+        size = points.shape[-1]
         if size not in made:
             numbered = [f"x{k}" for k in range(max(size, 1))]
             names = check_coordinates(api, numbered if coordinates is None else coordinates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import torch
 
@@ -99,9 +99,14 @@ class Function(torch.autograd.Function, metaclass=TracedMeta):
         cls._traced = traced(cls)  # no class can be made while torch.compile traces
 
     @staticmethod
-    def forward(*args: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         """Compute the value; override this."""
         raise NotImplementedError("a Function needs a forward(*args) staticmethod")
+
+    if TYPE_CHECKING:  # an override may have any parameters, which torch's own types do not say
+
+        @staticmethod
+        def backward(ctx: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:

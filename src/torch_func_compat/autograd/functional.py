@@ -36,6 +36,7 @@ from ._functional import (
     ones,
     require_single_element,
 )
+from .internals import P
 
 __all__ = ["hessian", "hvp", "jacobian", "jvp", "vhp", "vjp"]
 
@@ -44,7 +45,7 @@ Tensors = Union[Tensor, Tuple[Tensor, ...]]
 
 @untraced
 def vjp(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     inputs: Tensors,
     v: Tensors | None = None,
     create_graph: bool = False,
@@ -114,7 +115,7 @@ def vjp(
 
 @untraced
 def jvp(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     inputs: Tensors,
     v: Tensors | None = None,
     create_graph: bool = False,
@@ -184,7 +185,7 @@ def jvp(
 
 @untraced
 def jacobian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     inputs: Tensors,
     create_graph: bool = False,
     strict: bool = False,
@@ -252,7 +253,7 @@ def jacobian(
 
 @untraced
 def hessian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     inputs: Tensors,
     create_graph: bool = False,
     strict: bool = False,
@@ -303,7 +304,7 @@ def hessian(
 
 @untraced
 def vhp(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     inputs: Tensors,
     v: Tensors | None = None,
     create_graph: bool = False,
@@ -366,7 +367,7 @@ def vhp(
 
 @untraced
 def hvp(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     inputs: Tensors,
     v: Tensors | None = None,
     create_graph: bool = False,

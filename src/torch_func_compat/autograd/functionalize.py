@@ -6,11 +6,12 @@ from typing import Any, Callable
 
 from .._dispatch import choice as _policy
 from .._torch import facts
+from .internals import P
 
 __all__ = ["functionalize"]
 
 
-def functionalize(func: Callable[..., Any], *, remove: str = "mutations") -> Callable[..., Any]:
+def functionalize(func: Callable[P, Any], *, remove: str = "mutations") -> Callable[P, Any]:
     """Replace the in-place operations of a function by ones that make new tensors.
 
     It is the transform of torch.func or functorch: the operators are exchanged below what Python sees, which

@@ -17,7 +17,7 @@ from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
 from .._torch import pytree
 from . import checks
-from .internals import available_backends, jacfwd, jacrev, use_checks, use_fallback, vmap
+from .internals import P, available_backends, jacfwd, jacrev, use_checks, use_fallback, vmap
 
 __all__ = [
     "dgradcheck",
@@ -36,7 +36,7 @@ _GradcheckError: type[Exception] = vars(sys.modules[gradcheck.__module__]).get("
 Tensors = Union[Tensor, Sequence[Any]]
 
 
-def dgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -> bool:
+def dgradcheck(func: Callable[P, Any], diffvars: Tensors, **kwargs: Any) -> bool:
     """`torch.autograd.gradcheck`, after which the checked variables require no grad any more.
 
     Parameters
@@ -74,7 +74,7 @@ def dgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -> bo
     return _check(gradcheck, func, diffvars, kwargs)
 
 
-def dgradgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -> bool:
+def dgradgradcheck(func: Callable[P, Any], diffvars: Tensors, **kwargs: Any) -> bool:
     """`torch.autograd.gradgradcheck` of second derivatives; the checked variables require no grad afterwards.
 
     Parameters
@@ -110,7 +110,7 @@ def dgradgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -
     return _check(gradgradcheck, func, diffvars, kwargs)
 
 
-def dgradgradgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: Any) -> bool:
+def dgradgradgradcheck(func: Callable[P, Any], diffvars: Tensors, **kwargs: Any) -> bool:
     """`dgradgradcheck` of the gradient of the sum of `func`'s output, and so a check of third derivatives.
 
     Parameters
@@ -147,7 +147,7 @@ def dgradgradgradcheck(func: Callable[..., Any], diffvars: Tensors, **kwargs: An
 
     def gradient(*args: Any) -> tuple[Tensor, ...]:
         tracked = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
-        return torch.autograd.grad(func(*args).sum(), tracked, create_graph=True)
+        return torch.autograd.grad(func(*args).sum(), tracked, create_graph=True)  # type: ignore[call-arg]
 
     return dgradgradcheck(gradient, inputs, **kwargs)
 

@@ -50,13 +50,15 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     P = ParamSpec("P")
+else:
+    P = ...  # Callable[..., Any], for who evaluates the annotations
 
 InDims = Union[int, Tuple[Any, ...]]
 OutDims = Any
 
 
 def vmap(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     in_dims: InDims = 0,
     out_dims: OutDims = 0,
     randomness: str = "error",
@@ -116,7 +118,7 @@ def vmap(
     return transform("vmap", func, in_dims=in_dims, out_dims=out_dims, randomness=randomness, chunks=chunks)
 
 
-def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
+def vjp(func: Callable[P, Any], *primals: Any, has_aux: bool = False) -> Any:
     """Value of a function and its vector-Jacobian product.
 
     Parameters
@@ -159,7 +161,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     return call("vjp", func, *primals, has_aux=has_aux)
 
 
-def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
+def jvp(func: Callable[P, Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
     """Value of a function and its Jacobian-vector product.
 
     Parameters
@@ -475,7 +477,7 @@ def hessian(
     )
 
 
-def linearize(func: Callable[..., Any], *primals: Any) -> Any:
+def linearize(func: Callable[P, Any], *primals: Any) -> Any:
     """Value of a function and its Jacobian-vector product as a function of the tangents.
 
     Parameters

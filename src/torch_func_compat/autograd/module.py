@@ -92,6 +92,8 @@ def functional_call(
         raise RuntimeError("The stateless API can't be used with Jitted modules")
     if isinstance(module, nn.DataParallel):
         raise RuntimeError("The stateless API can't be used with nn.DataParallel module")
+    if not isinstance(module, nn.Module):
+        raise AttributeError(f"functional_call: expected a torch.nn.Module first, got {type(module)}")
     given = {name: tensor for tensors in dicts for name, tensor in tensors.items()}
     modules = dict(_submodules(module))
     own = {
@@ -133,7 +135,9 @@ def _check_dicts(given: Any) -> Sequence[Tensors]:
             f"Expected parameter_and_buffer_dicts to be a dict, or a list/tuple of dicts, but got {type(given)}"
         )
     if not all(isinstance(tensors, dict) for tensors in given):
-        raise ValueError("Expected all elements of parameter_and_buffer_dicts to be dictionaries")
+        raise ValueError(
+            "Expected all elements of parameter_and_buffer_dicts to be dictionaries, as dict(module.named_parameters())"
+        )
     names = [name for tensors in given for name in tensors]
     repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
     if repeated:
@@ -208,6 +212,8 @@ def stack_module_state(models: Sequence[nn.Module] | nn.ModuleList) -> tuple[Ten
     >>> ensemble(parameters, buffers, torch.ones(4, 3)).shape
     torch.Size([5, 4, 2])
     """
+    if not hasattr(models, "__len__"):
+        raise TypeError(f"stack_module_state: expected a list of modules, got {type(models)}")
     if len(models) == 0:
         raise RuntimeError("stack_module_state: Expected at least one model, got 0.")
     modules = list(models)

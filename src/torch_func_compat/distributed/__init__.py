@@ -34,6 +34,7 @@ from .._torch.closures import captured
 from .._torch.compiling import is_compiling
 from .._transforms.mode import HESSIAN_MODES, JACOBIAN_MODES, check_mode
 from ..autograd import batched
+from ..autograd.internals import P
 from ._collectives import Parcel, RemoteError, Team, checksum
 
 __all__ = ["RemoteError", "Shard", "batch_hessian", "batch_jacobian", "hessian", "jacfwd", "jacobian", "jacrev"]
@@ -288,7 +289,7 @@ def _fingerprint(leaf: Any) -> Any:
 
 
 def jacobian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     mode: str = "auto",
@@ -300,7 +301,7 @@ def jacobian(
     dst: int | None = None,
     gather: bool = True,
     check_inputs: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """`torch_func_compat.jacobian`, whose rows (or columns, in forward mode) the processes of a group share.
 
     Every process of the group has to call it, with the same function, arguments and options.
@@ -365,7 +366,7 @@ def jacobian(
 
 
 def hessian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     mode: str = "auto",
@@ -377,7 +378,7 @@ def hessian(
     dst: int | None = None,
     gather: bool = True,
     check_inputs: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """`torch_func_compat.hessian`, whose rows the processes of a group share.
 
     Parameters
@@ -417,7 +418,7 @@ def hessian(
 
 
 def jacrev(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     has_aux: bool = False,
@@ -428,7 +429,7 @@ def jacrev(
     dst: int | None = None,
     gather: bool = True,
     check_inputs: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """`jacobian` by reverse mode: the processes share the rows.
 
     Parameters
@@ -464,7 +465,7 @@ def jacrev(
 
 
 def jacfwd(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     has_aux: bool = False,
     *,
@@ -476,7 +477,7 @@ def jacfwd(
     dst: int | None = None,
     gather: bool = True,
     check_inputs: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """`jacobian` by forward mode: the processes share the columns.
 
     Parameters
@@ -515,7 +516,7 @@ def jacfwd(
 
 
 def batch_jacobian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
@@ -529,7 +530,7 @@ def batch_jacobian(
     dst: int | None = None,
     gather: bool = True,
     check_inputs: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """`torch_func_compat.batch_jacobian`, whose samples the processes of a group share.
 
     Parameters
@@ -579,7 +580,7 @@ def batch_jacobian(
 
 
 def batch_hessian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: Argnums = 0,
     *,
     in_dims: Any = 0,
@@ -593,7 +594,7 @@ def batch_hessian(
     dst: int | None = None,
     gather: bool = True,
     check_inputs: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """`torch_func_compat.batch_hessian`, whose samples the processes of a group share.
 
     Parameters

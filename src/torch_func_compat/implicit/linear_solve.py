@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..autograd.function import Function
+from ..autograd.internals import P
 from . import trees
 from .closures import evaluated_alone
 from .dense import dense
@@ -23,7 +24,7 @@ __all__ = ["linear_solve", "solve_system"]
 
 
 def linear_solve(
-    matvec: Callable[..., Any],
+    matvec: Callable[P, Any],
     b: Any,
     *params: Any,
     solve: Any = None,
@@ -102,11 +103,16 @@ def linear_solve(
     tensor([-1.0000, -0.2500])
     """
     check_mode(on_failure)
+    if not callable(matvec):
+        raise TypeError(
+            f"linear_solve: expected matvec to be a function, got {type(matvec)}: for a matrix, pass "
+            f"lambda x, A: A @ x, and A behind b"
+        )
     layout = Layout(b, "b")
     arguments = trees.Arguments(params)
 
     def product(vector: Leaves, tensors: Tensors) -> Leaves:
-        return layout.flatten(matvec(layout.unflatten(vector), *arguments.filled(tensors)), name_of(matvec))
+        return layout.flatten(matvec(layout.unflatten(vector), *arguments.filled(tensors)), name_of(matvec))  # type: ignore[call-arg]
 
     def approximate(vector: Leaves, tensors: Tensors) -> Leaves:
         assert preconditioner is not None

@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 from torch import Tensor
 
-from ..autograd.internals import grad
+from ..autograd.internals import P, grad
 from . import trees
 from .anderson import anderson
 from .closures import evaluated_alone
@@ -24,7 +24,7 @@ __all__ = ["argmin", "fixed_point", "root"]
 
 
 def root(
-    residual: Callable[..., Any],
+    residual: Callable[P, Any],
     solve: Any = None,
     *,
     has_aux: bool = False,
@@ -100,7 +100,7 @@ def root(
 
 
 def fixed_point(
-    step: Callable[..., Any],
+    step: Callable[P, Any],
     solve: Any = None,
     *,
     has_aux: bool = False,
@@ -149,7 +149,7 @@ def fixed_point(
 
     @functools.wraps(step)
     def residual(z: Any, *params: Any) -> Any:
-        leaves, spec = trees.flatten(step(z, *params))
+        leaves, spec = trees.flatten(step(z, *params))  # type: ignore[call-arg]
         before, shape = trees.flatten(z)
         alike = spec == shape and all(isinstance(x, Tensor) and x.shape == y.shape for x, y in zip(leaves, before))
         # errors about the structure name the step itself
@@ -161,7 +161,7 @@ def fixed_point(
 
 
 def argmin(
-    objective: Callable[..., Any],
+    objective: Callable[P, Any],
     solve: Any = None,
     *,
     has_aux: bool = False,
@@ -213,7 +213,7 @@ def argmin(
     """
 
     def value(z: Any, *params: Any) -> Any:
-        found = objective(z, *params)
+        found = objective(z, *params)  # type: ignore[call-arg]
         if not isinstance(found, Tensor) or found.dim() or found.is_complex():
             shape = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
             raise TypeError(f"expected {name_of(objective)} to return a real tensor of no dimensions, got {shape}")
@@ -233,7 +233,10 @@ def _solver(name: str, solve: Any) -> Any:
     if isinstance(solve, anderson) and name != "fixed_point":
         raise TypeError(f"expected a solver of equations for {name}, got anderson, which iterates a step: fixed_point")
     if not callable(solve) and not isinstance(solve, Iteration):
-        raise TypeError(f"expected a solver or a callable for {name}, got {solve!r}")
+        raise TypeError(
+            f"expected a solver or a callable for {name}, got {type(solve)}. The result is called with the first "
+            f"guess, as in {name}(f)(guess)"
+        )
     return solve
 
 

@@ -7,6 +7,7 @@ from typing import Any, Callable
 from torch import Tensor
 
 from ..autograd import grad, vjp
+from ..autograd.internals import P
 from ._operator import LinearOperator
 from ._products import Chain, Product
 from ._trees import Space
@@ -15,7 +16,7 @@ __all__ = ["ggn_operator", "hessian_operator", "jacobian_operator"]
 
 
 def jacobian_operator(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     *primals: Any,
     chunk_size: int | str | None = None,
     memory: int | str | None = None,
@@ -70,7 +71,7 @@ def jacobian_operator(
     outputs: list[Space] = []
 
     def flat(vector: Tensor) -> Tensor:
-        output = (func(*arguments.tree(vector)),)
+        output = (func(*arguments.tree(vector)),)  # type: ignore[call-arg]
         outputs[:] = [Space(output, "jacobian_operator: output")]
         return outputs[0].vector(output)
 
@@ -81,7 +82,7 @@ def jacobian_operator(
 
 
 def hessian_operator(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     *primals: Any,
     chunk_size: int | str | None = None,
     memory: int | str | None = None,
@@ -130,7 +131,7 @@ def hessian_operator(
     arguments = Space(primals, "hessian_operator: primals")
 
     def scalar(vector: Tensor) -> Any:
-        return func(*arguments.tree(vector))
+        return func(*arguments.tree(vector))  # type: ignore[call-arg]
 
     _, pull = vjp(grad(scalar), arguments.vector(primals))
     product = Product(pull, dict(chunk_size=chunk_size, memory=memory, progress=progress))
@@ -138,7 +139,7 @@ def hessian_operator(
 
 
 def ggn_operator(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     loss: Callable[[Any], Any],
     *primals: Any,
     chunk_size: int | str | None = None,
@@ -192,7 +193,7 @@ def ggn_operator(
     outputs: list[Space] = []
 
     def flat(vector: Tensor) -> Tensor:
-        output = (func(*arguments.tree(vector)),)
+        output = (func(*arguments.tree(vector)),)  # type: ignore[call-arg]
         outputs[:] = [Space(output, "ggn_operator: output")]
         return outputs[0].vector(output)
 

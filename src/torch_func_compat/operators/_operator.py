@@ -88,6 +88,11 @@ class LinearOperator:
         if isinstance(other, tuple):
             found = self._image.tree(self._map.one(self._domain.vector(other)))
             return found[0] if self._of_output else found
+        if hasattr(other, "__array__") and not isinstance(other, Tensor):
+            raise TypeError(
+                f"{self._name}: expected a tensor, got {type(other)}: convert it with torch.as_tensor(), or take the "
+                f"operator of to_scipy()"
+            )
         if not isinstance(other, Tensor):
             return NotImplemented
         if other.dim() not in (1, 2) or other.shape[0] != self.shape[1]:

@@ -29,7 +29,7 @@ class Space:
         leaves, self._node = flatten(tree, what)
         self._what = what
         if not leaves:
-            raise ValueError(f"{what}: there is no tensor")
+            raise ValueError(f"{what}: there is no tensor, expected at least one")
         kinds = {(leaf.dtype, leaf.device) for leaf in leaves}
         if len(kinds) > 1:
             named = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))

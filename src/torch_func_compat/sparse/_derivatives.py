@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import get_backend, grad, jacrev
+from ..autograd.internals import P
 from ._checking import outside, verify
 from ._coloring import MODES, Coloring, coloring
 from ._layouts import assemble, check_layout
@@ -20,7 +21,7 @@ __all__ = ["sparse_hessian", "sparse_jacobian"]
 
 
 def sparse_jacobian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     pattern: Any,
     argnums: int = 0,
     *,
@@ -31,7 +32,7 @@ def sparse_jacobian(
     chunk_size: int | str | None = None,
     memory: int | str | None = None,
     progress: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Jacobian with mostly zero entries, by one product for all columns (or rows) that do not overlap.
 
     Parameters
@@ -106,7 +107,7 @@ def sparse_jacobian(
 
 
 def sparse_hessian(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     pattern: Any,
     argnums: int = 0,
     *,
@@ -116,7 +117,7 @@ def sparse_hessian(
     chunk_size: int | str | None = None,
     memory: int | str | None = None,
     progress: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[P, Any]:
     """Hessian with mostly zero entries, by one product for each color of a star coloring.
 
     Parameters

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..autograd.checks import is_batched, unwrap
+from ..autograd.internals import P
 from ._aside import aside
 from ._coloring import lists
 from ._greedy import distance_two
@@ -21,7 +22,7 @@ PARTS = 4
 
 
 def detect_pattern(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     x: Tensor,
     *,
     probes: int = 2,

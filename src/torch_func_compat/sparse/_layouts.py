@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,11 @@ from ..autograd.checks import is_functorch_tensor
 from ._patterns import Pattern
 
 LAYOUTS = ("coo", "csr", "dense", "values")
+
+# Indices of a pattern are valid. Where nothing is said of that, new releases of torch warn that they check nothing.
+UNCHECKED: dict[str, Any] = (
+    {"check_invariants": False} if hasattr(torch.sparse, "check_sparse_tensor_invariants") else {}
+)
 
 
 def check_layout(api: str, layout: str) -> None:
@@ -31,7 +38,9 @@ def assemble(pattern: Pattern, values: Tensor, layout: str, api: str) -> Tensor:
         flat = values.new_zeros(pattern.shape[0] * pattern.shape[1])
         return flat.scatter(0, rows * pattern.shape[1] + columns, values).reshape(pattern.shape)
     if layout == "coo":
-        matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, pattern.shape, device=values.device)
+        matrix = torch.sparse_coo_tensor(
+            torch.stack([rows, columns]), values, pattern.shape, device=values.device, **UNCHECKED
+        )
         # torch.func of torch < 2.7 does not know coalesce()
         return matrix if is_functorch_tensor(values) else matrix.coalesce()
     return _csr(pattern, values, api)
@@ -45,7 +54,12 @@ def _csr(pattern: Pattern, values: Tensor, api: str) -> Tensor:
         starts[1:] = torch.bincount(pattern.rows, minlength=pattern.shape[0]).cumsum(0)
         where = values.device
         matrix = torch.sparse_csr_tensor(
-            starts.to(where), pattern.columns[order].to(where), values[order.to(where)], pattern.shape, device=where
+            starts.to(where),
+            pattern.columns[order].to(where),
+            values[order.to(where)],
+            pattern.shape,
+            device=where,
+            **UNCHECKED,
         )
         if matrix.requires_grad or not differentiable:
             return matrix

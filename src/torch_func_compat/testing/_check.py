@@ -7,6 +7,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 from torch import Tensor
 
 from ..autograd import available_backends, use_backend
+from ..autograd.internals import P
 from . import _operators
 from ._observation import Observation, graph_of
 from ._operators import OPERATORS
@@ -16,7 +17,7 @@ from ._scenario import FINITE_DIFFERENCES, Case, Scenario
 
 
 def check(
-    function: Callable[..., Any],
+    function: Callable[P, Any],
     inputs: Sequence[Any],
     operators: str | Sequence[str] | Mapping[str, Callable[..., Any]] | None = None,
     backends: str | Sequence[str] | None = None,

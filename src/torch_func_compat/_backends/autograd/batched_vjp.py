@@ -63,7 +63,10 @@ class Rows:
         size = vectors[0].shape[0]
         if size > 1 and self.vectorised is None:
             self._look(graph(), size)
-        if size > 1 and self.vectorised is not False:
+        batches = size > 1 and self.vectorised is not False
+        if batches and create_graph and self._kind == "rows":  # functions with columns are composed beforehand
+            batches = not graph().loses_terms_in_rows
+        if batches:
             try:
                 results = self._by_factors(apply, vectors, create_graph) or _at_once(apply, vectors, create_graph)
                 self.vectorised = self._trusted or self._is_right(apply, vectors, results)

@@ -122,10 +122,11 @@ def look_at_constants(call: Differentiable, primals: Sequence[Tensor], outputs: 
             f"is meant"
         )
     names = ", ".join(sorted(found.left))
+    stack = "torch.stack() in place of torch.tensor() keeps them. " if "__float__" in found.left else ""
     reason = (
         f"an output changes with an input, but no derivative passes from one to the other, since numbers left torch by "
-        f"{names}. Write a torch_func_compat.Function around that part, or detach() the numbers first if zero is "
-        f"meant"
+        f"{names}. {stack}Write a torch_func_compat.Function around that part, or detach() the numbers first if "
+        f"zero is meant"
     )
     if found.left & MEMORY and facts.has("torch_func"):  # as torch.func does, by another name
         raise UndifferentiatedError(f"Cannot access data pointer of a tensor that is differentiated: {reason}")

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from ..._guards.by_graph import nodes
+from ..._guards.by_graph import NORMALISATIONS, nodes
 from ..._guards.compositions import order_of
 from ..._guards.wrong_answers import TWICE, wrong_twice
 from ..._torch import engine, facts
@@ -21,6 +21,10 @@ OWNER = "_autograd_transform_level"
 # standard deviation for constants there (layer_norm and batch_norm from 1.8, instance_norm, group_norm).
 _NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")
 
+
+# The batching rules of functorch for the backward of normalisations take the mean and the deviation for constants, so a
+# derivative of batched rows lacks terms. Before torch 2.0, batched backward passes loop there.
+_ROWS_LOSE_TERMS = facts.has("torch_func")
 
 # Nodes that torch batches rightly on every release (a test takes each through every release): arithmetic, products of
 # matrices, sums and views, of real numbers; no node here makes real numbers of complex ones.
@@ -130,6 +134,16 @@ class Graph:
             self.outside = self.user = True
         elif level.running:
             self.outside = True
+
+    @property
+    def loses_terms_in_rows(self) -> bool:
+        """Whether a derivative of batched rows, by tensors outside, lacks terms: torch's batches of them keep none."""
+        return (
+            self.outside and self.fused > 0 and _ROWS_LOSE_TERMS and self._has((*NORMALISATIONS, "BatchNormWithUpdate"))
+        )
+
+    def _has(self, names: tuple[str, ...]) -> bool:
+        return any(type(node).__name__.startswith(names) for node in self.nodes)
 
     def has_scripts(self) -> bool:
         """Whether TorchScript has optimized a part of it."""

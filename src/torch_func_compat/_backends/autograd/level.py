@@ -63,7 +63,8 @@ class Level:
             return variable, variable if facts.has("hooks_of_inputs_run") else alias(variable)
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise RuntimeError(
-                f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}"
+                f"only Tensors of floating point and complex dtype can require gradients, got one of {tensor.dtype}: "
+                f"convert it, as in x.double()"
             )
         if is_inference(tensor):
             tensor = tensor.clone()  # inference tensors cannot require grad
