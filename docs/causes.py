@@ -864,7 +864,6 @@ CAUSES: dict[str, list[Cause]] = {
             "a `DerivativeError`: an operator differs from its reference on a backend; the message has the table",
             "mend the function's `backward`, or report it if plain `torch.autograd` is right",
         ),
-        Cause("expected the inputs as a tuple", "`check(f, x)` of one tensor", "`check(f, (x,))`"),
         Cause("there is no operator", "no operator has that name", "one of those that the message lists"),
         Cause(
             "expected inputs to be a sequence of arguments", "a tensor stands alone for the arguments", "write `(x,)`"
