@@ -444,6 +444,9 @@ def test_argnums_may_be_bools(backend):
 class Array:
     """Something that is no tensor, as an array of numpy."""
 
+    def __array__(self):
+        raise NotImplementedError
+
 
 @pytest.mark.parametrize(
     "call",

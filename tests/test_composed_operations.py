@@ -419,8 +419,8 @@ def test_compositions_are_what_torch_computes(name, all_rows):
     x = case.point.clone().requires_grad_()
 
     def composed(x):
-        with composing(case.order):
-            return plain([case.loss(*given([x], case.order))])[0]
+        with composing(3):
+            return plain([case.loss(*given([x], 3))])[0]
 
     nodes = set()
     stack = [composed(x).grad_fn]

@@ -136,6 +136,7 @@ class Call:
 
     output_spec: pytree.TreeSpec
     aux_spec: pytree.TreeSpec
+    takes_rows = False
 
     def __init__(
         self,

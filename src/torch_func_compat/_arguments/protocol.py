@@ -19,6 +19,8 @@ class Differentiable(Protocol):
 
     # The user's function.
     func: Callable[..., Any]
+    # Whether many cotangents are pulled back at once.
+    takes_rows: bool
 
     def __call__(self, *primals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs and aux."""

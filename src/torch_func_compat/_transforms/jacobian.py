@@ -60,6 +60,7 @@ def jacrev(backend: Backend, func: Function, options: Options, order: int = 0) -
 
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         call = call_of("vjp(f, *primals)", "jacrev", func, args, kwargs, options)
+        call.takes_rows = True
         outputs, pullback, aux = backend.vjp(call, call.primals)
         require_real("jacrev", outputs, "outputs")
         require_differentiable(outputs)

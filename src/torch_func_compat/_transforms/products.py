@@ -120,6 +120,8 @@ def vhp(backend: Backend, func: Function, primals: Any, cotangents: Any, *, opti
 class _Gradient:
     """The gradient of a scalar call as a function of its flat primals; the value comes first in its aux."""
 
+    takes_rows = False
+
     def __init__(self, backend: Backend, call: ScalarCall) -> None:
         self.func: Function = functools.partial(grad, backend, call.func)
         self._backend = backend

@@ -39,14 +39,22 @@ def vjp(func: Differentiable, primals: Sequence[Tensor]) -> tuple[list[Tensor], 
         graph = pullback.graph
         if before is not None or graph.fused:
             _remember(_in_vjp, func, graph)
-        if graph.fused == 1 or (graph.fused and graph.outside and graph.fused <= _highest_order(graph)):
-            level, inputs, outputs, aux = _composed(before, outputs, func, primals, _highest_order(graph))
+        composes = graph.fused == 1 or (graph.fused and graph.outside and graph.fused <= _highest_order(graph))
+        if composes or (_loses_terms(func, outputs, graph) and before is not None and before.can_restore()):
+            level, inputs, outputs, aux = _composed(
+                before, outputs, func, primals, max(graph.fused, _highest_order(graph))
+            )
             pullback = Pullback(level, inputs, outputs)
     pullback.is_shared = torch.is_grad_enabled() and pullback.graph.outside
     if pullback.is_shared:
         return level.release(outputs), pullback, level.release(aux)
     released = [cut(output) if output.requires_grad else output for output in outputs]
     return released, pullback, level.release(aux, set(pullback.inside)) if aux else []
+
+
+def _loses_terms(func: Differentiable, outputs: Sequence[Tensor], graph: Graph) -> bool:
+    """Whether rows would have to be taken one by one."""
+    return func.takes_rows and graph.loses_terms_in_rows and sum(output.numel() for output in outputs) > 1
 
 
 def _recorded(func: Differentiable, primals: Sequence[Tensor], *, copy: bool = False) -> Run:
