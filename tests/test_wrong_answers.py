@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from support import refused
+from support.rows import by_rows
 from support.tolerances import assert_close
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import torch_func_compat as tfc
 from torch_func_compat._guards.known_mistakes import WRONG_ANSWERS
+from torch_func_compat._torch import engine, facts
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch_func_compat.FallbackWarning")
 
@@ -512,12 +514,9 @@ TAKEN = {
 @pytest.mark.parametrize("way", TAKEN)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_forward_mode_that_plain_autograd_differentiates(backend, layer, way, without_checks):
-    def by_rows(x):
-        return torch.stack([torch.autograd.grad(y, x, create_graph=True)[0] for y in LAYERS[layer](x)])
-
     x = torch.linspace(0.3, 1.9, 4, dtype=torch.float64).requires_grad_()
     weights = torch.arange(1.0, 17.0, dtype=x.dtype).cos().reshape(4, 4)
-    expected = by_rows(x)
+    expected = by_rows(LAYERS[layer])(x)
     (second,) = torch.autograd.grad((expected * weights[: len(expected)]).sum(), x)
     with tfc.use_fallback("silent"):
         found = TAKEN[way](LAYERS[layer])(x)
@@ -597,6 +596,29 @@ def test_derivatives_of_rows_of_normalisations(backend, way, layer):
     with tfc.use_fallback("silent"):
         found = derivative(functools.partial(through, AFFINE[layer]))
         assert_close(found, derivative(functools.partial(through, BY_HAND[layer])))
+
+
+@pytest.mark.skipif(not facts.has("torch_func"), reason="torch batches no normalisation")
+def test_rows_of_a_normalisation_with_parameters_take_one_pass(monkeypatch):
+    """They may be differentiated by the parameters, and are batched in elementary operations."""
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.LayerNorm(6)).double()
+    passes = []
+    take = engine.grad
+    monkeypatch.setattr(engine, "grad", lambda *args: passes.append(args) or take(*args))
+    jacobian = tfc.jacrev(layer)
+    jacobian(X)
+    passes.clear()
+    found = jacobian(X)
+    assert len(passes) == 1
+    loss = lambda jacobian: torch.autograd.grad(jacobian.pow(2).sum(), layer[0].weight)[0]
+    assert_close(loss(found), loss(by_rows(layer)(X.clone().requires_grad_())))
+
+
+def test_a_normalisation_that_writes_counts_its_batch_once():
+    layer = torch.nn.BatchNorm1d(3).double()
+    tfc.jacrev(layer)(X.reshape(2, 3))
+    assert layer.num_batches_tracked == 1
+    assert_close(layer.running_mean, 0.1 * X.reshape(2, 3).mean(0))
 
 
 def test_what_was_before_does_not_matter():
