@@ -83,7 +83,7 @@ ROWS: tuple[Composition, ...] = (
     Composition(
         _DETERMINANTS,
         # Earlier, the next row finds the nodes.
-        ("LinalgDet",) if facts.TORCH >= (2, 15) else (),
+        ("LinalgDet", "DetB", "DetLu") if facts.TORCH >= (1, 13) else (),
         3,
         _det_thrice,
         "third derivatives at and next to singular matrices are rounding errors (measured on torch 1.13 to 2.15)",
