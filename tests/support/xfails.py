@@ -26,4 +26,11 @@ XFAILS: tuple[XFail, ...] = (
         (RuntimeError,),
         lambda: (1, 11) <= TORCH < (1, 13),
     ),
+    XFail(
+        "test_compiled_derivatives.py::test_the_graph_breaks_where_torch_does_not_write_what_is_mapped[placed_apart]",
+        "torch.vmap writes to other places there, and torch.compile shows x[...] = y to no mode",
+        "https://github.com/pytorch/functorch/issues/381",
+        (AssertionError,),
+        lambda: TORCH >= (2, 14),
+    ),
 )

@@ -112,7 +112,11 @@ class _Watch(TorchFunctionMode):
         return result
 
     def _writes(self, name: str, args: Any) -> bool:
-        """Whether an operation writes a tensor into one that the function has made."""
+        """Whether an operation writes a tensor into one that the function has made, or to places given by tensors."""
+        if name == "__setitem__" and isinstance(args[1], tuple):
+            # Torch may write to other places, where a slice is between the tensors.
+            if len([part for part in args[1] if isinstance(part, Tensor)]) > 1:
+                return True
         if name != "__setitem__" and (name[-1:] != "_" or name[-2:] == "__"):
             return False
         for made in self._made:
