@@ -66,7 +66,7 @@ WRONG_ANSWERS: tuple[WrongAnswer, ...] = (
         "derivatives of batched rows of `layer_norm`, `batch_norm` and `instance_norm` by their input and weight, as "
         "in `torch.func.hessian` of a network with such a layer by its parameters",
         "1.13 to 2.15",
-        "takes the rows one by one where they may be differentiated again",
+        "computes them from elementary operations where the rows may be differentiated again, or takes one by one",
         test="tests/test_wrong_answers.py::test_derivatives_of_rows_of_normalisations",
     ),
     WrongAnswer(
