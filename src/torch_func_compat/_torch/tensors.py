@@ -33,6 +33,8 @@ def version(tensor: Tensor) -> int:
 
 
 def _is_inference(tensor: Tensor) -> bool:
+    if not hasattr(torch, "inference_mode"):  # to torch 1.8
+        return False
     try:
         return tensor._version < 0
     except RuntimeError as error:  # torch 1.9: inference tensors count no versions; nor do tensors of its vmap

@@ -92,7 +92,8 @@ class Level:
     ) -> list[Tensor | None]:
         """One backward pass. What a custom backward differentiates within it depends on the variables of this level."""
         before, self.running = self.running, True
-        vectors = [vector.clone() if is_inference(vector) else vector for vector in vectors]  # autograd saves them
+        if create_graph:  # autograd saves them
+            vectors = [vector.clone() if is_inference(vector) else vector for vector in vectors]
         try:
             return gradients(outputs, inputs, vectors, create_graph=create_graph, retain_graph=retain_graph)
         finally:
