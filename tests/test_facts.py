@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 import torch
+from support.modes import default_dtype
 
 import torch_func_compat as tfc
 from torch_func_compat._torch import facts
@@ -30,16 +31,6 @@ def test_probed_once(name, monkeypatch):
     answer = facts.has(name)
     monkeypatch.setitem(facts.FACTS, name, facts.FACTS[name]._replace(probe=lambda: not answer))
     assert facts.has(name) is answer
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 MODES = {

@@ -7,20 +7,11 @@ import warnings
 
 import pytest
 import torch
+from support.modes import default_dtype
 from support.operators import cube, every, of_cube
 from support.tolerances import assert_close
 
 from torch_func_compat._torch import facts
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager
