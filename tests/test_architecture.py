@@ -33,7 +33,6 @@ TORCH_FUNC = {"_torch.facts", "_backends.torch_func", "_functions.forward_by_tra
 FUNCTORCH = {"_torch.facts", "_backends.functorch"}
 PRIVATE = {
     *("_backends.native", "_backends.native_maps", "_backends.levels", "_backends.torch_func", "_backends.functorch"),
-    "_backends.traced",
     *("_guards.by_operation", "_guards.adjoint_test", "_guards.recorder", "autograd.checks", "autograd.nested"),
     *("_functions.interpreters", "_functions.generated_vmap", "_functions.closed_over"),
 }

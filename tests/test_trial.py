@@ -634,6 +634,37 @@ def test_tangents_of_what_is_overwritten(backend, name):
             assert_close(tfc.vmap(tfc.jacfwd(lambda x: func(x.clone())))(BATCH)[0], expected)
 
 
+@pytest.mark.skipif(facts.TORCH < (1, 10), reason="autograd takes no hooks")
+@pytest.mark.parametrize("checks", ("first-call", "off"))
+def test_tangents_of_complex_numbers_that_their_real_parts_overwrite(backend, checks):
+    """The memory is the same, and the sizes of its elements differ."""
+    if backend == "functorch" and checks == "off":
+        pytest.skip("no mode sees the operation: only the test of a first call finds it")
+
+    def func(x):
+        z = torch.complex(x, x.sin()).clone()
+        z[5:].mul_(z[5:].real)
+        return z.real + z.imag
+
+    x = torch.linspace(0.2, 1.5, 8, dtype=torch.float64)
+    by_hand = lambda x: torch.cat([(x + x.sin())[:5], ((x + x.sin()) * x)[5:]])
+    with tfc.use_fallback("silent"), tfc.use_checks(checks):
+        assert_close(tfc.jacfwd(func)(x), torch.autograd.functional.jacobian(by_hand, x))
+
+
+@pytest.mark.skipif(not facts.has("torch_func"), reason="no operations are proven")
+def test_a_proven_operation_in_place_is_not_tested():
+    """What is asked of its memory is no operation of the function."""
+    evaluations = []
+
+    def func(x):
+        evaluations.append(x)
+        return x.clone().mul_(x.sin())
+
+    tfc.jvp(func, (X,), (X,))
+    assert len(evaluations) == 1
+
+
 @pytest.mark.parametrize("write", [lambda x: x.mul_(2), lambda x: _multiplied(x), lambda x: x.view(-1)[:1].fill_(0)])
 def test_tangents_of_the_caller_stay_what_they_are(backend, write):
     """Torch writes to them where the function writes to its argument."""

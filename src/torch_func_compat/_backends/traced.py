@@ -9,18 +9,8 @@ from torch import Tensor
 
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Differentiable, LinearMap, Pullback
-from .._guards.while_tracing import is_within_derivative, refuse_rows, watched
+from .._guards.while_tracing import is_mapped, is_within_derivative, refuse_rows, watched
 from .torch_func import LIBRARY, native_vmap
-
-_private: Any = torch._C._functorch
-
-
-def _is_mapped() -> bool:
-    """Whether a vmap is around. torch.compile calls this while it traces, and takes the result for a constant."""
-    return any(level.key() == _private.TransformType.Vmap for level in _private.get_interpreter_stack() or ())
-
-
-_is_mapped._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _TracedMap:
@@ -117,7 +107,7 @@ class TracedBackend:
     def jvp(
         self, func: Differentiable, primals: Sequence[Tensor], tangents: Sequence[Tensor], strict: bool
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        if _is_mapped():
+        if is_mapped():
             outputs, push, aux = self.linearize(func, primals)
             return outputs, push(*tangents), aux
         outputs, found, aux = LIBRARY.jvp(_tuples(func, "forward"), tuple(primals), tuple(tangents), has_aux=True)
@@ -126,7 +116,7 @@ class TracedBackend:
     def pushforward(
         self, func: Differentiable, primals: Sequence[Tensor], randomness: str
     ) -> tuple[LinearMap, Callable[[], list[Tensor]]]:
-        if _is_mapped():
+        if is_mapped():
             _, transposed, aux = self.linearize(func, primals)
             return transposed, lambda: aux
         flat = _tuples(func, "forward")

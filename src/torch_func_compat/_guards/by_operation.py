@@ -21,7 +21,7 @@ from .._torch import facts
 from .by_graph import IN_FORWARD_MODE, NORMALISATIONS, below, kept_outside
 from .by_profile import GradModeSwitches, refused_grad_mode
 from .compositions.table import compositions, functions
-from .recorder import interpreters, levels
+from .recorder import derivatives, levels
 from .wrong_answers import (
     MISTAKEN_FORMULA,
     MISTAKEN_NESTING,
@@ -119,16 +119,18 @@ def _share_memory(written: Any, others: tuple[Any, ...]) -> bool:
     others = tuple([x for x in others if isinstance(x, Tensor)])
     if not others or not isinstance(written, Tensor):
         return False
-    first, *extents = map(_extent, below((written, *others), torch._C._functorch))
+    with torch._C.DisableTorchFunction():  # these questions are no operations of the function
+        first, *extents = map(_extent, below((written, *others), torch._C._functorch))
     return any(memory == first[0] and start < first[2] and first[1] < end for memory, start, end in extents)
 
 
 def _extent(tensor: Tensor) -> tuple[Any, Any, Any]:
     if tensor.layout != torch.strided or not tensor.numel():
         return id(tensor), 0, 1
-    start = tensor.storage_offset()
+    start, size = tensor.storage_offset(), tensor.element_size()
     steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())]
-    return tensor.untyped_storage()._cdata, start, start + sum(steps) + 1
+    # in bytes, since the real part of complex numbers has other elements
+    return tensor.untyped_storage()._cdata, start * size, (start + sum(steps) + 1) * size
 
 
 class _Watch(TorchFunctionMode):
@@ -177,22 +179,16 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def derivatives_around() -> list[Any]:
-    """The kinds of the derivatives that are being taken around here."""
-    kinds = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
-    return [level.key() for level in interpreters() if level.key() in kinds]
-
-
 def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     """`func`, raising where torch would get its next derivative wrong (one in forward mode, or not).
 
     Operations that can be composed of others that torch gets right are evaluated in those.
     """
-    around = derivatives_around()
+    around = derivatives()
     if forward:
         fragile = _FORMULAS | {_SET_GRAD_ENABLED}
         if around:
-            fragile |= _FORWARD_TWICE if torch._C._functorch.TransformType.Jvp in around else FORWARD
+            fragile |= _FORWARD_TWICE if "j" in levels() else FORWARD
         # The forward formula of a fused operation cannot be differentiated again.
         order = 3 if around else 2
         lossy = without_tangents()
@@ -200,7 +196,7 @@ def watched(func: Callable[..., Any], *, forward: bool) -> Callable[..., Any]:
     else:
         if not around:
             return func
-        order = len(around) + 1
+        order = around + 1
         fragile, lossy = _DETERMINANTS, set()
         if "j" in levels():  # that may be torch's own, which sees no operations
             fragile = _FORMULAS

@@ -16,13 +16,14 @@ from torch.overrides import TorchFunctionMode
 from .._torch.compiling import functions_traced
 from . import by_operation
 from .compositions import composed
+from .recorder import derivatives, levels
 from .wrong_answers import MISTAKEN_COMPILED, MistakenRule
 
 # Under vmap these give values of other samples, or other elements of the same sample.
 _BATCH = ("roll", "resize_", "resize_as_", "as_strided_scatter")
 # Batched backward passes (see by_graph.py).
 _ROWS = ("cdist", "_cdist_forward", "prelu", "_prelu_kernel", "native_group_norm")
-# A derivative of batched rows of these lacks terms: the rules of torch take the mean and the deviation for constants.
+# Torch batches the backward of these with a constant mean and deviation. A derivative of such rows lacks terms.
 _NORMALISATIONS = ("layer_norm", "native_layer_norm", "batch_norm", "native_batch_norm", "instance_norm")
 # Forward mode alone: at singular matrices, by factors, and of triangular matrices.
 _FORWARD = (
@@ -57,11 +58,11 @@ def fragile(kind: str) -> tuple[str, ...]:
     """
     if kind == "vmap":
         return _BATCH
-    around = by_operation.derivatives_around()
+    around = derivatives()
     if kind == "reverse":
-        return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 1))))
+        return (*_BATCH, *_ROWS, *sorted(_names(composed(around + 1))))
     if kind == "transposed":
-        return (*_BATCH, *_ROWS, *sorted(_names(composed(len(around) + 2))))
+        return (*_BATCH, *_ROWS, *sorted(_names(composed(around + 2))))
     names = _names(composed(3 if around else 2))
     if around:
         names |= _names(by_operation.FORWARD)
@@ -74,10 +75,18 @@ fragile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def is_within_derivative() -> bool:
     """Whether a derivative is being taken around this one. A constant, too."""
-    return bool(by_operation.derivatives_around())
+    return derivatives() > 0
 
 
 is_within_derivative._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_mapped() -> bool:
+    """Whether this runs under a vmap. A constant, too."""
+    return "v" in levels()
+
+
+is_mapped._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _name(func: Any) -> str:
@@ -120,7 +129,7 @@ class _Watch(TorchFunctionMode):
         if name != "__setitem__" and (name[-1:] != "_" or name[-2:] == "__"):
             return False
         for made in self._made:
-            if made is args[0]:
+            if args and made is args[0]:
                 return any(isinstance(arg, Tensor) for arg in args[1:])
         return False
 

@@ -22,8 +22,8 @@ OWNER = "_autograd_transform_level"
 _NORM_TWICE = re.compile(r"(LayerNorm|BatchNorm|InstanceNorm|GroupNorm)\w*BackwardBackward")
 
 
-# The batching rules of functorch for the backward of normalisations take the mean and the deviation for constants, so a
-# derivative of batched rows lacks terms. Before torch 2.0, batched backward passes loop there.
+# torch.func batches the backward of a normalisation with a constant mean and deviation. A derivative of such rows lacks
+# terms. Before torch 2.0, batched backward passes loop there.
 _ROWS_LOSE_TERMS = facts.has("torch_func")
 
 # Nodes that torch batches rightly on every release (a test takes each through every release): arithmetic, products of
