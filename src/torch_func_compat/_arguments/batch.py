@@ -8,7 +8,8 @@ from typing import Any, Sequence, Union
 from torch import Tensor
 
 from .._torch import pytree
-from .call import Argnums, Call, Function, require_differentiable, require_floating, require_real, require_tensors
+from .call import Argnums, Call, Function
+from .required import require_differentiable, require_floating, require_real, require_tensors
 
 
 class SampleSpace:

@@ -8,8 +8,8 @@ from typing import Any, Callable
 
 import torch
 
-from .._arguments.call import require_callable
 from .._arguments.protocol import Backend
+from .._arguments.required import require_callable
 from .._torch import facts
 from .._torch.compiling import graph_break, inlined_only, is_compiling
 from .._transforms import PRODUCTS, TRANSFORMS

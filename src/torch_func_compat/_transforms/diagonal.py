@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .._arguments.batch import SampleSpace
-from .._arguments.call import Function, require_floating
+from .._arguments.call import Function
 from .._arguments.chunks import in_chunks
 from .._arguments.protocol import Backend
+from .._arguments.required import require_floating
 from .._torch import pytree
 from .._torch.tensors import movedim, pieces
 from .basis import basis, dimension

@@ -6,8 +6,9 @@ from typing import Any, Callable
 
 from torch import Tensor
 
-from .._arguments.call import Function, positions, require_floating
+from .._arguments.call import Function, positions
 from .._arguments.protocol import Backend
+from .._arguments.required import require_floating
 from .._torch import pytree
 from .batch_first_call import verified
 from .jacobian import by_mode, jacrev, with_value

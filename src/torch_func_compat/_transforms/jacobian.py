@@ -13,18 +13,11 @@ from typing import Any, Sequence
 from torch import Tensor
 
 from .._arguments.batch import BatchCall, Like, SampleSpace
-from .._arguments.call import (
-    Call,
-    Function,
-    name_of,
-    require_differentiable,
-    require_floating,
-    require_real,
-    require_tensors,
-)
+from .._arguments.call import Call, Function, name_of
 from .._arguments.mapped import check_randomness
 from .._arguments.partition import PartialResult
 from .._arguments.protocol import Backend, LinearMap
+from .._arguments.required import require_differentiable, require_floating, require_real, require_tensors
 from .._torch import pytree
 from .._torch.tensors import movedim, pieces
 from .basis import dimension, map_basis

@@ -8,9 +8,10 @@ from typing import Any, Iterator, Sequence
 
 from torch import Tensor
 
-from .._arguments.call import Call, way_to
+from .._arguments.call import Call
 from .._arguments.mapped import BatchedCall
 from .._arguments.protocol import Backend, LinearMap, Pullback
+from .._arguments.required import way_to
 from .._torch import pytree
 from .._torch.tensors import movedim, version
 from .options import Options

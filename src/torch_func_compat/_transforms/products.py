@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from .._arguments.batch import BatchCall
-from .._arguments.call import (
-    ALL,
-    Call,
-    Function,
-    ScalarCall,
-    check_tangents,
-    require_differentiable,
-    require_floating,
-    require_tensors,
-    require_tuple,
-)
+from .._arguments.call import ALL, Call, Function, ScalarCall, check_tangents
 from .._arguments.protocol import Backend
+from .._arguments.required import require_differentiable, require_floating, require_tensors, require_tuple
 from .batch_first_call import with_tests
 from .batch_independence import verify
 from .jacobian import call_of, jacrev, with_value
