@@ -151,7 +151,7 @@ def _asked_instead(func: Callable[..., Any]) -> list[Callable[..., Any]] | None:
 
 
 class Memory(Generic[Found]):
-    """What was found for each function when it was first asked for; a search in each call would cost too much.
+    """Remember what a search finds for each function. A search in each call would cost too much.
 
     Parameters
     ----------
